@@ -1,0 +1,36 @@
+"""Positions of every token of a multimodal sequence, before and after visual tokens are reduced.
+
+from positions import Image, PositionTable, Text, plan
+
+p = plan([Text(30), Image(grid=(24, 24)), Text(20)])
+p.positions, p.next_position
+q = p.after({1: reduction})
+with PositionTable.from_plans([q]).on(model.model.language_model.rotary_emb):
+    ...
+"""
+
+from positions.channels import ChannelTable
+from positions.errors import PositionError
+from positions.layout import Image, Segment, Text, Video, Visual
+from positions.plan import Plan, plan
+from positions.rotary import PlannedRotary
+from positions.schemes import Scheme, Sequential
+from positions.slots import PPE
+from positions.table import PositionTable
+
+__all__ = [
+    "PPE",
+    "ChannelTable",
+    "Image",
+    "Plan",
+    "PlannedRotary",
+    "PositionError",
+    "PositionTable",
+    "Scheme",
+    "Segment",
+    "Sequential",
+    "Text",
+    "Video",
+    "Visual",
+    "plan",
+]

@@ -1,0 +1,164 @@
+"""Budgets: how many visual tokens each decoder layer sees, and what that is on average."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from numbers import Integral, Real
+
+QUERIES = ("last", "all", "salient")
+MODES = ("drop", "merge")
+SCORERS = ("next", "previous")
+
+
+def resolve_budget(budget: int | float, dense: int) -> float:
+    """Mean number of visual tokens asked for: an int is a count, a float in (0, 1] a fraction.
+
+    Raises TypeError if `budget` is not a number (bool is not one), ValueError if it is NaN, not
+    positive, a float above 1 or a count above `dense`.
+    """
+    if isinstance(dense, bool) or not isinstance(dense, Integral) or dense < 1:
+        raise ValueError(f"dense must be a positive count of tokens, got {dense!r}")
+    if isinstance(budget, bool) or not isinstance(budget, Real):
+        raise TypeError(f"budget must be an int (count) or a float in (0, 1], got {budget!r}")
+    if isinstance(budget, Integral):
+        if not 1 <= budget <= dense:
+            raise ValueError(f"budget is {budget} tokens; it must be 1..{dense} (the dense count)")
+        return float(budget)
+    if not 0.0 < float(budget) <= 1.0:  # also refuses NaN
+        raise ValueError(
+            f"budget is {budget!r}; a float is a fraction of the dense count, in (0, 1]. "
+            "Give an int for a count of tokens"
+        )
+    return float(budget) * dense
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The part of a method inside the language model.
+
+    stages: pairs (l, count): from decoder layer l on (0-based, before layer l runs) `count` visual
+        tokens go on. Layers ascend from 1, counts never grow.
+    query: text rows whose attention is averaged: "last" text token, "all" text tokens after the
+        visual input, or "salient" ones (`Method.salient_rows`).
+    mode: "drop" (rows are a subset) or "merge" (rows are means; `Method.inside` says of what).
+    scorer: whose attention scores the tokens before layer l: "next" is layer l itself applied to
+        the hidden states about to enter it, "previous" the attention that layer l - 1 computed.
+    """
+
+    stages: tuple[tuple[int, int], ...] = ()
+    query: str = "last"
+    mode: str = "drop"
+    scorer: str = "next"
+
+    def __post_init__(self) -> None:
+        for name, value, known in (
+            ("query", self.query, QUERIES),
+            ("mode", self.mode, MODES),
+            ("scorer", self.scorer, SCORERS),
+        ):
+            if value not in known:
+                raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(known)}")
+        layers = [layer for layer, _ in self.stages]
+        counts = [count for _, count in self.stages]
+        if layers != sorted(set(layers)) or any(layer < 1 for layer in layers):
+            raise ValueError(f"stages {self.stages}: layers must ascend and start at 1 or later")
+        if counts != sorted(counts, reverse=True) or any(count < 0 for count in counts):
+            raise ValueError(f"stages {self.stages}: counts must not grow nor be negative")
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """What a budget becomes: tokens kept before the language model, and its schedule.
+
+    dense: cells of the visual input; depth: decoder layers; keep: tokens that enter layer 0.
+    Stages that change nothing are left out, so that keep-all has an empty schedule.
+    """
+
+    dense: int
+    depth: int
+    keep: int
+    schedule: Schedule = field(default_factory=Schedule)
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.keep <= self.dense:
+            raise ValueError(f"keep is {self.keep}; it must be 1..{self.dense} (the dense count)")
+        if self.depth < 1:
+            raise ValueError(f"depth is {self.depth}; a language model has at least one layer")
+        stages, before = [], self.keep
+        for layer, count in self.schedule.stages:
+            if layer >= self.depth:
+                raise ValueError(f"stage at layer {layer}, but the model has {self.depth} layers")
+            if count > self.keep:
+                raise ValueError(f"stage at layer {layer} keeps {count} of {self.keep} tokens")
+            if count < before:
+                stages.append((layer, count))
+                before = count
+        old = self.schedule
+        new = Schedule(tuple(stages), old.query, old.mode, old.scorer)
+        object.__setattr__(self, "schedule", new)
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """Visual tokens in each decoder layer, `depth` numbers."""
+        counts = [self.keep] * self.depth
+        for layer, count in self.schedule.stages:
+            counts[layer:] = [count] * (self.depth - layer)
+        return tuple(counts)
+
+    @property
+    def average(self) -> float:
+        """N_avg = (1 / L) sum_l N_l, the budget that this allocation spends."""
+        return sum(self.counts) / self.depth
+
+
+Plan = Callable[[int], Allocation]
+
+
+def nearest(plan: Plan, dense: int, target: float) -> Allocation:
+    """The allocation plan(count), count in 1..dense, whose average is nearest to `target`.
+
+    `plan(count).average` must not fall as count grows. Of two equally near, the smaller.
+    """
+    low, high = 1, dense
+    while low < high:  # first count whose average reaches the target
+        middle = (low + high) // 2
+        if plan(middle).average < target:
+            low = middle + 1
+        else:
+            high = middle
+    candidates = [plan(count) for count in (low - 1, low) if count >= 1]
+    return min(candidates, key=lambda a: (abs(a.average - target), a.average))
+
+
+def solve(plans: Iterable[Plan], dense: int, target: float) -> Allocation:
+    """The nearest allocation of the first plan that can reach `target`, else of any plan.
+
+    plans: from the method's own to those that depart from it most.
+    """
+    best: Allocation | None = None
+    for plan in plans:
+        found = nearest(plan, dense, target)
+        if plan(1).average <= target <= plan(dense).average:
+            return found
+        if best is None or abs(found.average - target) < abs(best.average - target):
+            best = found
+    if best is None:
+        raise ValueError("a method must offer at least one plan")
+    return best
+
+
+def stage_layers(depth: int, positions: Iterable[int | float]) -> tuple[int, ...]:
+    """Decoder layers of a schedule's stages: an int is a layer, a float a fraction of `depth`.
+
+    Rounded down, at least 1 (one layer sees all kept tokens), each later than the one before;
+    layers that do not exist are left out (so a shallow model has fewer stages).
+    """
+    layers: list[int] = []
+    for position in positions:
+        layer = math.floor(position * depth + 1e-9) if isinstance(position, float) else position
+        layer = max(layer, layers[-1] + 1 if layers else 1)
+        if layer < depth:
+            layers.append(layer)
+    return tuple(layers)

@@ -1,0 +1,191 @@
+"""What a method is.
+
+A method is a frozen dataclass whose fields are its whole configuration. It has up to three parts:
+
+1. `allocate(dense, depth, budget)`: how many tokens are kept before the language model and at
+   which decoder layers how many go on (`compress.budget.Allocation`).
+2. `reduce(tokens, keep)`: before the language model, on `VisualTokens` of one shape. A subclass
+   writes `pick`; `reduce` checks the input, handles keep-all and cuts long videos into windows.
+3. `inside(tokens, count)`: before decoder layer l of each stage of the schedule, on `LayerTokens`.
+
+What an attachment to a model hands over
+----------------------------------------
+For `reduce`: the fields of `VisualTokens` named by `method.needs` (an error if absent), and those
+named by `method.wants` where it has them. `saliency` is the attention that a cell receives in
+vision layer `method.scoring_layer` (an index into the layers, -2 the last but one), softmax in
+float32, averaged over heads, from the class token if `method.saliency_rule` is "cls", averaged
+over all queries if it is "received"; "auto" is "cls" where the tower has a class token.
+`space` says where the features are taken: "tower" before the projector, "projected" after it.
+
+For `inside`, at each stage (l, count) of the schedule, visual tokens only, in their order:
+- `scores` (B, n) float32, if "scores" is in `method.inside_needs`: softmax in float32 of the
+  attention logits over the whole causal row (all keys, not the visual ones alone), averaged over
+  heads and over the query rows, then the visual columns. Query rows by `schedule.query`: "last"
+  the last text token, "all" all text tokens after the visual input, "salient" those that
+  `method.salient_rows(text, visual, mask)` marks, called once on the embeddings that enter layer
+  0. A sequence with no text after its visual input uses the row of its last visual token.
+  With `schedule.scorer` "next", queries and keys are layer l's own (its input norm, projections
+  and rotary embedding on the hidden states about to enter it); with "previous", those of
+  layer l - 1, as that layer computed them.
+- `keys` (B, n, Dk), `text_keys` (B, Q, Dk) and `text_mask`, if "keys" is in `inside_needs`: keys
+  after the rotary embedding, key heads concatenated, of the layer that `scorer` names.
+- `hidden` (B, n, D), entering layer l; `size`, `anchor` and `grid` from the reduction so far.
+
+`inside` returns a `Reduction` over the n tokens whose `features` replace `hidden`. If
+`method.bias_by_size`, log(size) is added to the attention logits of every visual key.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from compress import ops
+from compress.budget import Allocation, Plan, Schedule, resolve_budget, solve
+from compress.methods import windows
+from compress.tokens import LayerTokens, Reduction, VisualTokens
+
+
+@dataclass(frozen=True)
+class Method:
+    """Base of all methods; by itself, keep everything.
+
+    Class attributes, the method's face to an attachment (see the module's text):
+    space: "tower" or "projected". requires: fields of VisualTokens without which it cannot run.
+    wants: fields used where given. pairwise: builds a table of N x N (long videos are cut into
+    windows of whole frames, at most 8,192 cells each). per_frame: a video's frames are reduced
+    one by one, each to its share of the tokens. scoring_layer: vision layer of `saliency`.
+    inside_only: reduces nothing before the language model.
+    """
+
+    space: ClassVar[str] = "projected"
+    requires: ClassVar[frozenset[str]] = frozenset()
+    wants: ClassVar[frozenset[str]] = frozenset()
+    inside_needs: ClassVar[frozenset[str]] = frozenset({"scores"})
+    pairwise: ClassVar[bool] = False
+    per_frame: ClassVar[bool] = False
+    scoring_layer: ClassVar[int] = -2
+    inside_only: ClassVar[bool] = False
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """Fields of VisualTokens that this configuration must be given."""
+        return self.requires
+
+    @property
+    def saliency_rule(self) -> str:
+        """Whose attention makes `saliency`: "cls", "received" or "auto"."""
+        return "auto"
+
+    @property
+    def bias_by_size(self) -> bool:
+        """Whether attention to a merged token is corrected by log(size) (ToMe, section 3)."""
+        return False
+
+    def schedule(self, keep: int, depth: int) -> Schedule:
+        """The schedule for `keep` tokens entering a language model of `depth` layers."""
+        return Schedule()
+
+    def plans(self, dense: int, depth: int) -> Iterator[Plan]:
+        """Ways to turn a count into an allocation: the method's own, then its concessions.
+
+        `allocate` takes the first that can reach the budget. By default the free count is what
+        enters the language model; where the schedule takes too much to reach a high budget even
+        from all tokens, its last stages are given up one by one.
+        """
+        stages = len(self.schedule(dense, depth).stages)
+        for left in range(stages, -1, -1):
+
+            def plan(count: int, left: int = left) -> Allocation:
+                own = self.schedule(count, depth)
+                cut = replace(own, stages=own.stages[:left])
+                return Allocation(dense, depth, count, cut)
+
+            yield plan
+
+    def allocate(self, dense: int, depth: int, budget: int | float) -> Allocation:
+        """Counts whose mean over the decoder layers is the nearest reachable to `budget`.
+
+        dense: cells of the visual input; depth: decoder layers; budget: an int count or a float
+        fraction of `dense`. A budget of all cells is keep-all with no schedule.
+        """
+        target = resolve_budget(budget, dense)
+        if target == dense:
+            return Allocation(dense, depth, dense)
+        return solve(self.plans(dense, depth), dense, target)
+
+    def reduce(
+        self, tokens: VisualTokens, keep: int, generator: torch.Generator | None = None
+    ) -> Reduction:
+        """Reduce (B, N, D) to (B, keep, D) before the language model; keep == N is the identity.
+
+        Raises ValueError if `keep` is not in 1..N, if a needed field is absent, or if a value is
+        NaN or infinite.
+        """
+        n = tokens.count
+        if isinstance(keep, bool) or not isinstance(keep, int):
+            raise TypeError(f"keep must be an int, got {keep!r}")
+        if not 1 <= keep <= n:
+            raise ValueError(f"keep is {keep}; it must be 1..{n} (the cells given)")
+        if keep == n:
+            return Reduction.identity(tokens.features)
+        name = type(self).__name__
+        if self.inside_only:
+            raise ValueError(
+                f"{name} reduces inside the language model only: keep must be {n} (all cells) "
+                f"before it, got {keep}"
+            )
+        for need in sorted(self.needs):
+            if getattr(tokens, need) is None:
+                raise ValueError(f"{name} needs {need}, which was not given")
+        tokens.check_finite()
+        if self.per_frame and tokens.grid[0] > 1:
+            return windows.by_frame(tokens, keep, partial(self.pick, generator=generator))
+        if self.pairwise and n > windows.CELLS and tokens.grid[0] > 1:
+            return windows.by_window(tokens, keep, partial(self.pick, generator=generator))
+        return self.pick(tokens, keep, generator)
+
+    def pick(self, tokens: VisualTokens, keep: int, generator: torch.Generator | None) -> Reduction:
+        """The method itself: 1 <= keep < N, fields checked."""
+        raise NotImplementedError(f"{type(self).__name__} has no reduction before the LLM")
+
+    def inside(
+        self, tokens: LayerTokens, count: int, generator: torch.Generator | None = None
+    ) -> Reduction:
+        """Reduce n tokens to `count` at a stage of the schedule; here: the highest scores."""
+        if count == tokens.hidden.shape[1]:
+            return Reduction.identity(tokens.hidden, tokens.size)
+        if count == 0:
+            empty = tokens.anchor.new_empty(len(tokens.anchor), 0)
+            return ops.keep(tokens.hidden, empty, tokens.size)
+        if tokens.scores is None:
+            raise ValueError(f"{type(self).__name__} needs scores inside the language model")
+        return ops.keep(tokens.hidden, ops.top(tokens.scores, count), tokens.size)
+
+    def salient_rows(self, text: Tensor, visual: Tensor, mask: Tensor | None = None) -> Tensor:
+        """(B, Q) bool: text rows used as queries when the schedule's query is "salient".
+
+        text: (B, Q, D), visual: (B, n, D), as they enter layer 0; mask: (B, Q) real tokens.
+        The text tokens most attended from the image (`ops.text_raters`), and the last one.
+        """
+        mask = text.new_ones(text.shape[:2], dtype=torch.bool) if mask is None else mask
+        rows = ops.text_raters(text, visual, mask)
+        if rows.shape[1] == 0:
+            return rows
+        place = torch.arange(mask.shape[1], device=mask.device)
+        last = torch.where(mask, place, -1).amax(1, keepdim=True)
+        return rows | (place == last)
+
+
+def choose(owner: object, **options: tuple[str, ...]) -> None:
+    """Raise ValueError unless each named field of `owner` is one of its known values."""
+    for name, known in options.items():
+        value = getattr(owner, name)
+        if value not in known:
+            wanted = ", ".join(map(repr, known))
+            raise ValueError(f"{type(owner).__name__}: {name} is {value!r}; expected {wanted}")

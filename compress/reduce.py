@@ -1,0 +1,48 @@
+"""Methods on bare tensors, for models that are not transformers models."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from compress.budget import resolve_budget
+from compress.methods import Method, get_method
+from compress.tokens import Reduction, VisualTokens
+
+
+def reduce(
+    features: Tensor,
+    method: str | Method,
+    count: int | float,
+    *,
+    saliency: Tensor | None = None,
+    keys: Tensor | None = None,
+    grid: tuple[int, int] | tuple[int, int, int] | None = None,
+    query: Tensor | None = None,
+    query_mask: Tensor | None = None,
+    tower: Tensor | None = None,
+    shallow: Tensor | None = None,
+    attention: Tensor | None = None,
+    generator: torch.Generator | None = None,
+) -> Reduction:
+    """Reduce (B, N, D) features to `count` tokens by the part of a method before the LLM.
+
+    method: a name or an instance. count: tokens to keep (int), or a fraction of N (float in
+    (0, 1], rounded, at least one). grid: (H, W) or (T, H, W); default one row of N cells.
+    The other tensors are the fields of `VisualTokens`; a method says which it needs.
+    Raises ValueError or TypeError that names the argument for whatever does not fit.
+    """
+    if not isinstance(features, Tensor) or features.dim() != 3:
+        got = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
+        raise ValueError(f"features must be a tensor (B, N, D), got {got}")
+    n = features.shape[1]
+    shape = (1, 1, n) if grid is None else tuple(grid)
+    if len(shape) == 2:
+        shape = (1, *shape)
+    if len(shape) != 3:
+        raise ValueError(f"grid must be (H, W) or (T, H, W), got {grid}")
+    tokens = VisualTokens(
+        features, shape, keys, saliency, query, query_mask, tower, shallow, attention
+    )
+    keep = max(1, round(resolve_budget(count, n)))
+    return get_method(method).reduce(tokens, keep, generator)

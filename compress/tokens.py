@@ -1,0 +1,254 @@
+"""What goes into a method and what comes out: visual tokens, and their reduction."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+
+import torch
+from torch import Tensor
+
+Grid = tuple[int, int, int]
+_PER_CELL = ("features", "keys", "saliency", "tower", "shallow")
+
+
+def _expect(name: str, value: Tensor | None, shape: tuple[int | None, ...]) -> None:
+    """Raise unless `value` is absent or has `shape` (None = any length)."""
+    if value is None:
+        return
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
+    fits = value.dim() == len(shape) and all(
+        want is None or have == want for have, want in zip(value.shape, shape, strict=True)
+    )
+    if not fits:
+        wanted = tuple("any" if n is None else n for n in shape)
+        raise ValueError(f"{name} has shape {tuple(value.shape)}, expected {wanted}")
+
+
+@dataclass(frozen=True)
+class VisualTokens:
+    """Dense visual tokens (cells) of B visual inputs that share one grid.
+
+    features: (B, N, D) floating point, in raster order (frame, row, column).
+    grid: (T, H, W) with N == T * H * W. Cells without a plane (irregular layouts) are (1, 1, N).
+    keys: (B, N, Dk) head-mean keys of the scoring layer, for similarity.
+    saliency: (B, N) attention that a cell receives in the scoring layer.
+    query: (B, Q, D) text embeddings of the question in the space of `features`;
+        query_mask: (B, Q) bool, True at real tokens (None: all are real).
+    tower: (B, N, Dt) features before the projector, for methods that run after it.
+    shallow: (B, N) saliency of a shallow layer (VScan).
+    attention: (B, N, N) head-mean attention between cells of the scoring layer (DUET's paper).
+
+    Raises ValueError or TypeError, naming the field, if a shape does not fit.
+    """
+
+    features: Tensor
+    grid: Grid
+    keys: Tensor | None = None
+    saliency: Tensor | None = None
+    query: Tensor | None = None
+    query_mask: Tensor | None = None
+    tower: Tensor | None = None
+    shallow: Tensor | None = None
+    attention: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        _expect("features", self.features, (None, None, None))
+        if not self.features.is_floating_point():
+            raise TypeError(f"features must be floating point, got {self.features.dtype}")
+        b, n, d = self.features.shape
+        if n == 0:
+            raise ValueError("features has no cells (N = 0); at least one is needed")
+        if len(self.grid) != 3 or min(self.grid) < 1:
+            raise ValueError(f"grid must be (T, H, W), all at least 1, got {self.grid}")
+        t, h, w = self.grid
+        if t * h * w != n:
+            raise ValueError(f"grid {t} x {h} x {w} = {t * h * w} cells, but features has {n}")
+        _expect("keys", self.keys, (b, n, None))
+        _expect("saliency", self.saliency, (b, n))
+        _expect("query", self.query, (b, None, d))
+        _expect("query_mask", self.query_mask, (b, None))
+        if self.query_mask is not None:
+            if self.query is None or self.query.shape[1] != self.query_mask.shape[1]:
+                raise ValueError(f"query_mask {tuple(self.query_mask.shape)} has no query to match")
+            if self.query_mask.dtype != torch.bool:
+                raise TypeError(f"query_mask must be bool, got {self.query_mask.dtype}")
+        _expect("tower", self.tower, (b, n, None))
+        _expect("shallow", self.shallow, (b, n))
+        _expect("attention", self.attention, (b, n, n))
+
+    @property
+    def count(self) -> int:
+        """N, the number of cells."""
+        return self.features.shape[1]
+
+    def need(self, name: str) -> Tensor:
+        """The field `name`; ValueError if it was not given."""
+        value = getattr(self, name)
+        if value is None:
+            raise ValueError(f"{name} is needed here, but was not given")
+        return value
+
+    @property
+    def cells(self) -> Tensor:
+        """(N, 3) int64: home (t, h, w) of each cell."""
+        axes = [torch.arange(n, device=self.features.device) for n in self.grid]
+        return torch.cartesian_prod(*axes)
+
+    def check_finite(self) -> None:
+        """Raise ValueError naming the first field with NaN or infinity (one host sync)."""
+        given = {
+            f.name: value
+            for f in fields(self)
+            if isinstance(value := getattr(self, f.name), Tensor) and value.is_floating_point()
+        }
+        good = torch.stack([value.isfinite().all() for value in given.values()]).tolist()
+        for name, fine in zip(given, good, strict=True):
+            if not fine:
+                raise ValueError(f"{name} holds NaN or infinity; a method cannot rank such values")
+
+    def frames(self, start: int, stop: int) -> VisualTokens:
+        """The tokens of frames start..stop-1 alone, as an input of their own."""
+        t, h, w = self.grid
+        cut = slice(start * h * w, stop * h * w)
+        part = {
+            name: value[:, cut] for name in _PER_CELL if (value := getattr(self, name)) is not None
+        }
+        if self.attention is not None:
+            part["attention"] = self.attention[:, cut, cut]
+        return replace(self, grid=(min(stop, t) - start, h, w), **part)
+
+    def fold(self, which: list[int]) -> VisualTokens:
+        """Frames `which` (k of them) of each input as inputs of their own: (B * k, H * W, ...)."""
+        t, h, w = self.grid
+        b, k = len(self.features), len(which)
+        index = torch.tensor(which, device=self.features.device)
+        part = {
+            name: value.unflatten(1, (t, h * w))[:, index].flatten(0, 1)
+            for name in _PER_CELL
+            if (value := getattr(self, name)) is not None
+        }
+        if self.attention is not None:
+            blocks = self.attention.reshape(b, t, h * w, t, h * w)
+            part["attention"] = blocks[:, index, :, index].transpose(0, 1).flatten(0, 1)
+        for name in ("query", "query_mask"):
+            if (value := getattr(self, name)) is not None:
+                part[name] = value.repeat_interleave(k, 0)
+        return replace(self, grid=(1, h, w), **part)
+
+
+@dataclass(frozen=True)
+class LayerTokens:
+    """Visual tokens about to enter a decoder layer, n of them in each of B sequences.
+
+    hidden: (B, n, D) hidden states that enter the layer.
+    size: (B, n) int64, cells already merged in each.
+    anchor: (B, n) int64, the cell that each stands for (its raster index in `grid`).
+    grid: the dense (T, H, W).
+    scores: (B, n) float32, text-to-vision attention (see `compress.methods.base`).
+    keys: (B, n, Dk) keys with rotary embedding, key heads concatenated.
+    text_keys: (B, Q, Dk) the same of the text tokens; text_mask: (B, Q) bool, True at real tokens.
+    """
+
+    hidden: Tensor
+    size: Tensor
+    anchor: Tensor
+    grid: Grid
+    scores: Tensor | None = None
+    keys: Tensor | None = None
+    text_keys: Tensor | None = None
+    text_mask: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        _expect("hidden", self.hidden, (None, None, None))
+        b, n, _ = self.hidden.shape
+        for name in ("size", "anchor", "scores"):
+            _expect(name, getattr(self, name), (b, n))
+        _expect("keys", self.keys, (b, n, None))
+        _expect("text_keys", self.text_keys, (b, None, None))
+        _expect("text_mask", self.text_mask, (b, None))
+
+
+@dataclass(frozen=True)
+class Reduction:
+    """N tokens reduced to M, and where each went.
+
+    features: (B, M, D). assign: (B, N) int64, the output row that a token went to, or -1.
+    anchor: (B, M) int64, the input token that a row stands for, ascending (raster) unless a
+    released order is reproduced. size: (B, M) int64, cells merged in a row.
+    """
+
+    features: Tensor
+    assign: Tensor
+    anchor: Tensor
+    size: Tensor
+
+    @property
+    def count(self) -> int:
+        """M, the number of output rows."""
+        return self.features.shape[1]
+
+    @classmethod
+    def identity(cls, features: Tensor, size: Tensor | None = None) -> Reduction:
+        """Every token kept, features untouched."""
+        b, n, _ = features.shape
+        index = torch.arange(n, device=features.device).expand(b, n)
+        return cls(features, index, index, torch.ones_like(index) if size is None else size)
+
+    def members(self, row: int, batch: int = 0) -> Tensor:
+        """Input tokens merged in `row` of sample `batch`, ascending int64."""
+        return (self.assign[batch] == row).nonzero().flatten()
+
+    def unmerge(self, x: Tensor | None = None) -> Tensor:
+        """(B, M, ...) -> (B, N, ...): each token gets its row's value, a dropped one zeros.
+
+        x: values of the rows; default the reduced features.
+        """
+        x = self.features if x is None else x
+        if x.shape[:2] != self.anchor.shape:
+            raise ValueError(f"x has shape {tuple(x.shape)}, expected {tuple(self.anchor.shape)}")
+        extra = (1,) * (x.dim() - 2)
+        index = self.assign.clamp(min=0).reshape(*self.assign.shape, *extra)
+        out = x.gather(1, index.expand(*self.assign.shape, *x.shape[2:]))
+        return out.masked_fill((self.assign < 0).reshape(*self.assign.shape, *extra), 0)
+
+    def select(self, batch: int) -> Reduction:
+        """The reduction of sample `batch` alone, B = 1."""
+        if not 0 <= batch < len(self.anchor):
+            raise IndexError(f"batch is {batch}, but the reduction has {len(self.anchor)} samples")
+        cut = slice(batch, batch + 1)
+        return Reduction(self.features[cut], self.assign[cut], self.anchor[cut], self.size[cut])
+
+    def then(self, later: Reduction) -> Reduction:
+        """This reduction followed by `later`, which took this one's rows as its tokens.
+
+        `later.size` must already count cells (it does if it was given this one's sizes).
+        """
+        if later.assign.shape != self.anchor.shape:
+            raise ValueError(
+                f"later reduces {tuple(later.assign.shape)} tokens, but this reduction has "
+                f"{tuple(self.anchor.shape)} rows"
+            )
+        moved = later.assign.gather(1, self.assign.clamp(min=0))
+        assign = torch.where(self.assign < 0, self.assign, moved)
+        return Reduction(later.features, assign, self.anchor.gather(1, later.anchor), later.size)
+
+    def validate(self, size: Tensor | None = None) -> Reduction:
+        """Raise ValueError unless the parts agree; return self. Syncs with the host: for checks.
+
+        size: (B, N) cells in each input token, default one each.
+        """
+        b, m = self.anchor.shape
+        rows = self.assign.clamp(min=-1) + 1
+        if self.features.shape[:2] != (b, m) or self.size.shape != (b, m):
+            raise ValueError("features, anchor and size disagree on (B, M)")
+        if bool((self.assign >= m).any()) or bool((self.assign < -1).any()):
+            raise ValueError(f"assign must lie in -1..{m - 1}")
+        own = self.assign.gather(1, self.anchor)
+        if not torch.equal(own, torch.arange(m, device=own.device).expand(b, m)):
+            raise ValueError("every row's anchor must be assigned to that row")
+        cells = torch.ones_like(self.assign) if size is None else size
+        total = cells.new_zeros(b, m + 1).scatter_add_(1, rows, cells)[:, 1:]
+        if not torch.equal(total, self.size):
+            raise ValueError("size does not count the cells assigned to each row")
+        return self

@@ -1,0 +1,129 @@
+"""Which axis and which slot each rotary channel reads.
+
+Rotary embeddings of one position (1-D), of three axes (M-RoPE, chunked or interleaved) and of
+several slots (PPE) differ in nothing but this table:
+
+    angle[b, s, c] = position[b, s, slot[c], axis[c]] * inv_freq[c]
+
+Channels are counted from the highest frequency, c = 0 .. head_dim / 2 - 1.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from positions.errors import PositionError
+
+SlotLayout = Literal["contiguous", "strided"]
+
+
+@dataclass(frozen=True, eq=False)
+class ChannelTable:
+    """axis: (C,) int64 in {0: t, 1: h, 2: w}; slot: (C,) int64 in 0 .. slots - 1."""
+
+    axis: Tensor
+    slot: Tensor
+    slots: int = 1
+
+    @property
+    def axes(self) -> int:
+        """1 for a 1-D host, 3 for M-RoPE."""
+        return 3 if bool((self.axis > 0).any()) else 1
+
+    @classmethod
+    def flat(cls, channels: int) -> ChannelTable:
+        """1-D: every channel reads t."""
+        return cls(torch.zeros(channels, dtype=torch.int64), torch.zeros(channels).long())
+
+    @classmethod
+    def chunked(cls, sections: Sequence[int]) -> ChannelTable:
+        """M-RoPE of Qwen2-VL and Qwen2.5-VL: one run of channels an axis, such as [16, 24, 24]."""
+        axis = torch.arange(3).repeat_interleave(torch.tensor(_sections(sections)))
+        return cls(axis, torch.zeros_like(axis))
+
+    @classmethod
+    def interleaved(cls, sections: Sequence[int]) -> ChannelTable:
+        """M-RoPE of Qwen3-VL: t, h, w in turn while h and w last, then t; such as [24, 20, 20]."""
+        t, h, w = _sections(sections)
+        channel = torch.arange(t + h + w)
+        axis = torch.zeros_like(channel)
+        for number, width in ((1, h), (2, w)):
+            axis[(channel % 3 == number) & (channel < 3 * width)] = number
+        return cls(axis, torch.zeros_like(channel))
+
+    @classmethod
+    def of(cls, rotary_emb: nn.Module) -> ChannelTable:
+        """The table of a transformers rotary embedding, read off what it does with three axes."""
+        inv_freq = inverse_frequencies(rotary_emb)
+        count = inv_freq.numel()
+        recompose = getattr(rotary_emb, "recomposition_frequencies", None)
+        if recompose is None:
+            return cls.flat(count)
+        marks = torch.arange(3.0, device=inv_freq.device)[:, None, None, None]
+        axis = recompose(marks.repeat(1, 1, 1, count)).flatten().cpu().long()
+        if len(axis) == 2 * count:
+            axis = axis[:count] if torch.equal(axis[:count], axis[count:]) else axis[::2]
+        return cls(axis, torch.zeros_like(axis))
+
+    def with_slots(self, slots: int, layout: SlotLayout = "contiguous") -> ChannelTable:
+        """Cut each axis' channels into `slots` equal parts (PPE, arXiv 2510.22936, eq. 5 to 7).
+
+        contiguous: one run of neighbouring frequencies a slot, as in the paper.
+        strided: each slot takes every `slots`-th channel, so that it spans all frequencies.
+
+        Raises PositionError where `slots` does not divide an axis' channel count. (A fallback that
+        deals channels out in another order would move channels from one axis to another.)
+        """
+        counts = [int(n) for n in torch.bincount(self.axis) if n]
+        if slots < 1 or any(count % slots for count in counts):
+            common = math.gcd(*counts)
+            raise PositionError(
+                f"slots={slots} does not divide this model's rotary sections {counts}; choose a "
+                f"divisor of {common}"
+            )
+        if layout not in ("contiguous", "strided"):
+            raise PositionError(f"layout={layout!r}: expected 'contiguous' or 'strided'")
+        slot = torch.zeros_like(self.axis)
+        for axis in self.axis.unique():
+            mine = (self.axis == axis).nonzero().squeeze(1)
+            rank = torch.arange(len(mine))
+            slot[mine] = rank // (len(mine) // slots) if layout == "contiguous" else rank % slots
+        return ChannelTable(self.axis, slot, slots)
+
+    def angles(self, positions: Tensor, inv_freq: Tensor) -> Tensor:
+        """Angles modulo 2 pi, in float64.
+
+        positions: (..., K, 3) float64 with K equal to `slots` (or 1: all slots alike).
+        inv_freq: (C,).   Returns (..., C) float64 in [0, 2 pi).
+        """
+        slot = (self.slot % positions.shape[-2]).to(positions.device)
+        read = positions.double()[..., slot, self.axis.to(positions.device)]
+        return torch.remainder(read * inv_freq.to(positions.device, torch.float64), 2 * math.pi)
+
+
+def inverse_frequencies(rotary_emb: nn.Module, layer_type: str | None = None) -> Tensor:
+    """(C,) the rotary embedding's frequencies as they are now, scaling included."""
+    names = [f"{layer_type}_inv_freq"] if layer_type else []
+    for name in (*names, "inv_freq"):
+        value = getattr(rotary_emb, name, None)
+        if isinstance(value, Tensor):
+            return value
+    for name, value in rotary_emb.named_buffers():
+        if name.endswith("inv_freq") and "original" not in name:
+            return value
+    raise PositionError(
+        f"{type(rotary_emb).__name__} has no inv_freq; expected a transformers rotary embedding"
+    )
+
+
+def _sections(sections: Sequence[int]) -> list[int]:
+    widths = [int(n) for n in sections]
+    if len(widths) != 3 or any(n < 1 for n in widths):
+        raise PositionError(f"sections={list(sections)}: expected three widths (t, h, w)")
+    return widths

@@ -1,0 +1,69 @@
+"""What every reader of media shares: the error they raise, and the check of untrusted paths."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path, PurePosixPath, PureWindowsPath
+
+
+class MediaError(ValueError):
+    """An image or video cannot be read. The message names the file and the reason."""
+
+    def __init__(self, source: object, reason: str) -> None:
+        super().__init__(f"cannot read {source}: {reason}")
+        self.source = str(source)
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[type[MediaError], tuple[str, str]]:
+        # The default would call MediaError(message) when an error crosses processes.
+        return type(self), (self.source, self.reason)
+
+
+def existing_file(path: str | os.PathLike[str]) -> Path:
+    """The absolute path of a regular, non-empty file. Raises MediaError, never OSError.
+
+    An absolute path also keeps decoders from reading "http:", "concat:" or another protocol
+    into a file name.
+    """
+    if "\0" in os.fspath(path):
+        raise MediaError(repr(os.fspath(path)), "the path holds a null character")
+    try:
+        full = Path(path).absolute()
+        if full.is_dir():
+            raise MediaError(path, "it is a folder, not a file")
+        if not full.is_file():
+            reason = "it is not a regular file" if full.exists() else "no such file"
+            raise MediaError(path, reason)
+        if full.stat().st_size == 0:
+            raise MediaError(path, "the file is empty")
+    except OSError as error:
+        raise MediaError(path, error.strerror or type(error).__name__) from error
+    return full
+
+
+def inside(folder: str | os.PathLike[str], relative: str | os.PathLike[str]) -> Path:
+    """The path of `relative` under `folder`, for file names that come from a data set.
+
+    Links are followed before the comparison, so that one which leads out of the folder is
+    refused and one which stays in it is not. The file need not exist.
+
+    Raises:
+        ValueError: `relative` is empty, absolute (POSIX or Windows), holds ".." or a null
+            character, or leads out of the folder through a symbolic link.
+    """
+    name = os.fspath(relative)
+    if not name or "\0" in name:
+        raise ValueError(f"relative={name!r}: expected the name of a file under {folder}")
+    windows = PureWindowsPath(name)  # splits at both "/" and "\\", knows drives
+    if PurePosixPath(name).is_absolute() or windows.drive or windows.root:
+        raise ValueError(f"relative={name!r} is absolute: expected a path relative to {folder}")
+    if ".." in windows.parts:
+        raise ValueError(f"relative={name!r} holds '..': expected a path that stays in {folder}")
+    try:
+        root = Path(folder).resolve()
+        full = (root / name).resolve()
+    except (OSError, RuntimeError) as error:  # a loop of links
+        raise ValueError(f"relative={name!r} cannot be resolved in {folder}: {error}") from error
+    if not full.is_relative_to(root):
+        raise ValueError(f"relative={name!r} is a link that leads out of {folder}")
+    return full
