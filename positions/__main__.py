@@ -143,7 +143,8 @@ def _segment(kind: str, value: str, options: argparse.Namespace) -> Segment:
     form, _, own = value.partition("@")
     scheme = parse_scheme(own) if own else None
     if kind == "text":
-        return Text(*_sides(form, 1))
+        (length,) = _sides(form, 1)
+        return Text(length)
     if kind == "image":
         rows, columns = _sides(form, 2)
         return Image((rows, columns), scheme)

@@ -15,8 +15,8 @@ AXES = (("t", "#c1272d", "o"), ("h", "#0071bc", "s"), ("w", "#2e8b57", "^"))
 def draw(plan: Plan, path: str | Path, title: str = "") -> None:
     """Write a picture of `plan` to `path` (PNG, PDF or SVG by its suffix). Needs matplotlib.
 
-    Visual inputs are shaded. Where a token has several slots, its line runs from the lowest to the
-    highest of them.
+    Visual inputs are shaded. Where a token has several slots, each is a dash on a line from the
+    lowest to the highest, and the dot is the first (that of the anchor).
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -36,7 +36,9 @@ def draw(plan: Plan, path: str | Path, title: str = "") -> None:
         slots = plan.positions[:, :, axis]
         low, high = slots.min(1).values, slots.max(1).values
         if bool((high > low).any()):
-            axes.vlines(token, low, high, color=color, alpha=0.35, linewidth=1)
+            axes.vlines(token, low, high, color=color, alpha=0.3, linewidth=1)
+            spots = token[:, None].expand_as(slots).flatten()
+            axes.scatter(spots, slots.flatten(), s=size * 1.5, c=color, marker="_", linewidths=1)
         label = "position" if flat else name
         axes.scatter(token, slots[:, 0], s=size, c=color, marker=marker, linewidths=0, label=label)
     axes.scatter([len(plan)], [plan.next_position], s=22, c="black", marker="x", label="next")

@@ -14,7 +14,7 @@ from torch import Tensor
 from positions.checks import check
 from positions.errors import PositionError
 from positions.layout import Segment, Text
-from positions.reduction import Key, Reduction, renumbered, slotted, targets
+from positions.reduction import Key, Reduction, follow, renumbered, slotted, targets
 from positions.schemes import V2PE, Scheme, Sequential
 from positions.slots import PPE
 
@@ -30,7 +30,7 @@ class Plan:
     positions: (S, K, 3) float64, the K slots (t, h, w) of each token; K = 1 without slots.
     weights: (S, K) float32, the weight of the member that each slot is taken from.
     next_position: where the next text token stands. It does not depend on the reduction.
-    streams: the same for every stream of the layout.
+    streams: where each stream of the layout starts, and where it goes on.
     slots: how the slots were chosen, None where each token has one position.
     """
 
@@ -41,7 +41,7 @@ class Plan:
     positions: Tensor
     weights: Tensor
     next_position: float
-    streams: Mapping[str, float]
+    streams: Mapping[str, tuple[float, float]]
     slots: PPE | None = None
 
     def __len__(self) -> int:
@@ -103,7 +103,7 @@ class Plan:
         reduced = replace(
             self,
             source=self.source[kept],
-            row_of=torch.where(self.row_of >= 0, target[self.row_of], -1),
+            row_of=follow(self.row_of, target, -1),
             positions=self.positions[kept],
             weights=self.weights[kept],
             slots=slots or self.slots,
@@ -154,12 +154,12 @@ def plan(
     segments = tuple(segments)
     scheme = _fitted(scheme, segments)
     homes = np.empty((sum(segment.cells for segment in segments), 3))
-    cursors = {"main": float(start), **(streams or {})}
-    first = 0
-    cursor = cursors["main"]
+    origins = {segment.stream: float(start) for segment in segments} | dict(streams or {})
+    cursors = dict(origins)
+    cursor, first = float(start), 0
     for segment in segments:
         cells = homes[first : first + segment.cells]
-        cursor = cursors.get(segment.stream, float(start))
+        cursor = cursors[segment.stream]
         if isinstance(segment, Text):
             cells[:] = (cursor + np.arange(segment.length))[:, None]
             cursor += segment.length
@@ -171,7 +171,8 @@ def plan(
             cursor = math.ceil(places.max()) + 1.0
         cursors[segment.stream] = cursor
         first += segment.cells
-    return _whole(segments, torch.from_numpy(homes), cursor, cursors)
+    ends = {name: (origin, cursors[name]) for name, origin in origins.items()}
+    return _whole(segments, torch.from_numpy(homes), cursor, ends)
 
 
 def from_positions(
@@ -195,11 +196,16 @@ def from_positions(
         )
     if next_position is None:
         next_position = math.ceil(places.max()) + 1.0 if len(places) else 0.0
-    return _whole(segments, places, next_position, {"main": next_position})
+    first = float(places[0].min()) if len(places) else 0.0
+    streams = {segment.stream: (first, next_position) for segment in segments}
+    return _whole(segments, places, next_position, streams)
 
 
 def _whole(
-    segments: tuple[Segment, ...], homes: Tensor, cursor: float, cursors: Mapping[str, float]
+    segments: tuple[Segment, ...],
+    homes: Tensor,
+    cursor: float,
+    streams: Mapping[str, tuple[float, float]],
 ) -> Plan:
     index = torch.arange(len(homes))
     return Plan(
@@ -210,7 +216,7 @@ def _whole(
         positions=homes[:, None],
         weights=torch.ones(1, 1).expand(len(homes), 1),
         next_position=cursor,
-        streams=cursors,
+        streams=streams,
     )
 
 

@@ -49,7 +49,15 @@ def targets(plan: Plan, reductions: Mapping[Key, Reduction]) -> tuple[Tensor, Te
         target[rows[stays]] = rows[anchor[assign[stays]]]
     kept = target == torch.arange(len(plan))
     number = kept.cumsum(0) - 1
-    return kept, torch.where(target >= 0, number[target], -1)
+    return kept, follow(target, number, -1)
+
+
+def follow(index: Tensor, values: Tensor, otherwise: float) -> Tensor:
+    """values[index], and `otherwise` where the index is -1."""
+    known = index >= 0
+    out = torch.full(index.shape, otherwise, dtype=values.dtype)
+    out[known] = values[index[known]]
+    return out
 
 
 def _checked(reduction: Reduction, key: Key, rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -78,26 +86,23 @@ def _checked(reduction: Reduction, key: Key, rows: Tensor) -> tuple[Tensor, Tens
 
 def renumbered(plan: Plan) -> Plan:
     """One step a token in each stream, all axes equal; members stand where their token stands."""
-    streams = [item.stream for item in plan.segments]
-    segment_of, bounds = plan.segment_of, plan.bounds
+    names = list(plan.streams)
+    stream_of = torch.tensor([names.index(item.stream) for item in plan.segments]).long()
+    stream = stream_of[plan.segment_of]
     numbers = torch.empty(len(plan), dtype=torch.float64)
-    ends = dict(plan.streams)
-    for name in set(streams):
-        belongs = torch.tensor([stream == name for stream in streams])
-        filled = belongs & (bounds.diff() > 0)
-        if bool(filled.any()):
-            mine = belongs[segment_of]
-            # Dense V2PE cells start a fraction of a step early.
-            first = float(plan.homes[bounds[:-1][filled][0], 0].ceil())
-            ends[name] = first + int(mine.sum())
-            numbers[mine] = first + torch.arange(int(mine.sum()), dtype=torch.float64)
-    homes = torch.where(plan.row_of >= 0, numbers[plan.row_of], torch.nan)
+    ends = {}
+    for index, (name, (origin, _)) in enumerate(plan.streams.items()):
+        mine = stream == index
+        count = int(mine.sum())
+        numbers[mine] = origin + torch.arange(count, dtype=torch.float64)
+        ends[name] = (origin, origin + count)
+    homes = follow(plan.row_of, numbers, torch.nan)
     return replace(
         plan,
         homes=homes[:, None].expand(-1, 3),
         positions=numbers[:, None, None].expand(-1, 1, 3),
         weights=torch.ones(1, 1).expand(len(plan), 1),
-        next_position=ends[plan.segments[-1].stream] if plan.segments else plan.next_position,
+        next_position=ends[plan.segments[-1].stream][1] if plan.segments else plan.next_position,
         streams=ends,
     )
 
@@ -123,15 +128,16 @@ def slotted(
                 "more slots than there are cells to fill them"
             )
         row_of[cells] = plan.row_of[cells]
+        if key in weight:
+            heavy[cells] = _per_cell("weight", weight[key], key, cells)
         if key in distance:
             far[cells] = _per_cell("distance", distance[key], key, cells)
         else:
             places = torch.zeros(len(plan.homes), 3, dtype=torch.float64)
             places[cells] = grid_places(plan.segments, group)
-            centres = plan.source[row_of[cells].clamp(min=0)]
+            cells = cells[row_of[cells] >= 0]
+            centres = plan.source[row_of[cells]]
             far[cells] = (places[cells] - places[centres]).square().sum(-1)
-        if key in weight:
-            heavy[cells] = _per_cell("weight", weight[key], key, cells)
     if plan.positions.shape[1] not in (1, slots.slots):
         raise PositionError(
             f"PPE(slots={slots.slots}) after {plan.positions.shape[1]} slots in the same plan: "
