@@ -112,7 +112,7 @@ def in_words(call: Any) -> Any:
 
 def _reason(text: str) -> str:
     known = {
-        "cannot find video stream": "it has no video stream with a codec that decord knows",
+        "cannot find video stream": "no video stream that decord can decode (is it sound only?)",
         "Error reading": "not a video file that decord can open (damaged or cut-off header?)",
         "Failed to measure": "no frame count: its header is damaged or it has no frames",
         "Invalid frame count": "it has no frames",

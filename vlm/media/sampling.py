@@ -35,8 +35,9 @@ def sample_indices(
     - "adaptive": more frames where the picture changes more. `changes[i]` >= 0 is the change from
       frame i - 1 to frame i (changes[0] is not read). Each frame gets the mass
       m_i = 1/2 * 1/L + 1/2 * changes[i] / sum(changes), capped at 1/N with the surplus spread
-      over the others in proportion; kept are the frames where the running sum of m reaches
-      (k + 1/2) / N, k = 0..N-1. The cap is what keeps a hard cut from being picked twice.
+      over the others in proportion; kept are the first frames where the running sum of m
+      exceeds (k + 1/2) / N, k = 0..N-1 (without any change: the uniform rule). The cap is what
+      keeps a hard cut from being picked twice.
 
     With neither `frames` nor `fps`, all frames. What `fps` or "all" give beyond `max_frames` is
     thinned to `max_frames` by the uniform rule.
@@ -136,8 +137,8 @@ def _adaptive(total: int, frames: int, changes: np.ndarray | None) -> np.ndarray
         free = ~capped
         mass[free] *= (1 - capped.sum() / frames) / mass[free].sum()
     reached = np.cumsum(mass)
-    wanted = (np.arange(frames) + 0.5) / frames
-    picked = np.minimum(np.searchsorted(reached, wanted), total - 1)
+    wanted = (np.arange(frames) + 0.5) / frames + 1e-9  # sums that should be equal exceed it
+    picked = np.minimum(np.searchsorted(reached, wanted, side="right"), total - 1)
     # Rounding at the cap can still put two targets on one frame: move the later one on.
     for k in range(1, frames):
         picked[k] = max(picked[k], picked[k - 1] + 1)

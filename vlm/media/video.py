@@ -77,7 +77,7 @@ class Opening:
     short_side: int | None = None
     isolate: bool = os.name == "posix"
     timeout: float = 60.0
-    threads: int = 2
+    threads: int = 1
     damaged: str = "raise"
     folder_rate: float = 1.0
 

@@ -140,11 +140,12 @@ def _forget() -> None:
     _idle.clear()
 
 
-def _end() -> None:
+def close_idle() -> None:
+    """Ends the children that wait for the next video."""
     while _idle:
         _idle.pop().kill()
 
 
-atexit.register(_end)
+atexit.register(close_idle)
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget)
