@@ -58,7 +58,8 @@ class PPE:
         if self.slots == 1 or not bool((counts > 1).any()):
             return chosen.clone()
         chosen = chosen.clone()
-        members = ((row_of >= 0) & (counts[row_of] > 1)).nonzero().squeeze(1)
+        members = (row_of >= 0).nonzero().squeeze(1)
+        members = members[counts[row_of[members]] > 1]
         rows = row_of[members]
         near, heavy = distance[members].double().numpy(), -weight[members].double().numpy()
         # np.lexsort is stable and sorts by its last key first; members come in index order.

@@ -175,7 +175,7 @@ def test_duet_video_by_frame():
     whole = Duet(contextual=1).reduce(tokens, 14)
     assert (whole.anchor[0] // 9).bincount().tolist() == [3, 4, 3, 4]
     for t, rows in ((0, slice(0, 3)), (1, slice(3, 7))):
-        alone = Duet(contextual=1).reduce(tokens.frames(t, t + 1), 3 + t)
+        alone = Duet(contextual=1).reduce(tokens.fold([9 * t], (1, 3, 3)), 3 + t)
         assert torch.equal(whole.features[:, rows], alone.features)
         assert torch.equal(whole.anchor[:, rows], alone.anchor + 9 * t)
     whole.validate()
