@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import torch
 from PIL import Image
 
-from compress.methods import Method, get_method
+from compress import Compression, Method, compress, get_method
 from eval.samples import slug
 
 
@@ -21,7 +21,7 @@ class Arm:
     """One configuration of a sweep. method None is dense; budget as in `compress`."""
 
     method: str | Method | None = None
-    budget: int | float | None = None
+    budget: int | float = 1.0
     positions: str = "home"
 
     def describe(self) -> dict[str, Any]:
@@ -146,8 +146,6 @@ class ModelAnswerer:
     def _attached(self, arm: Arm, seed: int) -> Any:
         if arm.method is None:
             return nullcontext()
-        from compress import compress
-
         generator = torch.Generator().manual_seed(seed)
         return compress(
             self.model, arm.method, arm.budget, positions=arm.positions, generator=generator
@@ -183,10 +181,18 @@ def _content(question: Question) -> list[dict[str, Any]]:
     return [*parts, {"type": "text", "text": question.prompt}]
 
 
-def _measured(compression: Any) -> dict[str, float]:
-    """The numbers of a compression's report that the tables show."""
+def _measured(compression: Compression) -> dict[str, float]:
+    """What the compression reports of its last prefill, as flat numbers."""
     report = compression.report()
-    return {"tokens": float(report.average), "dense": float(report.dense)}
+    cost, dense = report.reduced, report.dense
+    return {
+        "tokens": report.budget,
+        "dense": dense.layers[0] / report.inputs,
+        "macs": cost.macs / report.inputs,
+        "dense_macs": dense.macs / report.inputs,
+        "cache": float(cost.cache),
+        "dense_cache": float(dense.cache),
+    }
 
 
 def fingerprint(model: torch.nn.Module) -> str:
