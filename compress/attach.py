@@ -64,7 +64,8 @@ class Compression:
         self.method = get_method(method)
         self.budget = budget
         resolve_budget(budget, self.family.cells or 2**62)
-        if not isinstance(positions, Scheme) and positions not in ("home", "compact"):
+        known = positions in ("home", "compact") if isinstance(positions, str) else None
+        if known is False or not (known or hasattr(positions, "homes")):
             raise ValueError(f"positions is {positions!r}: expected 'home', 'compact' or a Scheme")
         self.positions, self.generator = positions, generator
         self.record = Record(self.family)

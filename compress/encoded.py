@@ -63,9 +63,7 @@ class Encoded:
         return rows
 
 
-def grouped(
-    keys: Iterable[Any], run: Callable[[Any, list[int]], Sequence[Any]]
-) -> list[Any]:
+def grouped(keys: Iterable[Any], run: Callable[[Any, list[int]], Sequence[Any]]) -> list[Any]:
     """Run once for each distinct key, on the indices that have it; results in the given order."""
     groups: dict[Any, list[int]] = defaultdict(list)
     for index, key in enumerate(keys):
@@ -93,7 +91,9 @@ def reduce_inputs(
 
     def run(key: tuple[Grid, int], members: list[int]) -> list[Reduction]:
         grid, keep = key
-        stacked = {name: torch.stack([values[i] for i in members]) for name, values in fields.items()}
+        stacked = {
+            name: torch.stack([values[i] for i in members]) for name, values in fields.items()
+        }
         if queries is not None:
             width = max(len(queries[i]) for i in members)
             padded = [queries[i] for i in members]

@@ -194,14 +194,15 @@ def begin(
         if encoded.reductions is None:
             for (row, slots), reduction in zip(_places(new_rows, device), reductions, strict=True):
                 embeds = embeds.index_put(
-                    (torch.tensor(row, device=device), slots), reduction.features[0].to(embeds.dtype)
+                    (torch.tensor(row, device=device), slots),
+                    reduction.features[0].to(embeds.dtype),
                 )
     if owner.positions == "compact":
         first = state.following if state else torch.zeros(len(homes), dtype=torch.float64)
         count = new_rows.mask.cumsum(1).to(device)
         homes = (first.to(device)[:, None] + count - 1)[..., None].expand(-1, -1, 3)
         ends = homes.amax((1, 2)) + 1
-    if isinstance(owner.positions, Scheme):
+    if not isinstance(owner.positions, str):
         table = _planned(owner, rows, new_rows, ids, inputs, reductions, state)
     else:
         exact = torch.zeros(len(homes), dtype=torch.bool, device=device)
@@ -374,7 +375,10 @@ def enter_stage(
         reduced = owner.method.inside(tokens, count, owner.generator)
         return [reduced.select(b) for b in range(len(members))]
 
-    shapes = [(grid, len(slots), c) for grid, (_, slots), c in zip(going.grids, places, counts, strict=True)]
+    shapes = [
+        (grid, len(slots), c)
+        for grid, (_, slots), c in zip(going.grids, places, counts, strict=True)
+    ]
     reductions = grouped(shapes, run)
     kept = _split(reductions, going.inputs)
     going.rows, index, back = rows.after(kept)

@@ -34,7 +34,9 @@ def prefill_macs(counts: Sequence[int], config: Any) -> int:
     heads = config.num_attention_heads
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
     key_value = head_dim * (getattr(config, "num_key_value_heads", None) or heads)
-    return sum(layer_macs(n, config.hidden_size, key_value, config.intermediate_size) for n in counts)
+    return sum(
+        layer_macs(n, config.hidden_size, key_value, config.intermediate_size) for n in counts
+    )
 
 
 @dataclass(frozen=True)
@@ -161,7 +163,12 @@ class Record:
         text = done.text
         # Every token costs the same in every layer's cache, so the dense size follows.
         tokens = sum(counts) + text * depth
-        dense = Cost((cells,) * depth, text, _macs([cells] * depth, config, each), round(held * (cells + text) * depth / max(tokens, 1)))
+        dense = Cost(
+            (cells,) * depth,
+            text,
+            _macs([cells] * depth, config, each),
+            round(held * (cells + text) * depth / max(tokens, 1)),
+        )
         reduced = Cost(
             tuple(counts),
             text,

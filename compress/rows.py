@@ -100,7 +100,13 @@ class Rows:
             last = self.mask[row].nonzero().flatten()[-1:]
             after = text.nonzero().flatten()
             if self.slots[row]:
-                after = after[after > min(int(places.min()) for places in self.slots[row] if len(places))] if any(len(p) for p in self.slots[row]) else after
+                after = (
+                    after[
+                        after > min(int(places.min()) for places in self.slots[row] if len(places))
+                    ]
+                    if any(len(p) for p in self.slots[row])
+                    else after
+                )
             asked = None if labels is None else labels[row]
             if rule == "last":
                 found = last

@@ -194,7 +194,9 @@ def pack(seeds: np.ndarray, cells: Tensor, rng: np.random.Generator, captions: f
     return Batch(ids, labels, positions, mask[:, None], cells)
 
 
-def answer_loss(model: LlavaForConditionalGeneration, batch: Batch, visual: Tensor) -> tuple[Tensor, Tensor]:
+def answer_loss(
+    model: LlavaForConditionalGeneration, batch: Batch, visual: Tensor
+) -> tuple[Tensor, Tensor]:
     """Mean cross-entropy over the answers' tokens, and the share of them that is right."""
     lm = model.model.language_model
     words = lm.embed_tokens(batch.ids)
@@ -234,7 +236,8 @@ class CellHeads(nn.Module):
             total = total + functional.cross_entropy(logits, label[at])
             right[field] = float((logits.argmax(-1) == label[at]).float().mean())
         held = [
-            functional.one_hot(labels[f], FIELDS[f]).amax(1) for f in ("colour", "shape", "character")
+            functional.one_hot(labels[f], FIELDS[f]).amax(1)
+            for f in ("colour", "shape", "character")
         ]
         logits = self.holds(hidden[:, 0])
         total = total + 4 * functional.binary_cross_entropy_with_logits(
@@ -248,14 +251,17 @@ class Symbols(nn.Module):
 
     def __init__(self, width: int, std: float) -> None:
         super().__init__()
-        self.tables = nn.ModuleDict({f"table_{f}": nn.Embedding(n, width) for f, n in FIELDS.items()})
+        self.tables = nn.ModuleDict(
+            {f"table_{f}": nn.Embedding(n, width) for f, n in FIELDS.items()}
+        )
         for table in self.tables.values():
             nn.init.normal_(table.weight, std=std)
 
     def forward(self, fields: Tensor) -> Tensor:
         """(b, fields, v) -> (b, v, width)."""
         return sum(  # type: ignore[return-value]
-            table(column) for table, column in zip(self.tables.values(), fields.unbind(1), strict=True)
+            table(column)
+            for table, column in zip(self.tables.values(), fields.unbind(1), strict=True)
         )
 
 
@@ -338,13 +344,18 @@ class Trainer:
         save_file(parts.state_dict(), self.output / f"{stage}.safetensors")
         partial.unlink(missing_ok=True)
 
-    def _log(self, stage: str, step: int, began: float, seen: list[tuple[float, dict[str, float]]]) -> None:
+    def _log(
+        self, stage: str, step: int, began: float, seen: list[tuple[float, dict[str, float]]]
+    ) -> None:
         loss = sum(value for value, _ in seen) / len(seen)
         right = {k: round(sum(r[k] for _, r in seen) / len(seen), 4) for k in seen[0][1]}
         row = {"stage": stage, "step": step, "seconds": round(time.time() - began, 1)}
         with (self.output / "log.jsonl").open("a") as file:
             print(json.dumps(row | {"loss": round(loss, 4)} | right), file=file)
-        print(f"{stage} {step}/{RECIPE[stage].steps} {row['seconds']:.0f} s loss {loss:.3f} {right}", flush=True)
+        print(
+            f"{stage} {step}/{RECIPE[stage].steps} {row['seconds']:.0f} s loss {loss:.3f} {right}",
+            flush=True,
+        )
 
     # one step of each stage: (scene indices, rng) -> loss, shares right
 
@@ -354,7 +365,9 @@ class Trainer:
     def _vision(self, index: np.ndarray, _: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
         return self.heads.loss(self._see(index), self.scenes.fields(index))
 
-    def _language(self, index: np.ndarray, rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
+    def _language(
+        self, index: np.ndarray, rng: np.random.Generator
+    ) -> tuple[Tensor, dict[str, float]]:
         fields = self.scenes.fields(index)
         # Every cell that shows something, and some blank ones: short sequences, true positions.
         shown = 48
@@ -362,7 +375,10 @@ class Trainer:
         cells = score.topk(shown, dim=1).indices.sort(dim=1).values
         fields = fields.gather(2, cells[:, None].expand(-1, fields.shape[1], -1))
         visual = self.symbols(fields)
-        visual = visual + torch.randn_like(visual) * 0.5 * self.model.config.text_config.initializer_range
+        visual = (
+            visual
+            + torch.randn_like(visual) * 0.5 * self.model.config.text_config.initializer_range
+        )
         batch = pack(index, cells, rng, captions=0.3)
         loss, right = answer_loss(self.model, batch, visual)
         return loss, {"answer": float(right)}
@@ -373,7 +389,9 @@ class Trainer:
         said = self.model.model.multi_modal_projector(seen)
         return functional.mse_loss(said, target) / target.var(), {}
 
-    def _joint(self, index: np.ndarray, rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
+    def _joint(
+        self, index: np.ndarray, rng: np.random.Generator
+    ) -> tuple[Tensor, dict[str, float]]:
         hidden = self._see(index)
         visual = self.model.model.multi_modal_projector(hidden[:, 1:])
         batch = pack(index, torch.arange(CELLS).expand(len(index), -1), rng, captions=0.15)
@@ -383,7 +401,9 @@ class Trainer:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--output", type=Path, default=Path("out/mini"))
     parser.add_argument("--stage", choices=STAGES, help="run this stage alone")
     parser.add_argument("--scenes", type=int, default=24_000, help="how many scenes are drawn")

@@ -36,8 +36,12 @@ CHAT_TEMPLATE = (
 
 
 def _words() -> list[str]:
-    words = "USER ASSISTANT What Where How Describe colour shape is are the there say does sign many"
-    words += " object objects row column picture of in left right above below first last which Which"
+    words = (
+        "USER ASSISTANT What Where How Describe colour shape is are the there say does sign many"
+    )
+    words += (
+        " object objects row column picture of in left right above below first last which Which"
+    )
     plurals = [f"{s}es" if s == "cross" else f"{s}s" for s in SHAPES]
     return [*words.split(), *COLOURS, *SHAPES, *plurals, *CATEGORIES[4:]]
 

@@ -181,7 +181,10 @@ def _polygon(item: Item, scale: float) -> list[tuple[float, float]]:
         return [
             (
                 x + r * math.sin(t) ** 3,
-                y - r / 15 * (13 * math.cos(t) - 5 * math.cos(2 * t) - 2 * math.cos(3 * t) - math.cos(4 * t)),
+                y
+                - r
+                / 15
+                * (13 * math.cos(t) - 5 * math.cos(2 * t) - 2 * math.cos(3 * t) - math.cos(4 * t)),
             )
             for t in ts
         ]
@@ -331,7 +334,9 @@ def cell_labels(scene: Scene, grid: int = 12, threshold: float = 0.12) -> CellLa
         out["centre"][int(item.y // cell), int(item.x // cell)] = 1
     sign = scene.sign
     (x0, y0), (x1, _) = sign.centres[0], sign.centres[-1]
-    plate = np.s_[int((y0 - 4) // cell) : int((y0 + 4) // cell) + 1, int(x0 // cell) : int(x1 // cell) + 1]
+    plate = np.s_[
+        int((y0 - 4) // cell) : int((y0 + 4) // cell) + 1, int(x0 // cell) : int(x1 // cell) + 1
+    ]
     out["kind"][plate], out["row"][plate], out["column"][plate] = 2, sign.row, sign.column
     for place, (character, (x, y)) in enumerate(zip(sign.text, sign.centres, strict=True), 1):
         at = int(y // cell), int(x // cell)

@@ -28,6 +28,13 @@ def family_of(model: nn.Module) -> Family:
 
 
 __all__ = [
-    "FAMILIES", "Family", "Grid", "Llava", "MergePoint", "ProjectionTap", "Tap", "UnknownFamily",
+    "FAMILIES",
+    "Family",
+    "Grid",
+    "Llava",
+    "MergePoint",
+    "ProjectionTap",
+    "Tap",
+    "UnknownFamily",
     "family_of",
 ]
