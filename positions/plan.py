@@ -32,6 +32,7 @@ class Plan:
     next_position: where the next text token stands. It does not depend on the reduction.
     streams: where each stream of the layout starts, and where it goes on.
     slots: how the slots were chosen, None where each token has one position.
+    rank: (S0,) int64, each member's place in that choice; None where there is none.
     """
 
     segments: tuple[Segment, ...]
@@ -43,6 +44,7 @@ class Plan:
     next_position: float
     streams: Mapping[str, tuple[float, float]]
     slots: PPE | None = None
+    rank: Tensor | None = None
 
     def __len__(self) -> int:
         return self.positions.shape[0]
@@ -87,9 +89,10 @@ class Plan:
 
         reductions: segment index (or several, for a reduction of their tokens taken together in
             that order) to a reduction of the tokens that the segment has in *this* plan, so that
-            reductions can follow one another. Merged tokens that are merged again pass on the
-            union of their members.
+            reductions can follow one another.
         slots: the positions that merged tokens carry; by default as before (one, at first).
+            Where merged tokens are merged again, the union of their members is chosen from, the
+            best members of each first.
         renumber: number the tokens anew without gaps, one step each, all axes equal. By default
             each token stands at its anchor's home and text stays where it stood.
         distance: for the choice of slots, how far each of the segment's N dense cells is from

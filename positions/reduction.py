@@ -117,6 +117,7 @@ def slotted(
     """Fill the slots of the tokens of these segments from the homes of their members."""
     far = torch.zeros(len(plan.homes), dtype=torch.float64)
     heavy = torch.ones(len(plan.homes), dtype=torch.float64)
+    rank = torch.zeros(len(plan.homes), dtype=torch.int64) if plan.rank is None else plan.rank
     row_of = torch.full_like(plan.row_of, -1)
     bounds = plan.bounds.tolist()
     for key in keys:
@@ -132,6 +133,7 @@ def slotted(
             heavy[cells] = _per_cell("weight", weight[key], key, cells)
         if key in distance:
             far[cells] = _per_cell("distance", distance[key], key, cells)
+            rank = rank.index_fill(0, cells, 0)  # the caller's measure rules alone
         else:
             places = torch.zeros(len(plan.homes), 3, dtype=torch.float64)
             places[cells] = grid_places(plan.segments, group)
@@ -143,13 +145,14 @@ def slotted(
             f"PPE(slots={slots.slots}) after {plan.positions.shape[1]} slots in the same plan: "
             "expected the same number"
         )
-    chosen = slots.choose(row_of, plan.source, far, heavy)
+    chosen, rank = slots.choose(row_of, plan.source, rank, far, heavy)
     touched = torch.zeros(len(plan), dtype=torch.bool)
     touched[row_of[row_of >= 0]] = True
     return replace(
         plan,
         positions=torch.where(touched[:, None, None], plan.homes[chosen], plan.positions),
         weights=torch.where(touched[:, None], heavy[chosen].float(), plan.weights),
+        rank=rank,
     )
 
 

@@ -1,6 +1,9 @@
 """Planned positions on the rotary embeddings and text models of stock transformers classes."""
 
-import mpmath
+import importlib
+import math
+from fractions import Fraction
+
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -22,6 +25,7 @@ from positions import (
 from positions import rotary as rotary_module
 from tests.positions.hosts import NAMES, SMALL, forward, reduced, text_model
 
+PI = Fraction("3.14159265358979323846264338327950288419716939937510")
 ROPES = {
     "default": {},
     "linear": {"rope_type": "linear", "factor": 4.0},
@@ -68,11 +72,14 @@ def test_identity_plan_is_bit_equal_to_stock(host, rope, dtype):
     )
 
 
-@pytest.mark.parametrize("host", NAMES)
-@pytest.mark.parametrize("scheme", [V2PE(1 / 16), Compact("row"), MRoPE()])
+@pytest.mark.parametrize(
+    ("host", "scheme"),
+    [
+        *((host, scheme) for host in NAMES for scheme in (V2PE(1 / 16), Compact("row"))),
+        *((host, MRoPE()) for host in NAMES[1:]),
+    ],
+)
 def test_planned_positions_equal_positions_handed_over(host, scheme):
-    if host == "llama" and isinstance(scheme, MRoPE):
-        pytest.skip("one axis")
     model = text_model(host)
     made = plan([Text(3), Image((2, 3)), Text(1), Video((2, 1, 2)), Text(2)], scheme)
     embeds = torch.randn(1, len(made), 64)
@@ -117,9 +124,42 @@ def test_slots_reach_cos_and_sin(host, layout, rope):
         assert not torch.equal(got_part[0, merged], stock_part[0, merged])
 
 
+@pytest.mark.parametrize(
+    ("family", "names"),
+    [
+        ("cohere", ("CohereConfig", "CohereRotaryEmbedding")),
+        ("glm", ("GlmConfig", "GlmRotaryEmbedding")),
+        ("gemma3", ("Gemma3TextConfig", "Gemma3RotaryEmbedding")),
+        ("phi3", ("Phi3Config", "Phi3RotaryEmbedding")),
+        ("qwen3", ("Qwen3Config", "Qwen3RotaryEmbedding")),
+        ("qwen2_vl", ("Qwen2VLTextConfig", "Qwen2VLRotaryEmbedding")),
+        ("qwen2_5_vl", ("Qwen2_5_VLTextConfig", "Qwen2_5_VLRotaryEmbedding")),
+        ("qwen3_vl", ("Qwen3VLTextConfig", "Qwen3VLTextRotaryEmbedding")),
+        ("qwen3_5", ("Qwen3_5TextConfig", "Qwen3_5TextRotaryEmbedding")),
+        ("ernie4_5_vl_moe", ("Ernie4_5_VLMoeTextConfig", "Ernie4_5_VLMoeTextRotaryEmbedding")),
+    ],
+)
+def test_own_angles_match_stock_in_other_families(family, names):
+    """Halves and pairs, partial heads, several layer types, channels out of order."""
+    module = importlib.import_module(f"transformers.models.{family}.modeling_{family}")
+    rotary_emb = getattr(module, names[1])(getattr(module, names[0])())
+    axes = ChannelTable.of(rotary_emb).axes
+    scheme = MRoPE() if axes == 3 else V2PE(1 / 4)
+    made = plan([Text(20), Image((2, 3)), Text(20)], scheme)
+    kwargs = {"layer_type": "full_attention"} if family == "gemma3" else {}
+    x = torch.zeros(1, 1, 8)
+    ids = made.positions[:, 0].T.float()[:, None]
+    stock = rotary_emb(x, ids if axes == 3 else ids[0], **kwargs)
+    for exact in (True, False):
+        with PositionTable.from_plans([made], exact=exact).on(rotary_emb):
+            got = rotary_emb(x, index_of(1, len(made)), **kwargs)
+        for got_part, stock_part in zip(got, stock, strict=True):
+            assert torch.allclose(got_part, stock_part, atol=1e-5 if exact else 0, rtol=0)
+
+
 @pytest.mark.parametrize("exact", [None, True])
 def test_positions_are_exact_to_two_to_the_24_in_steps_of_1_256(exact):
-    """Against 50 digits; float32 positions would give neighbours the same angle."""
+    """Against exact fractions; float32 positions would give neighbours the same angle."""
     module = text_model("llama").rotary_emb
     start = 2**24 - 3
     made = plan([Text(1), Image((2, 256)), Text(1)], V2PE(1 / 256), start=start)
@@ -128,9 +168,9 @@ def test_positions_are_exact_to_two_to_the_24_in_steps_of_1_256(exact):
         cos, _ = module(torch.zeros(1, 1, 32), index_of(1, len(made)))
     assert made.positions[1, 0, 0] == start + 1 / 256
     for token in (0, 1, 2, 255, 512, 513):
-        place = mpmath.mpf(float(made.positions[token, 0, 0]))
-        with mpmath.workdps(50):
-            expected = [float(mpmath.cos(place * mpmath.mpf(float(f)))) for f in module.inv_freq]
+        place = Fraction(float(made.positions[token, 0, 0]))
+        turns = [place * Fraction(float(f)) % (2 * PI) for f in module.inv_freq]
+        expected = [math.cos(turn) for turn in turns]
         assert torch.allclose(cos[0, token, :16], torch.tensor(expected), atol=2e-7)
     assert len(cos[0, 1:258, 0].unique()) == 257
 

@@ -54,23 +54,26 @@ def test_distances_may_be_those_of_the_features():
     assert slots_of(made, 0) == [2, 3]
 
 
-def test_merging_merged_tokens_keeps_the_union():
-    """Half the places of each child at K = 2 a child, not all those of one of them."""
+def test_merging_merged_tokens_keeps_the_best_of_each():
+    """Half the places of each of two children, where the paper keeps four of eight."""
     first = plan([Image((1, 8))]).after({0: reduced([0, 0, 0, 0, 1, 1, 1, 1], [1, 6])}, PPE(4))
-    assert slots_of(first, 0) == [1, 0, 2, 3]
+    assert [slots_of(first, row) for row in (0, 1)] == [[1, 0, 2, 3], [6, 5, 7, 4]]
     second = first.after({0: reduced([0, 0], [0])})
     assert second.sizes.tolist() == [8]
-    assert slots_of(second, 0) == [1, 0, 2, 3]
+    assert slots_of(second, 0) == [1, 6, 0, 5]
+    third = second.after({0: reduced([0], [0])})
+    assert slots_of(third, 0) == [1, 6, 0, 5]
     distance = torch.tensor([1.0, 0, 9, 9, 9, 2, 3, 9])
     spread = first.after({0: reduced([0, 0], [0])}, distance={0: distance})
-    assert slots_of(spread, 0) == [1, 0, 5, 6]
+    assert slots_of(spread, 0) == [1, 0, 5, 6]  # a measure of the caller's own rules alone
 
 
 def test_other_segments_keep_their_slots():
-    made = plan([Image((1, 2)), Image((1, 2))])
-    one = made.after({0: reduced([0, 0], [1])}, PPE(2), distance={0: torch.tensor([0.0, 1])})
+    made = plan([Image((1, 3)), Image((1, 2))])
+    distance = torch.tensor([0.0, 2, 1])
+    one = made.after({0: reduced([0, 0, 0], [0])}, PPE(2), distance={0: distance})
     two = one.after({1: reduced([0, 0], [0])})
-    assert [slots_of(two, row) for row in range(2)] == [[0, 1], [2, 3]]
+    assert [slots_of(two, row) for row in range(2)] == [[0, 2], [3, 4]]
     with pytest.raises(PositionError, match="after 2 slots"):
         one.after({1: reduced([0, 0], [0])}, PPE(1))
 
