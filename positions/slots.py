@@ -55,8 +55,8 @@ class PPE:
         if not self.repeat and bool(short.any()):
             token = int(short.nonzero()[0])
             raise PositionError(
-                f"PPE(slots={self.slots}): token {token} has {int(counts[token])} members; expected at "
-                f"least {self.slots}, or repeat=True"
+                f"PPE(slots={self.slots}): token {token} has {int(counts[token])} members; "
+                f"expected at least {self.slots}, or repeat=True"
             )
         chosen = source[:, None].repeat(1, self.slots)
         members = (row_of >= 0).nonzero().squeeze(1)
