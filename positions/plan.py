@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -49,7 +50,7 @@ class Plan:
     def __len__(self) -> int:
         return self.positions.shape[0]
 
-    @property
+    @cached_property
     def bounds(self) -> Tensor:
         """(segments + 1,) int64: the first dense token of each segment, and S0."""
         lengths = [0, *(segment.cells for segment in self.segments)]

@@ -90,7 +90,7 @@ def grid_places(segments: Sequence[Segment], group: Sequence[int]) -> Tensor:
 
     group: the visual segments of one reduction. Steps of inputs of the same expert follow one
     another; experts lie over one another, their rows and columns scaled to the finest grid.
-    Returns (cells, 3) float64 (t, h, w) in units of the finest grid's cells.
+    Returns (cells, 3) float32 (t, h, w) in units of the finest grid's cells.
     """
     inputs = [segment for index in group if not isinstance(segment := segments[index], Text)]
     rows, columns = (max(item.shape[axis] for item in inputs) for axis in (1, 2))
@@ -101,9 +101,9 @@ def grid_places(segments: Sequence[Segment], group: Sequence[int]) -> Tensor:
         first = steps.get(item.expert, 0)
         steps[item.expert] = first + t
         axes = (
-            first + torch.arange(t, dtype=torch.float64),
-            (torch.arange(h, dtype=torch.float64) + 0.5) * rows / h - 0.5,
-            (torch.arange(w, dtype=torch.float64) + 0.5) * columns / w - 0.5,
+            first + torch.arange(t, dtype=torch.float32),
+            (torch.arange(h, dtype=torch.float32) + 0.5) * rows / h - 0.5,
+            (torch.arange(w, dtype=torch.float32) + 0.5) * columns / w - 0.5,
         )
         places.append(torch.cartesian_prod(*axes).reshape(-1, 3))
     return torch.cat(places)
