@@ -1,14 +1,12 @@
-"""Every method against its slow reference, and the contracts that all share."""
+"""Every method against its slow reference."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 
-from compress.budget import Allocation, Schedule, resolve_budget, stage_layers
 from compress.methods import (
     DART,
     Cascade,
@@ -28,136 +26,11 @@ from compress.methods import (
     VisionZip,
     VisPruner,
     VScan,
-    get_method,
-    list_methods,
 )
 from compress.reduce import reduce
 from compress.tokens import LayerTokens, VisualTokens
 from tests.compress import golden
-
-
-def inputs(b=2, grid=(1, 6, 6), d=8, dk=5, q=4, seed=0, dtype=torch.float32):
-    g = torch.Generator().manual_seed(seed)
-    n = grid[0] * grid[1] * grid[2]
-
-    def draw(*shape):
-        return torch.randn(*shape, generator=g).to(dtype)
-
-    return VisualTokens(
-        draw(b, n, d),
-        grid,
-        keys=draw(b, n, dk),
-        saliency=torch.rand(b, n, generator=g),
-        query=draw(b, q, d),
-        query_mask=torch.ones(b, q, dtype=torch.bool),
-        tower=draw(b, n, d + 3),
-        shallow=torch.rand(b, n, generator=g),
-        attention=torch.rand(b, n, n, generator=g),
-    )
-
-
-def sample(tokens, b):
-    """Fields of sample b as float64 arrays, by name."""
-    names = ("features", "keys", "saliency", "query", "tower", "shallow", "attention")
-    return {name: getattr(tokens, name)[b].double().numpy() for name in names}
-
-
-def check(reduction, b, expected):
-    """Same anchors, members and features as the reference, in the same order."""
-    rows, features = expected
-    assert reduction.anchor[b].tolist() == [a for a, _ in rows]
-    assert [reduction.members(i, b).tolist() for i in range(len(rows))] == [m for _, m in rows]
-    np.testing.assert_allclose(reduction.features[b].double().numpy(), features, atol=1e-6, rtol=0)
-    reduction.validate()
-
-
-# budgets
-
-
-def test_duet_published_budgets():
-    duet = Duet()
-    got = {b: duet.allocate(576, 32, b) for b in (192, 128, 64)}
-    assert [(a.keep, a.average) for a in got.values()] == [
-        (307, 191.75),
-        (205, 128.0),
-        (102, 63.75),
-    ]
-    assert [duet.split(a.keep, 576) for a in got.values()] == [(300, 7), (170, 35), (72, 30)]
-    assert got[64].schedule.stages == ((16, 51), (24, 0))
-    assert got[64].counts == (102,) * 16 + (51,) * 8 + (0,) * 8
-
-
-@pytest.mark.parametrize(
-    ("dense", "budget", "split", "average"),
-    [
-        (2880, 640, (850, 175), 640.5),
-        (2880, 320, (360, 150), 318.75),
-        (2880, 160, (225, 30), 159.25),
-        (2048, 960, (1280, 256), 960.0),
-        (2048, 136, (160, 56), 135.0),
-    ],
-)
-def test_duet_published_tiles_and_video(dense, budget, split, average):
-    allocation = Duet().allocate(dense, 32, budget)
-    assert Duet().split(allocation.keep, dense) == split
-    assert allocation.average == average
-
-
-def test_duet_qwen_counts_average():
-    # the published counts under the published layers and (0.5, 0) give these, not 640/320/160
-    for keep, average in ((1023, 639), (608, 380), (243, 151.75)):
-        schedule = Duet().schedule(keep, 28)
-        assert Allocation(2000, 28, keep, schedule).average == pytest.approx(average, abs=0.3)
-    assert Duet().allocate(2000, 28, 640).average == 640
-
-
-@pytest.mark.parametrize("depth", [1, 2, 3, 4, 28, 32])
-@pytest.mark.parametrize("budget", [1, 16, 0.11, 0.5, 0.7, 0.9, 1.0])
-def test_duet_any_model(depth, budget):
-    allocation = Duet().allocate(144, depth, budget)
-    target = resolve_budget(budget, 144)
-    # one token more or less before the language model moves the mean by at most one
-    assert abs(allocation.average - target) <= 1
-    assert allocation.counts[0] == allocation.keep
-
-
-def test_keep_all_has_no_schedule():
-    for name in list_methods():
-        allocation = get_method(name).allocate(144, 4, 144)
-        assert (allocation.keep, allocation.schedule.stages) == (144, ())
-
-
-def test_stage_layers():
-    assert stage_layers(32, (0.5, 0.75)) == (16, 24)
-    assert stage_layers(4, (0.5, 0.75)) == (2, 3)
-    assert stage_layers(2, (0.5, 0.75)) == (1,)
-    assert stage_layers(1, (0.5, 0.75)) == ()
-    assert stage_layers(36, (11, 23, 35)) == (11, 23, 35)
-
-
-@pytest.mark.parametrize("budget", [0, -3, 577, 0.0, 1.5, -0.1, float("nan"), float("inf")])
-def test_budget_out_of_range(budget):
-    with pytest.raises(ValueError, match="budget is"):
-        resolve_budget(budget, 576)
-
-
-@pytest.mark.parametrize("budget", [True, "64", None])
-def test_budget_not_a_number(budget):
-    with pytest.raises(TypeError, match="budget"):
-        resolve_budget(budget, 576)
-
-
-def test_bad_schedules():
-    for stages in (((0, 3),), ((2, 3), (2, 1)), ((1, 3), (2, 4)), ((1, -1),)):
-        with pytest.raises(ValueError, match="stages"):
-            Schedule(stages)
-    with pytest.raises(ValueError, match="query"):
-        Schedule(query="first")
-    with pytest.raises(ValueError, match="layer 4"):
-        Allocation(9, 4, 5, Schedule(((4, 1),)))
-
-
-# methods against their references
+from tests.compress.cases import check, check_inside, inputs, layer_tokens, sample
 
 
 @pytest.mark.parametrize("released", [False, True])
@@ -286,30 +159,6 @@ def test_against_reference(case, seed):
         check(reduction, b, reference(sample(tokens, b)))
 
 
-def layer_tokens(n=20, d=8, seed=0, q=5, sizes=True):
-    g = torch.Generator().manual_seed(seed)
-    size = torch.randint(1, 4, (2, n), generator=g) if sizes else torch.ones(2, n).long()
-    return LayerTokens(
-        torch.randn(2, n, d, generator=g),
-        size,
-        torch.arange(0, 2 * n, 2).expand(2, n),
-        (1, 5, 8),
-        scores=torch.rand(2, n, generator=g),
-        keys=torch.randn(2, n, 6, generator=g),
-        text=torch.randn(2, q, d, generator=g),
-        text_keys=torch.randn(2, q, 6, generator=g),
-        text_mask=torch.ones(2, q, dtype=torch.bool),
-    )
-
-
-def check_inside(reduction, b, expected, size):
-    rows, features = expected
-    assert reduction.anchor[b].tolist() == [a for a, _ in rows]
-    assert [reduction.members(i, b).tolist() for i in range(len(rows))] == [m for _, m in rows]
-    np.testing.assert_allclose(reduction.features[b].double().numpy(), features, atol=1e-6, rtol=0)
-    reduction.validate(size)
-
-
 @pytest.mark.parametrize("count", [3, 7, 12])
 def test_rules_inside_the_language_model(count):
     t = layer_tokens()
@@ -377,33 +226,11 @@ def test_cascade_keeps_true_unions():
                 )
 
 
-def test_cascade_schedule():
-    method = Cascade(before=False)
-    published = method._stages(6000, 36, 0.45)
-    assert [layer for layer, _ in published.stages] == [11, 23, 35]
-    average = Allocation(6000, 36, 6000, published).average
-    assert average / 6000 == pytest.approx(0.526, abs=5e-4)
-    assert method.allocate(6000, 36, 0.3).keep == 6000
-    assert method.allocate(6000, 36, 0.5).average == pytest.approx(3000, abs=2)
-    with pytest.raises(ValueError, match="before and deep"):
-        Cascade(before=False, deep=False)
-
-
 def test_cascade_refuses_unequal_frames():
     anchor = torch.tensor([[0, 1, 4], [0, 4, 5]])
     state = LayerTokens(torch.randn(2, 3, 4), torch.ones(2, 3).long(), anchor, (2, 2, 2))
     with pytest.raises(ValueError, match="per frame"):
         Cascade().inside(state, 2)
-
-
-def test_published_fastv_and_pyramiddrop():
-    fastv = [FastV().allocate(576, 32, b).schedule.stages for b in (192, 128, 64)]
-    assert fastv == [((2, 166),), ((2, 98),), ((2, 30),)]
-    pyramid = PyramidDrop().published(576, 32)
-    assert pyramid.schedule.stages == ((8, 288), (16, 144), (24, 72))
-    assert pyramid.average == 270
-    vscan = VScan().allocate(576, 32, 64)
-    assert (vscan.keep, vscan.schedule.stages) == (96, ((16, 32),))
 
 
 def test_pool_worked_by_hand():
@@ -429,20 +256,3 @@ def test_random_draws():
     a, b = (reduce(x, "random", 5, generator=torch.Generator().manual_seed(s)) for s in (1, 2))
     assert not torch.equal(a.anchor, b.anchor)
     assert not torch.equal(a.anchor[0], a.anchor[1])
-
-
-# contracts of all methods, by name
-
-
-def test_reduce_on_bare_tensors():
-    x = torch.randn(2, 9, 4)
-    out = reduce(x, "random", 0.5)
-    assert out.features.shape == (2, 4, 4)
-    with pytest.raises(ValueError, match="known methods"):
-        reduce(x, "nonsense", 4)
-    with pytest.raises(ValueError, match="needs"):
-        reduce(x, "duet", 4)
-    with pytest.raises(ValueError, match="grid"):
-        reduce(x, "random", 4, grid=(3, 4))
-    with pytest.raises(TypeError, match="method"):
-        reduce(x, 3, 4)
