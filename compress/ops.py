@@ -223,56 +223,64 @@ def farthest(vectors: Tensor, count: int) -> Tensor:
 
 
 @torch.no_grad()
-def determinantal(vectors: Tensor, quality: Tensor, count: int) -> Tensor:
+def volume(kernel: Tensor, count: int) -> Tensor:
     """Greedy MAP of a determinantal point process -> (B, count) indices in pick order.
 
-    Kernel L_ij = q_i q_j cos(v_i, v_j) of vectors (B, N, D) and quality (B, N) >= 0 (Chen et al.
-    2018, algorithm 1; CDPruner). Each pick has the largest part of L_jj not yet spanned. Once what
-    is left of a token is below 1e-5 of its L_jj (rank used up, or a duplicate), it ranks after
-    all others, by quality.
+    kernel: (B, N, N) positive semi-definite. Each pick has the largest part of its diagonal not
+    yet spanned (Chen et al. 2018, algorithm 1; CDPruner). Once what is left of a token is below
+    1e-5 of it (rank used up, or a duplicate), it ranks after all others, by its diagonal.
     """
-    picks = []
-    for part in batches(*vectors.shape[:2]):
-        q = wide(quality[part])
-        table = cosine(vectors[part], vectors[part]) * q[:, :, None] * q[:, None]
-        left = table.diagonal(dim1=1, dim2=2).clone()
-        limit = 1e-5 * left
-        late = q - q.amax(1, keepdim=True) - 1.0
-        done = torch.zeros_like(left, dtype=torch.bool)
-        basis = table.new_zeros(len(table), count, table.shape[1])
-        chosen = []
-        for step in range(count):
-            score = torch.where(left > limit, left, late).masked_fill_(done, -torch.inf)
-            pick = score.argmax(1, keepdim=True)
-            chosen.append(pick)
-            done.scatter_(1, pick, True)
-            seen = basis[:, :step]
-            spanned = seen.gather(2, pick[:, None].expand(-1, step, 1)).transpose(1, 2)
-            row = rows(table, pick)[:, 0] - (spanned @ seen)[:, 0]
-            rest = left.gather(1, pick)
-            fresh = rest > limit.gather(1, pick)
-            row = torch.where(fresh, row / rest.clamp(min=1e-30).sqrt(), 0.0)
-            basis[:, step] = row
-            left -= row.square()
-        picks.append(torch.cat(chosen, 1))
-    return torch.cat(picks)
+    left = kernel.diagonal(dim1=1, dim2=2).clone()
+    limit = 1e-5 * left
+    late = left - left.amax(1, keepdim=True) - 1.0
+    done = torch.zeros_like(left, dtype=torch.bool)
+    basis = kernel.new_zeros(len(kernel), count, kernel.shape[1])
+    chosen = []
+    for step in range(count):
+        score = torch.where(left > limit, left, late).masked_fill_(done, -torch.inf)
+        pick = score.argmax(1, keepdim=True)
+        chosen.append(pick)
+        done.scatter_(1, pick, True)
+        seen = basis[:, :step]
+        spanned = seen.gather(2, pick[:, None].expand(-1, step, 1)).transpose(1, 2)
+        row = rows(kernel, pick)[:, 0] - (spanned @ seen)[:, 0]
+        rest = left.gather(1, pick)
+        fresh = rest > limit.gather(1, pick)
+        row = torch.where(fresh, row / rest.clamp(min=1e-30).sqrt(), 0.0)
+        basis[:, step] = row
+        left -= row.square()
+    return torch.cat(chosen, 1)
 
 
 @torch.no_grad()
-def cover(table: Tensor, count: int) -> Tensor:
+def cover(table: Tensor, count: int, lazy: bool | None = None, block: int = 32) -> Tensor:
     """Greedy facility location: table (B, N, R) >= 0, what token j gives need r -> (B, count).
 
     Each pick adds most to sum_r max over picks of table[j, r] (MMTok, section 3). In pick order.
+    Gains never grow, so if `lazy` only tokens whose last known gain is among the `block` highest
+    are computed again, until the best is a fresh one: the same picks, far less work, but the host
+    looks at every pick. By default that is done on a CPU, and on a GPU all are computed.
     """
+    lazy = not table.is_cuda if lazy is None else lazy
     met = table.new_zeros(table.shape[0], 1, table.shape[2])
-    done = torch.zeros(table.shape[:2], dtype=torch.bool, device=table.device)
+    gain = table.sum(2)
+    stale = torch.zeros_like(gain, dtype=torch.bool)
     chosen = []
     for _ in range(count):
-        gain = torch.maximum(table, met).sum(2).masked_fill_(done, -torch.inf)
+        if not lazy:
+            gain = torch.where(gain < 0, gain, (table - met).clamp_(min=0).sum(2))
         pick = gain.argmax(1, keepdim=True)
+        while lazy and bool(stale.gather(1, pick).any()):
+            old = gain.masked_fill(~stale, -torch.inf).topk(min(block, gain.shape[1]), 1)
+            fresh = (rows(table, old.indices) - met).clamp_(min=0).sum(2)
+            fresh = torch.where(old.values < 0, gain.gather(1, old.indices), fresh)
+            gain.scatter_(1, old.indices, fresh)
+            stale.scatter_(1, old.indices, False)
+            pick = gain.argmax(1, keepdim=True)
         chosen.append(pick)
-        done.scatter_(1, pick, True)
+        gain.scatter_(1, pick, -torch.inf)
         met = torch.maximum(met, rows(table, pick))
+        stale = gain >= 0
     return torch.cat(chosen, 1)
 
 

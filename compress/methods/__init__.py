@@ -11,6 +11,7 @@ from compress.methods.divprune import DivPrune
 from compress.methods.duet import Duet
 from compress.methods.fastv import FastV
 from compress.methods.fastvid import FastVID
+from compress.methods.foveate import Foveate
 from compress.methods.mmtok import MMTok
 from compress.methods.pool import Pool
 from compress.methods.prumerge import PruMerge
@@ -36,6 +37,7 @@ METHODS: dict[str, type[Method]] = {
         Duet,
         FastV,
         FastVID,
+        Foveate,
         MMTok,
         Pool,
         PruMerge,

@@ -43,4 +43,10 @@ class CDPruner(Method):
     def pick(self, tokens: VisualTokens, keep: int, generator: torch.Generator | None) -> Reduction:
         score = relevance(tokens.features, tokens.need("query"), tokens.query_mask)
         quality = ops.minmax(-score if self.negate else score) + 1e-6
-        return ops.keep(tokens.features, ops.determinantal(tokens.features, quality, keep))
+        with torch.no_grad():
+            picks = []
+            for part in ops.batches(len(quality), tokens.count):
+                x, q = tokens.features[part], quality[part]
+                kernel = ops.cosine(x, x) * q[:, :, None] * q[:, None]
+                picks.append(ops.volume(kernel, keep))
+        return ops.keep(tokens.features, torch.cat(picks))

@@ -56,7 +56,8 @@ class VisPruner(Method):
         while rest.shape[1] > count:
             even, odd = rest[:, ::2], rest[:, 1::2]
             gone = min(self.step, rest.shape[1] - count, even.shape[1])
-            block = ops.rows(near, even).gather(2, odd[:, None].expand(-1, even.shape[1], -1))
+            place = even[:, :, None] * near.shape[2] + odd[:, None]
+            block = near.flatten(1).gather(1, place.flatten(1)).reshape(place.shape)
             order = ops.rank(block.amax(2))
             rest = torch.cat([even.gather(1, order[:, gone:]), odd], 1)
         return rest

@@ -403,3 +403,42 @@ def dart(hidden, keys, text, text_keys, count):
         free = [j for j in range(n) if j not in kept]
         kept += sorted(free, key=lambda j: (cos(v, hidden[j]), j))[:share]
     return dropped(hidden, kept)
+
+
+def foveate(x, s, query, grid, keep, choice="cover", merge=True, purity=0.0):
+    n = len(x)
+    text = sum(softmax(np.array([cos(q, v) for v in x]) / 0.02) for q in query)
+    distinct = np.sum((x - x.mean(0)) ** 2, 1)
+    parts = [np.ones(n), s, distinct, text]
+    weight = sum(p / p.sum() for p in parts) / 4
+    apart = np.array([[np.sum((a - b) ** 2) for b in x] for a in x])
+    w = grid[2]
+    reach = (n / keep) ** 0.5
+    near = np.zeros((n, n))
+    for i in range(n):
+        for j in range(n):
+            place = (i // w - j // w) ** 2 + (i % w - j % w) ** 2
+            near[i, j] = np.exp(-apart[i, j] / (2 * 0.25 * apart.mean()) - place / (2 * reach**2))
+    picked = []
+    while len(picked) < keep:
+        gains = []
+        for j in range(n):
+            own = [*picked, j]
+            if j in picked:
+                gains.append(-1.0)
+            elif choice == "cover":
+                gains.append(sum(weight[i] * max(near[i, k] for k in own) for i in range(n)))
+            elif choice == "volume":
+                kernel = near * weight[:, None] * weight[None] * n * n
+                gains.append(np.linalg.det(kernel[np.ix_(own, own)]))
+            else:
+                gains.append(weight[j])
+        picked.append(argmax(gains))
+    if not merge:
+        return dropped(x, picked)
+    groups = {p: [] for p in picked}
+    for i in range(n):
+        best = picked[argmax([near[i, p] for p in picked])]
+        if i not in groups and near[i, best] >= purity:
+            groups[best].append(i)
+    return merged(x, groups)

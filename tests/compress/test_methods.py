@@ -16,6 +16,7 @@ from compress.methods import (
     Duet,
     FastV,
     FastVID,
+    Foveate,
     MMTok,
     PruMerge,
     PyramidDrop,
@@ -37,8 +38,6 @@ from tests.compress.cases import check, check_inside, inputs, layer_tokens, samp
 @pytest.mark.parametrize("cluster", ["pool", "attention", "visionzip"])
 @pytest.mark.parametrize(("keep", "contextual"), [(12, 3), (12, 0), (30, 10), (2, 1), (1, 0)])
 def test_duet(cluster, released, keep, contextual):
-    if contextual == 0 and released:
-        pytest.skip("no contextual tokens: nothing to add")
     tokens = inputs()
     method = Duet(
         cluster=cluster,
@@ -51,7 +50,8 @@ def test_duet(cluster, released, keep, contextual):
         v = sample(tokens, b)
         rows = keep - contextual
         if contextual == 0:
-            expected = golden.dropped(v["features"], golden.best_first(v["saliency"])[:rows])
+            ranked = golden.best_first(v["saliency"])
+            expected = golden.dropped(v["features"], ranked[:rows], raster=True)
         else:
             expected = golden.duet(
                 v["features"], v["keys"], v["saliency"], rows, contextual, 3, cluster, released,
@@ -146,6 +146,14 @@ def references():
          lambda v: golden.chatunivi(v["features"], 3)),
         ("chatunivi-video", ChatUniVi(events=0.5), (6, 3, 3), 21,
          lambda v: golden.chatunivi_video(v["features"], 6, 3, 7)),
+        *(
+            (f"foveate-{i}", Foveate(**options), image, 9,
+             lambda v, options=options: golden.foveate(
+                 v["features"], v["saliency"], v["query"], image, 9, **options))
+            for i, options in enumerate((
+                {}, {"choice": "volume"}, {"choice": "top"}, {"merge": False}, {"purity": 0.1},
+            ))
+        ),
     ]  # fmt: skip
 
 
@@ -256,3 +264,39 @@ def test_random_draws():
     a, b = (reduce(x, "random", 5, generator=torch.Generator().manual_seed(s)) for s in (1, 2))
     assert not torch.equal(a.anchor, b.anchor)
     assert not torch.equal(a.anchor[0], a.anchor[1])
+
+
+def test_foveate_parts_are_switches():
+    tokens = inputs()
+    full = Foveate().weights(tokens)
+    torch.testing.assert_close(full.sum(1), torch.ones(2))
+    alone = Foveate(even=1, salient=0, distinct=0, relevant=0).weights(tokens)
+    torch.testing.assert_close(alone, torch.full_like(alone, 1 / 36))
+    bare = replace(tokens, saliency=None, query=None, query_mask=None)
+    without = Foveate(salient=0, relevant=0)
+    assert torch.equal(Foveate().weights(bare), without.weights(tokens))
+    mask = torch.tensor([[True, False, False, False], [False] * 4])
+    masked = Foveate(even=1, salient=0, distinct=0).weights(replace(tokens, query_mask=mask))
+    first = Foveate(even=1, salient=0, distinct=0).weights(
+        replace(tokens, query=tokens.query[:, :1], query_mask=None)
+    )
+    torch.testing.assert_close(masked[0], first[0])
+    torch.testing.assert_close(masked[1], alone[1])  # no question: that part is left out
+
+
+def test_foveate_keeps_equal_things_far_apart():
+    # four equal dots on a blank 6 x 6 image: each must be kept, the blank by few
+    x = torch.zeros(1, 36, 4)
+    dots = [7, 10, 25, 28]
+    x[:, dots] = torch.tensor([1.0, 0, 0, 1])
+    tokens = VisualTokens(x, (1, 6, 6))
+    assert set(dots) <= set(Foveate().reduce(tokens, 8).anchor[0].tolist())
+    apart = Foveate(place=None).reduce(tokens, 8)
+    assert set(dots) & set(apart.anchor[0].tolist()) == {7}  # without place one dot stands for all
+
+
+def test_foveate_bad_options():
+    for options in ({"even": -1}, {"even": 0, "distinct": 0}, {"place": 0.0}, {"choice": "best"},
+                    {"text_heat": 0}, {"layers": (0.5,)}):  # fmt: skip
+        with pytest.raises(ValueError, match="Foveate"):
+            Foveate(**options)
