@@ -61,8 +61,8 @@ class Compression:
                 f"{type(model).__name__} has a compression already ({other.method!r}, budget "
                 f"{other.budget!r}); call remove() on it, or leave its with block, first"
             )
-        self.method = get_method(method)
-        self.budget = budget
+        self.method: Method = get_method(method)
+        self.budget: int | float = budget
         resolve_budget(budget, self.family.cells or 2**62)
         known = positions in ("home", "compact") if isinstance(positions, str) else None
         if known is False or not (known or hasattr(positions, "homes")):
@@ -220,7 +220,7 @@ class Compression:
         visual = None
         if ids is not None:
             visual = torch.isin(ids.cpu(), torch.tensor(self.family.placeholders))
-        if visual is not None and bool(visual.any()):
+        if ids is not None and visual is not None and bool(visual.any()):
             if self.encoded is None:
                 raise CompressionError(
                     "the visual features were made before this compression was attached: call the "
@@ -240,7 +240,7 @@ class Compression:
         self._labels = None
         if done is None:
             return
-        cache = output["past_key_values"] if "past_key_values" in output else None
+        cache = output.get("past_key_values")
         if cache is not None:
             self._states[cache] = done.state
         if done.prefill:

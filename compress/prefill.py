@@ -152,7 +152,8 @@ def begin(
         raise ValueError(
             f"input_ids {tuple(ids.shape)} and inputs_embeds {tuple(embeds.shape)} do not match"
         )
-    mask = chunk_mask(kwargs.get("attention_mask"), *ids.shape, dense, device).cpu()
+    batch, length = ids.shape
+    mask = chunk_mask(kwargs.get("attention_mask"), batch, length, dense, device).cpu()
     visual = visual & mask
     inputs = encoded.rows(visual.sum(1).tolist())
     flat = [i for row in inputs for i in row]
@@ -320,8 +321,8 @@ def _segment(grid: Grid) -> Image | Video:
 
 
 def _on_host(reduction: Reduction) -> Reduction:
-    parts = (reduction.assign[0], reduction.anchor[0], reduction.size[0])
-    return Reduction(reduction.features[0], *(part.cpu() for part in parts))
+    assign, anchor, size = reduction.assign[0], reduction.anchor[0], reduction.size[0]
+    return Reduction(reduction.features[0], assign.cpu(), anchor.cpu(), size.cpu())
 
 
 def _kept_labels(owner: Compression, rows: Rows, new: Rows, back: Tensor | None) -> Tensor | None:

@@ -59,6 +59,13 @@ class Cost:
     decode: float | None = None
     memory: int | None = None
 
+    @property
+    def first(self) -> float | None:
+        """Milliseconds to the first token: vision, reduce, plan and prefill."""
+        if self.vision is None or self.prefill is None:
+            return None
+        return self.vision + self.prefill + (self.reduce or 0.0) + (self.plan or 0.0)
+
 
 @dataclass(frozen=True)
 class Report:
@@ -74,13 +81,14 @@ class Report:
     reduced: Cost
 
     def __str__(self) -> str:
-        rows = [("", "dense", "reduced")]
+        rows: list[tuple[str, ...]] = [("", "dense", "reduced")]
         for name, scale, unit, digits in (
             ("macs", 1e-9, "GMAC, visual tokens", 3),
             ("vision", 1, "ms vision", 2),
             ("reduce", 1, "ms reduce", 2),
             ("plan", 1, "ms plan", 2),
             ("prefill", 1, "ms prefill (language model)", 2),
+            ("first", 1, "ms to the first token", 2),
             ("decode", 1, "ms a decoded token", 2),
             ("cache", 1 / 1024, "KiB keys and values", 1),
             ("memory", 2**-20, "MiB peak memory", 1),
@@ -145,9 +153,10 @@ class Record:
     _over: bool = True
 
     def restart(self) -> None:
-        """The vision side runs: times are counted from here."""
+        """The vision side runs: times of the reduction are counted from here."""
         if self._over:
-            self.clock.totals, self._over = {}, False
+            self.clock.totals.update(reduce=0.0, plan=0.0)
+            self._over = False
 
     def end(self, done: Pass, cache: Any, name: str) -> None:
         """The language model has run a prompt with visual inputs."""

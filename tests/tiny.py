@@ -14,7 +14,7 @@ PAD = 0
 
 
 def llava(attention: str = "sdpa", depth: int = 4) -> Any:
-    """A LLaVA with 8 x 8 cells an image, grouped heads, weights wide enough to tell tokens apart."""
+    """A LLaVA with 8 x 8 cells an image, grouped heads, and wide enough weights."""
     config = LlavaConfig(
         vision_config=CLIPVisionConfig(
             hidden_size=32,

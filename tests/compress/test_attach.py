@@ -309,7 +309,7 @@ def test_what_is_not_supported_is_refused(model: Any) -> None:
                 attention_mask=given["attention_mask"],
                 pixel_values=given["pixel_values"],
             )
-        with pytest.raises(ValueError, match="prompts hold|placeholder"):
+        with pytest.raises(ValueError, match="prompts hold"):
             answer(model, given, prefill_chunk_size=16)
 
 
