@@ -5,14 +5,14 @@ from __future__ import annotations
 import io
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar
 
 from PIL import Image
 
-from vlm.media import MediaError, read_image
+from vlm.media import MediaError, Video, read_image, read_video
 
 
 class DataError(ValueError):
@@ -44,6 +44,28 @@ class Drawing:
 
 
 @dataclass(frozen=True)
+class Clip:
+    """Frames of one video: `frames` by the rule `sampling`, or `fps` a second up to `frames`.
+
+    short: whether a video that has fewer frames than asked is taken all the same.
+    """
+
+    path: Path
+    frames: int | None = None
+    fps: float | None = None
+    sampling: str = "uniform"
+    short: bool = False
+    kind: ClassVar[str] = "video"
+
+    def load(self) -> Video:
+        """The frames with their times. Raises MediaError."""
+        if self.fps is not None:
+            return read_video(self.path, fps=self.fps, max_frames=self.frames)
+        exact = not self.short
+        return read_video(self.path, self.frames, sampling=self.sampling, exact_count=exact)
+
+
+@dataclass(frozen=True)
 class Sample:
     """One question, as it is put to a model.
 
@@ -51,7 +73,8 @@ class Sample:
     without placeholders of media. media: what is shown before it. answer: what `score` compares
     with, or None where the benchmark hides it. options: letter -> text, of a multiple choice.
     groups: column -> value, for the breakdown. cluster: questions that are not independent share
-    it (default: the key). about: further columns that exported files need.
+    it (default: the key). about: further columns that exported files need. complete: makes the
+    prompt out of `prompt` and the media as they were read, where it depends on them.
     """
 
     key: str
@@ -63,6 +86,7 @@ class Sample:
     cluster: str = ""
     max_new_tokens: int = 16
     about: Mapping[str, Any] = field(default_factory=dict)
+    complete: Callable[[str, tuple[Any, ...]], str] | None = None
 
 
 @dataclass(frozen=True)
@@ -118,6 +142,7 @@ class Benchmark:
     """
 
     name: ClassVar[str] = ""
+    help: ClassVar[str] = ""
     metric: ClassVar[str] = "accuracy"
 
     def load(self) -> Loaded:
@@ -155,6 +180,8 @@ class Benchmark:
 
 
 def _plain(value: Any) -> Any:
+    if callable(value):
+        return f"{value.__module__}:{value.__qualname__}"
     return str(value) if isinstance(value, Path) else value
 
 
@@ -180,6 +207,7 @@ def png(image: Image.Image) -> bytes:
 
 __all__ = [
     "Benchmark",
+    "Clip",
     "DataError",
     "Drawing",
     "Loaded",

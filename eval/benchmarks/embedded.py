@@ -65,6 +65,7 @@ class Embedded(Benchmark):
     data: Path | None = None
 
     name: ClassVar[str] = "embedded"
+    help: ClassVar[str] = "scenes that are drawn, or open.jsonl that make-embedded wrote"
 
     def load(self) -> Loaded:
         """Draw the questions, or read them from `data`."""
