@@ -98,7 +98,7 @@ def draw(results: list[Result], chance: dict[str, float], path: Path) -> None:
             capsize=2,
         )
     for k, name in enumerate(names):
-        label = "chance" if k == 0 else None
+        label = "chance" if k == 0 else "_"
         axes.hlines(
             100 * chance[name], k - 0.42, k + 0.42, color="black", linestyle=":", label=label
         )

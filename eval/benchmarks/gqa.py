@@ -1,4 +1,4 @@
-"""GQA (Hudson and Manning 2019): one-word answers, exact match; testdev_balanced is the usual split.
+"""GQA (Hudson and Manning 2019): one-word answers, exact match; testdev_balanced as a rule.
 
 `data` is the official testdev_balanced_questions.json: question id -> {imageId, question, answer,
 types}; pictures lie under `media` as <imageId>.jpg.
