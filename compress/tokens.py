@@ -112,6 +112,11 @@ class VisualTokens(_Fields):
             if not fine:
                 raise ValueError(f"{name} holds NaN or infinity; a method cannot rank such values")
 
+    def take(self, part: slice) -> VisualTokens:
+        """Some inputs of the batch."""
+        given = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "grid"}
+        return replace(self, **{k: v[part] for k, v in given.items() if v is not None})
+
     def fold(self, starts: list[int], grid: Grid) -> VisualTokens:
         """Runs of prod(grid) cells from each of k starts as inputs of their own: (B * k, ...)."""
         b, k, size = len(self.features), len(starts), grid[0] * grid[1] * grid[2]

@@ -7,7 +7,7 @@ in the time one has on 2 cores. The recipe therefore takes the two halves apart 
    class token to list what the picture holds, so that its attention goes to things;
 2. `language`: the language model learns to answer from *symbols*: each cell is the sum of learned
    embeddings of its labels, so that whole steps cost a tenth and nothing has to be seen yet;
-3. `bridge`: the projector learns to turn the tower's cells into those symbols;
+3. `bridge`: tower and projector learn to turn what is seen into those symbols;
 4. `joint`: everything is trained together on pictures, dense, with all 144 cells.
 
 Stages 1 and 2 are independent (`--stage` runs one alone). Each stage writes its weights and goes on
@@ -74,8 +74,8 @@ class Stage:
 RECIPE = {
     "vision": Stage(steps=1500, batch=32, lr=2e-3),
     "language": Stage(steps=1500, batch=32, lr=3e-3),
-    "bridge": Stage(steps=300, batch=32, lr=2e-3),
-    "joint": Stage(steps=1600, batch=16, lr=6e-4),
+    "bridge": Stage(steps=600, batch=32, lr=1e-3),
+    "joint": Stage(steps=1600, batch=16, lr=4e-4),
 }
 
 
@@ -300,7 +300,13 @@ class Trainer:
                     "symbols": self.symbols,
                 }
             ),
-            "bridge": nn.ModuleDict({"projector": self.model.model.multi_modal_projector}),
+            "bridge": nn.ModuleDict(
+                {
+                    "tower": self.model.model.vision_tower,
+                    "heads": self.heads,
+                    "projector": self.model.model.multi_modal_projector,
+                }
+            ),
         }
         self.parts["joint"] = nn.ModuleDict({"model": self.model, "heads": self.heads})
 
@@ -389,10 +395,13 @@ class Trainer:
         return loss, {"answer": float(right)}
 
     def _bridge(self, index: np.ndarray, _: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
+        hidden, fields = self._see(index), self.scenes.fields(index)
         with torch.no_grad():
-            seen, target = self._see(index)[:, 1:], self.symbols(self.scenes.fields(index))
-        said = self.model.model.multi_modal_projector(seen)
-        return functional.mse_loss(said, target) / target.var(), {}
+            wanted = self.symbols(fields)
+        said = self.model.model.multi_modal_projector(hidden[:, 1:])
+        apart = functional.mse_loss(said, wanted) / wanted.var()
+        see, _ = self.heads.loss(hidden, fields)
+        return apart + 0.05 * see, {"apart": float(apart.detach()), "see": float(see.detach())}
 
     def _joint(
         self, index: np.ndarray, rng: np.random.Generator

@@ -55,7 +55,7 @@ class Worker:
         """The next answer's head. Raises DecodeError for the child's own errors and for its end."""
         head = json.loads(self.receive(timeout, HEAD_LIMIT))
         if head.get("kind") == "import":
-            raise ImportError(f"videos are read with decord: {head['error']}")
+            raise ImportError(f"the reader of videos is not installed: {head['error']}")
         if "error" in head:
             raise decode.DecodeError(head["error"])
         return head
@@ -83,13 +83,10 @@ class Worker:
 
 
 class IsolatedVideo:
-    """`decode.DecordVideo` in a child: the same attributes, the same `read`."""
+    """What `decode.open_video(**file)` gives, in a child: same attributes, same methods."""
 
-    def __init__(
-        self, path: str, short_side: int | None, threads: int, strict: bool, timeout: float
-    ) -> None:
+    def __init__(self, file: dict[str, Any], timeout: float) -> None:
         self._worker, self._timeout, self._clean = _take(), timeout, False
-        file = {"path": path, "short_side": short_side, "threads": threads, "strict": strict}
         try:
             self._worker.ask(do="open", file=file)
             head = self._worker.answer(timeout)
