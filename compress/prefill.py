@@ -312,7 +312,7 @@ def _planned(
         start = float(state.following[row]) if state else 0.0
         mine = {key: _on_host(next(each)) for key in keys}
         dense = plan(segments, scheme, start=start)
-        plans.append(dense.after(mine))  # type: ignore[arg-type]
+        plans.append(dense.after(mine))
     return PositionTable.from_plans(plans, after.mask, device=ids.device)
 
 

@@ -1,8 +1,8 @@
 """Accuracy of the embedded model, dense and reduced: `python -m scripts.accuracy`.
 
-DUET, and random, strided and pooled tokens as fair baselines, at 1/3 and 1/9 of the tokens, on the same questions
-about the same held-out scenes. Writes `<output>/accuracy.json` (raw figures, versions, hardware,
-command), `accuracy.png` and `accuracy.md`. Interrupted runs go on where they were.
+DUET, and random, strided and pooled tokens as fair baselines, at 1/3 and 1/9 of the tokens, on the
+same questions about the same held-out scenes. Writes `accuracy.json` (raw figures, versions,
+hardware, command), `accuracy.png` and `accuracy.md`. An interrupted run goes on where it was.
 """
 
 from __future__ import annotations
