@@ -1,0 +1,26 @@
+"""Keep few of a vision-language model's visual tokens, each at its true place.
+
+from compress import compress
+
+with compress(model, "duet", budget=64) as c:
+    out = model.generate(**inputs)
+print(c.report())
+"""
+
+from compress.attach import Compression, CompressionError, compress
+from compress.methods import Method, get_method, list_methods
+from compress.report import Cost, Report
+from compress.tokens import Reduction, VisualTokens
+
+__all__ = [
+    "Compression",
+    "CompressionError",
+    "Cost",
+    "Method",
+    "Reduction",
+    "Report",
+    "VisualTokens",
+    "compress",
+    "get_method",
+    "list_methods",
+]

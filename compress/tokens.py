@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 Grid = tuple[int, int, int]
-_PER_CELL = ("features", "keys", "saliency", "tower", "shallow")
+_PER_CELL = ("features", "keys", "saliency", "tower", "shallow", "size")
 
 
 def _expect(name: str, value: Tensor | None, shape: tuple[int | None, ...]) -> None:
@@ -25,8 +25,17 @@ def _expect(name: str, value: Tensor | None, shape: tuple[int | None, ...]) -> N
         raise ValueError(f"{name} has shape {tuple(value.shape)}, expected {wanted}")
 
 
+class _Fields:
+    def need(self, name: str) -> Tensor:
+        """The field `name`; ValueError if it was not given."""
+        value = getattr(self, name)
+        if value is None:
+            raise ValueError(f"{name} is needed here, but was not given")
+        return value
+
+
 @dataclass(frozen=True)
-class VisualTokens:
+class VisualTokens(_Fields):
     """Dense visual tokens (cells) of B visual inputs that share one grid.
 
     features: (B, N, D) floating point, in raster order (frame, row, column).
@@ -38,6 +47,7 @@ class VisualTokens:
     tower: (B, N, Dt) features before the projector, for methods that run after it.
     shallow: (B, N) saliency of a shallow layer (VScan).
     attention: (B, N, N) head-mean attention between cells of the scoring layer (DUET's paper).
+    size: (B, N) int64, cells already merged in each, default one.
 
     Raises ValueError or TypeError, naming the field, if a shape does not fit.
     """
@@ -51,6 +61,7 @@ class VisualTokens:
     tower: Tensor | None = None
     shallow: Tensor | None = None
     attention: Tensor | None = None
+    size: Tensor | None = None
 
     def __post_init__(self) -> None:
         _expect("features", self.features, (None, None, None))
@@ -76,18 +87,12 @@ class VisualTokens:
         _expect("tower", self.tower, (b, n, None))
         _expect("shallow", self.shallow, (b, n))
         _expect("attention", self.attention, (b, n, n))
+        _expect("size", self.size, (b, n))
 
     @property
     def count(self) -> int:
         """N, the number of cells."""
         return self.features.shape[1]
-
-    def need(self, name: str) -> Tensor:
-        """The field `name`; ValueError if it was not given."""
-        value = getattr(self, name)
-        if value is None:
-            raise ValueError(f"{name} is needed here, but was not given")
-        return value
 
     @property
     def cells(self) -> Tensor:
@@ -102,43 +107,43 @@ class VisualTokens:
             for f in fields(self)
             if isinstance(value := getattr(self, f.name), Tensor) and value.is_floating_point()
         }
-        good = torch.stack([value.isfinite().all() for value in given.values()]).tolist()
-        for name, fine in zip(given, good, strict=True):
-            if not fine:
+        # a sum is the cheapest look at all values; one that overflows is looked at again
+        wide = [
+            value.sum(dtype=torch.promote_types(value.dtype, torch.float32))
+            for value in given.values()
+        ]
+        for name, fine in zip(
+            given, torch.stack([x.double() for x in wide]).isfinite().tolist(), strict=True
+        ):
+            if not fine and not bool(given[name].isfinite().all()):
                 raise ValueError(f"{name} holds NaN or infinity; a method cannot rank such values")
 
-    def frames(self, start: int, stop: int) -> VisualTokens:
-        """The tokens of frames start..stop-1 alone, as an input of their own."""
-        t, h, w = self.grid
-        cut = slice(start * h * w, stop * h * w)
-        part = {
-            name: value[:, cut] for name in _PER_CELL if (value := getattr(self, name)) is not None
-        }
-        if self.attention is not None:
-            part["attention"] = self.attention[:, cut, cut]
-        return replace(self, grid=(min(stop, t) - start, h, w), **part)
+    def take(self, part: slice) -> VisualTokens:
+        """Some inputs of the batch."""
+        given = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "grid"}
+        return replace(self, **{k: v[part] for k, v in given.items() if v is not None})
 
-    def fold(self, which: list[int]) -> VisualTokens:
-        """Frames `which` (k of them) of each input as inputs of their own: (B * k, H * W, ...)."""
-        t, h, w = self.grid
-        b, k = len(self.features), len(which)
-        index = torch.tensor(which, device=self.features.device)
+    def fold(self, starts: list[int], grid: Grid) -> VisualTokens:
+        """Runs of prod(grid) cells from each of k starts as inputs of their own: (B * k, ...)."""
+        b, k, size = len(self.features), len(starts), grid[0] * grid[1] * grid[2]
+        device = self.features.device
+        index = torch.tensor(starts, device=device)[:, None] + torch.arange(size, device=device)
         part = {
-            name: value.unflatten(1, (t, h * w))[:, index].flatten(0, 1)
+            name: value[:, index].flatten(0, 1)
             for name in _PER_CELL
             if (value := getattr(self, name)) is not None
         }
         if self.attention is not None:
-            blocks = self.attention.reshape(b, t, h * w, t, h * w)
-            part["attention"] = blocks[:, index, :, index].transpose(0, 1).flatten(0, 1)
+            blocks = self.attention[:, index[:, :, None], index[:, None, :]]
+            part["attention"] = blocks.reshape(b * k, size, size)
         for name in ("query", "query_mask"):
             if (value := getattr(self, name)) is not None:
                 part[name] = value.repeat_interleave(k, 0)
-        return replace(self, grid=(1, h, w), **part)
+        return replace(self, grid=grid, **part)
 
 
 @dataclass(frozen=True)
-class LayerTokens:
+class LayerTokens(_Fields):
     """Visual tokens about to enter a decoder layer, n of them in each of B sequences.
 
     hidden: (B, n, D) hidden states that enter the layer.
@@ -147,7 +152,8 @@ class LayerTokens:
     grid: the dense (T, H, W).
     scores: (B, n) float32, text-to-vision attention (see `compress.methods.base`).
     keys: (B, n, Dk) keys with rotary embedding, key heads concatenated.
-    text_keys: (B, Q, Dk) the same of the text tokens; text_mask: (B, Q) bool, True at real tokens.
+    text: (B, Q, D) hidden states and text_keys: (B, Q, Dk) keys of the text tokens after the visual
+        input; text_mask: (B, Q) bool, True at real tokens.
     """
 
     hidden: Tensor
@@ -156,6 +162,7 @@ class LayerTokens:
     grid: Grid
     scores: Tensor | None = None
     keys: Tensor | None = None
+    text: Tensor | None = None
     text_keys: Tensor | None = None
     text_mask: Tensor | None = None
 
@@ -165,6 +172,7 @@ class LayerTokens:
         for name in ("size", "anchor", "scores"):
             _expect(name, getattr(self, name), (b, n))
         _expect("keys", self.keys, (b, n, None))
+        _expect("text", self.text, (b, None, None))
         _expect("text_keys", self.text_keys, (b, None, None))
         _expect("text_mask", self.text_mask, (b, None))
 
@@ -176,12 +184,15 @@ class Reduction:
     features: (B, M, D). assign: (B, N) int64, the output row that a token went to, or -1.
     anchor: (B, M) int64, the input token that a row stands for, ascending (raster) unless a
     released order is reproduced. size: (B, M) int64, cells merged in a row.
+    more: further maps like `assign`, where a token is in several rows: the coarser levels of a
+    method that hands on more than one (Chat-UniVi). Sizes then count a cell once a level.
     """
 
     features: Tensor
     assign: Tensor
     anchor: Tensor
     size: Tensor
+    more: tuple[Tensor, ...] = ()
 
     @property
     def count(self) -> int:
@@ -197,7 +208,8 @@ class Reduction:
 
     def members(self, row: int, batch: int = 0) -> Tensor:
         """Input tokens merged in `row` of sample `batch`, ascending int64."""
-        return (self.assign[batch] == row).nonzero().flatten()
+        levels = torch.stack([self.assign[batch], *(level[batch] for level in self.more)])
+        return (levels == row).any(0).nonzero().flatten()
 
     def unmerge(self, x: Tensor | None = None) -> Tensor:
         """(B, M, ...) -> (B, N, ...): each token gets its row's value, a dropped one zeros.
@@ -217,7 +229,10 @@ class Reduction:
         if not 0 <= batch < len(self.anchor):
             raise IndexError(f"batch is {batch}, but the reduction has {len(self.anchor)} samples")
         cut = slice(batch, batch + 1)
-        return Reduction(self.features[cut], self.assign[cut], self.anchor[cut], self.size[cut])
+        more = tuple(level[cut] for level in self.more)
+        return Reduction(
+            self.features[cut], self.assign[cut], self.anchor[cut], self.size[cut], more
+        )
 
     def then(self, later: Reduction) -> Reduction:
         """This reduction followed by `later`, which took this one's rows as its tokens.
@@ -229,9 +244,13 @@ class Reduction:
                 f"later reduces {tuple(later.assign.shape)} tokens, but this reduction has "
                 f"{tuple(self.anchor.shape)} rows"
             )
-        moved = later.assign.gather(1, self.assign.clamp(min=0))
-        assign = torch.where(self.assign < 0, self.assign, moved)
-        return Reduction(later.features, assign, self.anchor.gather(1, later.anchor), later.size)
+        assign, *more = (
+            torch.where(old < 0, old, new.gather(1, old.clamp(min=0)))
+            for new in (later.assign, *later.more)
+            for old in (self.assign, *self.more)
+        )
+        anchor = self.anchor.gather(1, later.anchor)
+        return Reduction(later.features, assign, anchor, later.size, tuple(more))
 
     def validate(self, size: Tensor | None = None) -> Reduction:
         """Raise ValueError unless the parts agree; return self. Syncs with the host: for checks.
@@ -239,16 +258,18 @@ class Reduction:
         size: (B, N) cells in each input token, default one each.
         """
         b, m = self.anchor.shape
-        rows = self.assign.clamp(min=-1) + 1
         if self.features.shape[:2] != (b, m) or self.size.shape != (b, m):
             raise ValueError("features, anchor and size disagree on (B, M)")
-        if bool((self.assign >= m).any()) or bool((self.assign < -1).any()):
-            raise ValueError(f"assign must lie in -1..{m - 1}")
-        own = self.assign.gather(1, self.anchor)
-        if not torch.equal(own, torch.arange(m, device=own.device).expand(b, m)):
-            raise ValueError("every row's anchor must be assigned to that row")
         cells = torch.ones_like(self.assign) if size is None else size
-        total = cells.new_zeros(b, m + 1).scatter_add_(1, rows, cells)[:, 1:]
+        row = torch.arange(m, device=self.anchor.device).expand(b, m)
+        total, own = torch.zeros_like(self.size), torch.zeros_like(row, dtype=torch.bool)
+        for level in (self.assign, *self.more):
+            if bool((level >= m).any()) or bool((level < -1).any()):
+                raise ValueError(f"assign must lie in -1..{m - 1}")
+            total += cells.new_zeros(b, m + 1).scatter_add_(1, level + 1, cells)[:, 1:]
+            own |= level.gather(1, self.anchor) == row
+        if not bool(own.all()):
+            raise ValueError("every row's anchor must be assigned to that row")
         if not torch.equal(total, self.size):
             raise ValueError("size does not count the cells assigned to each row")
         return self

@@ -10,27 +10,38 @@ with PositionTable.from_plans([q]).on(model.model.language_model.rotary_emb):
 """
 
 from positions.channels import ChannelTable
+from positions.checks import check
 from positions.errors import PositionError
-from positions.layout import Image, Segment, Text, Video, Visual
-from positions.plan import Plan, plan
+from positions.keys import move_cache, rerotate
+from positions.layout import Image, Segment, Text, Video, Visual, layout_of
+from positions.plan import Plan, from_positions, plan
 from positions.rotary import PlannedRotary
-from positions.schemes import Scheme, Sequential
+from positions.schemes import V2PE, Compact, MRoPE, Randomised, Scheme, Sequential
 from positions.slots import PPE
 from positions.table import PositionTable
 
 __all__ = [
     "PPE",
+    "V2PE",
     "ChannelTable",
+    "Compact",
     "Image",
+    "MRoPE",
     "Plan",
     "PlannedRotary",
     "PositionError",
     "PositionTable",
+    "Randomised",
     "Scheme",
     "Segment",
     "Sequential",
     "Text",
     "Video",
     "Visual",
+    "check",
+    "from_positions",
+    "layout_of",
+    "move_cache",
     "plan",
+    "rerotate",
 ]

@@ -8,10 +8,14 @@ visual tokens to the language model.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
 
 from positions.errors import PositionError
 
@@ -113,6 +117,84 @@ class Video:
 
 Visual = Image | Video
 Segment = Text | Image | Video
+
+
+def layout_of(
+    input_ids: Tensor, inputs: Mapping[int, Sequence[Visual]]
+) -> tuple[list[Segment], list[tuple[int, ...]]]:
+    """Read a layout off one sample's token ids.
+
+    input_ids: (S,) integers without padding, where each visual token is a placeholder id.
+    inputs: for each placeholder id, the visual inputs that it stands for, in order. A video whose
+        steps are parted by text (Qwen3-VL) becomes several segments.
+    Returns the segments, and for each visual input in order of appearance the indices of its
+    segments, as `Plan.after` takes them.
+
+    Raises PositionError where ids and inputs do not match.
+    """
+    ids = input_ids.cpu()
+    if ids.ndim != 1:
+        raise PositionError(f"input_ids of shape {tuple(ids.shape)}: expected one sample, (S,)")
+    kind = torch.zeros_like(ids)
+    for number, placeholder in enumerate(inputs, start=1):
+        kind[ids == placeholder] = number
+    kinds, lengths = torch.unique_consecutive(kind, return_counts=True)
+    queues = [deque(items) for items in inputs.values()]
+    begun: list[list[int] | None] = [None] * len(queues)
+    segments: list[Segment] = []
+    keys: list[list[int]] = []
+    for number, length in zip(kinds.tolist(), lengths.tolist(), strict=True):
+        if number == 0:
+            segments.append(Text(length))
+            continue
+        queue, placeholder = queues[number - 1], list(inputs)[number - 1]
+        while length:
+            if not queue:
+                raise PositionError(
+                    f"input_ids hold {length} tokens of placeholder {placeholder} more than the "
+                    f"{len(inputs[placeholder])} inputs given have cells: expected equal numbers"
+                )
+            part, rest = _split(queue.popleft(), length)
+            if part is None:
+                raise PositionError(
+                    f"a run of {length} tokens of placeholder {placeholder} meets an input of "
+                    f"{rest}: expected a run of as many tokens as the input has cells (or a "
+                    "video's whole steps)"
+                )
+            key = begun[number - 1]
+            if key is None:
+                key = []
+                keys.append(key)
+            key.append(len(segments))
+            begun[number - 1] = None if rest is None else key
+            if rest is not None:
+                queue.appendleft(rest)
+            segments.append(part)
+            length -= part.cells
+    for placeholder, queue in zip(inputs, queues, strict=True):
+        if queue:
+            raise PositionError(
+                f"{len(queue)} inputs of placeholder {placeholder} have no tokens in input_ids, "
+                f"the first being {queue[0]}: expected one run of tokens an input"
+            )
+    return segments, [tuple(key) for key in keys]
+
+
+def _split(item: Visual, length: int) -> tuple[Visual | None, Visual | None]:
+    """What of `item` a run of `length` tokens holds, and what is left (None, item: no fit)."""
+    if item.cells <= length:
+        return item, None
+    steps, rest = divmod(length, math.prod(item.shape[1:]))
+    if rest or not isinstance(item, Video):
+        return None, item
+    _, h, w = item.grid
+    first, last = item.times, item.times
+    if isinstance(item.times, tuple):
+        first, last = item.times[:steps], item.times[steps:]
+    return (
+        replace(item, grid=(steps, h, w), times=first),
+        replace(item, grid=(item.grid[0] - steps, h, w), times=last),
+    )
 
 
 def _is_int(value: Any) -> bool:

@@ -1,0 +1,6 @@
+"""Vision-language models: the embedded one, how stock ones are built, and the media they see."""
+
+from vlm.load import load
+from vlm.media import MediaError, Video, read_image, read_video
+
+__all__ = ["MediaError", "Video", "load", "read_image", "read_video"]

@@ -1,4 +1,4 @@
-"""Synthetic scenes: the pictures, questions and answers that the embedded model learns and is judged on.
+"""Synthetic scenes: pictures, questions and answers for the embedded model.
 
 A scene holds 4 to 8 coloured shapes and one sign with two characters, each in its own slot of a
 4 x 4 arrangement, on a shaded background. Everything is drawn from a seed. The splits are disjoint
@@ -121,10 +121,10 @@ def _pairs(rng: np.random.Generator, count: int, split: Split) -> list[tuple[str
     fixed = int(rng.integers(2)), int(rng.integers(8))
     pairs: list[tuple[str, str]] = []
     while len(pairs) < count:
-        shape, colour = (int(v) for v in rng.integers(0, 8, 2))
+        s, c = (int(v) for v in rng.integers(0, 8, 2))
         if len(pairs) < repeats:
-            shape, colour = (fixed[1], colour) if fixed[0] else (shape, fixed[1])
-        pair = SHAPES[shape], _COLOUR_NAMES[colour]
+            s, c = (fixed[1], c) if fixed[0] else (s, fixed[1])
+        pair = SHAPES[s], _COLOUR_NAMES[c]
         if split == "train" and held_out_pair(*pair):
             continue
         pairs.append(pair)
@@ -181,7 +181,10 @@ def _polygon(item: Item, scale: float) -> list[tuple[float, float]]:
         return [
             (
                 x + r * math.sin(t) ** 3,
-                y - r / 15 * (13 * math.cos(t) - 5 * math.cos(2 * t) - 2 * math.cos(3 * t) - math.cos(4 * t)),
+                y
+                - r
+                / 15
+                * (13 * math.cos(t) - 5 * math.cos(2 * t) - 2 * math.cos(3 * t) - math.cos(4 * t)),
             )
             for t in ts
         ]
@@ -331,7 +334,9 @@ def cell_labels(scene: Scene, grid: int = 12, threshold: float = 0.12) -> CellLa
         out["centre"][int(item.y // cell), int(item.x // cell)] = 1
     sign = scene.sign
     (x0, y0), (x1, _) = sign.centres[0], sign.centres[-1]
-    plate = np.s_[int((y0 - 4) // cell) : int((y0 + 4) // cell) + 1, int(x0 // cell) : int(x1 // cell) + 1]
+    plate = np.s_[
+        int((y0 - 4) // cell) : int((y0 + 4) // cell) + 1, int(x0 // cell) : int(x1 // cell) + 1
+    ]
     out["kind"][plate], out["row"][plate], out["column"][plate] = 2, sign.row, sign.column
     for place, (character, (x, y)) in enumerate(zip(sign.text, sign.centres, strict=True), 1):
         at = int(y // cell), int(x // cell)

@@ -27,8 +27,9 @@ For `inside`, at each stage (l, count) of the schedule, visual tokens only, in t
   With `schedule.scorer` "next", queries and keys are layer l's own (its input norm, projections
   and rotary embedding on the hidden states about to enter it); with "previous", those of
   layer l - 1, as that layer computed them.
-- `keys` (B, n, Dk), `text_keys` (B, Q, Dk) and `text_mask`, if "keys" is in `inside_needs`: keys
-  after the rotary embedding, key heads concatenated, of the layer that `scorer` names.
+- `keys` (B, n, Dk), if "keys" is in `inside_needs`: keys after the rotary embedding, key heads
+  concatenated, of the layer that `scorer` names; `text_keys` (B, Q, Dk) likewise the same of the
+  text tokens after the visual input, `text` (B, Q, D) their hidden states, with `text_mask`.
 - `hidden` (B, n, D), entering layer l; `size`, `anchor` and `grid` from the reduction so far.
 
 `inside` returns a `Reduction` over the n tokens whose `features` replace `hidden`. If
@@ -144,11 +145,13 @@ class Method:
             if getattr(tokens, need) is None:
                 raise ValueError(f"{name} needs {need}, which was not given")
         tokens.check_finite()
-        if self.per_frame and tokens.grid[0] > 1:
-            return windows.by_frame(tokens, keep, partial(self.pick, generator=generator))
-        if self.pairwise and n > windows.CELLS and tokens.grid[0] > 1:
-            return windows.by_window(tokens, keep, partial(self.pick, generator=generator))
-        return self.pick(tokens, keep, generator)
+        pick = partial(self.pick, generator=generator)
+        with torch.autocast(tokens.features.device.type, enabled=False):
+            if self.per_frame and tokens.grid[0] > 1:
+                return windows.by_frame(tokens, keep, pick)
+            if self.pairwise and n > windows.CELLS:
+                return windows.by_window(tokens, keep, pick)
+            return pick(tokens, keep)
 
     def pick(self, tokens: VisualTokens, keep: int, generator: torch.Generator | None) -> Reduction:
         """The method itself: 1 <= keep < N, fields checked."""
@@ -157,15 +160,29 @@ class Method:
     def inside(
         self, tokens: LayerTokens, count: int, generator: torch.Generator | None = None
     ) -> Reduction:
-        """Reduce n tokens to `count` at a stage of the schedule; here: the highest scores."""
-        if count == tokens.hidden.shape[1]:
+        """Reduce n tokens to `count` at a stage of the schedule; 0 drops all, n keeps all.
+
+        Raises ValueError if `count` is not in 0..n or a needed field is absent.
+        """
+        n = tokens.hidden.shape[1]
+        if not 0 <= count <= n:
+            raise ValueError(f"count is {count}; it must be 0..{n} (the tokens given)")
+        if count == n:
             return Reduction.identity(tokens.hidden, tokens.size)
         if count == 0:
             empty = tokens.anchor.new_empty(len(tokens.anchor), 0)
             return ops.keep(tokens.hidden, empty, tokens.size)
-        if tokens.scores is None:
-            raise ValueError(f"{type(self).__name__} needs scores inside the language model")
-        return ops.keep(tokens.hidden, ops.top(tokens.scores, count), tokens.size)
+        for need in sorted(self.inside_needs):
+            if getattr(tokens, need) is None:
+                raise ValueError(f"{type(self).__name__} needs {need}, which was not given")
+        with torch.autocast(tokens.hidden.device.type, enabled=False):
+            return self.pick_inside(tokens, count, generator)
+
+    def pick_inside(
+        self, tokens: LayerTokens, count: int, generator: torch.Generator | None
+    ) -> Reduction:
+        """The rule at a stage: 1 <= count < n, fields checked. Here: the highest scores."""
+        return ops.keep(tokens.hidden, ops.top(tokens.need("scores"), count), tokens.size)
 
     def salient_rows(self, text: Tensor, visual: Tensor, mask: Tensor | None = None) -> Tensor:
         """(B, Q) bool: text rows used as queries when the schedule's query is "salient".

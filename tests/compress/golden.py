@@ -75,3 +75,370 @@ def duet(x, keys, s, dominant, contextual, width=4, cluster="pool", released=Fal
             if i not in anchors:
                 groups[anchors[argmax([cos(keys[i], keys[a]) for a in anchors])]].append(i)
     return merged(x, groups, "add" if released else "mean", raster=not released)
+
+
+def nearest_rows(vectors, centres, members):
+    """{centre: members of most similar vector}, ties to the earlier centre."""
+    groups = {c: [] for c in centres}
+    for i in members:
+        if i not in groups:
+            groups[centres[argmax([cos(vectors[i], vectors[c]) for c in centres])]].append(i)
+    return groups
+
+
+def visionzip(x, keys, s, keep, released=False):
+    contextual = round(keep * 10 / 64)
+    if contextual == 0:
+        return dropped(x, best_first(s)[:keep])
+    return duet(x, keys, s, keep - contextual, contextual, cluster="visionzip", released=released)
+
+
+def divprune(x, keep):
+    n = len(x)
+    far = np.array([[1 - cos(x[i], x[j]) for j in range(n)] for i in range(n)])
+    picked = [argmax([min(far[i][j] for j in range(n) if j != i) for i in range(n)])]
+    while len(picked) < keep:
+        picked.append(
+            argmax([-1 if i in picked else min(far[i][p] for p in picked) for i in range(n)])
+        )
+    return dropped(x, picked)
+
+
+def determinantal(x, quality, keep):
+    """Greedy determinant: each pick maximises det of the kernel on the picks."""
+    n = len(x)
+    kernel = np.array(
+        [[quality[i] * quality[j] * cos(x[i], x[j]) for j in range(n)] for i in range(n)]
+    )
+    picked = []
+    while len(picked) < keep:
+        dets = []
+        for i in range(n):
+            own = [*picked, i]
+            dets.append(-1.0 if i in picked else np.linalg.det(kernel[np.ix_(own, own)]))
+        picked.append(argmax(dets))
+    return picked
+
+
+def relevance(x, query):
+    return np.array([np.mean([cos(v, q) for q in query]) for v in x])
+
+
+def minmax(values):
+    return (values - values.min()) / (values.max() - values.min())
+
+
+def cdpruner(x, query, keep, negate=False):
+    score = relevance(x, query)
+    return dropped(x, determinantal(x, minmax(-score if negate else score) + 1e-6, keep))
+
+
+def softmax(v):
+    e = np.exp(v - np.max(v))
+    return e / e.sum()
+
+
+def mmtok(x, tower, query, keep):
+    n = len(x)
+    needs = [softmax(np.array([cos(q, v) for v in x]) / 0.02) / len(query) for q in query]
+    needs += [0.5 * softmax(np.array([cos(c, v) for v in tower]) / 0.2) / n for c in tower]
+    picked = []
+    while len(picked) < keep:
+        gains = [
+            -1.0 if j in picked else sum(max(need[i] for i in [*picked, j]) for need in needs)
+            for j in range(n)
+        ]
+        picked.append(argmax(gains))
+    return dropped(x, picked)
+
+
+def vispruner(x, s, keep, step):
+    ranked = best_first(s)
+    salient = keep // 2
+    rest = ranked[salient:]
+    while len(rest) > keep - salient:
+        even, odd = rest[::2], rest[1::2]
+        gone = min(step, len(rest) - (keep - salient), len(even))
+        similar = [max(cos(x[e], x[o]) for o in odd) for e in even]
+        rest = [even[i] for i in best_first(similar)[gone:]] + odd
+    return dropped(x, ranked[:salient] + rest)
+
+
+def prumerge(x, keys, s, keep, released=False, neighbours=5):
+    n = len(x)
+    plain = keep - 1 if released else keep
+    count = max(1, round(plain * 0.25))
+    ranked = best_first(s)
+    rest = sorted(ranked[count:])
+    spaced = plain - count
+    kept = sorted(ranked[:count] + [rest[(2 * i + 1) * len(rest) // (2 * spaced)]
+                                    for i in range(spaced)])  # fmt: skip
+    if not released:
+        return merged(x, nearest_rows(keys, kept, range(n)))
+    out = []
+    for i in kept:
+        near = sorted((j for j in range(n) if j != i), key=lambda j: (-cos(keys[i], keys[j]), j))
+        out.append(x[i] + sum(s[j] * x[j] for j in near[:neighbours]))
+    left = [i for i in range(n) if i not in kept]
+    out.append(sum(s[j] * x[j] for j in left))
+    rows = [(i, [i]) for i in kept] + [(left[argmax([s[j] for j in left])], left)]
+    return rows, np.array(out)
+
+
+def tome(x, keys, keep):
+    groups = [[i] for i in range(len(x))]
+    homes, values, key = list(range(len(x))), [*x], [*keys]
+    while len(groups) > keep:
+        gone = min(len(groups) - keep, len(groups) // 2)
+        even, odd = list(range(0, len(groups), 2)), list(range(1, len(groups), 2))
+        link = {i: odd[argmax([cos(key[i], key[j]) for j in odd])] for i in even}
+        order = sorted(even, key=lambda i: (-cos(key[i], key[link[i]]), i))[:gone]
+        new_values, new_key, new_groups = [*values], [*key], [list(g) for g in groups]
+        for j in odd:
+            every = [j, *(i for i in order if link[i] == j)]
+            total = sum(len(groups[i]) for i in every)
+            new_values[j] = sum(len(groups[i]) * values[i] for i in every) / total
+            new_key[j] = sum(len(groups[i]) * key[i] for i in every) / total
+            new_groups[j] = [c for i in every for c in groups[i]]
+        stay = [i for i in range(len(groups)) if i not in order]
+        values, key = [new_values[i] for i in stay], [new_key[i] for i in stay]
+        groups, homes = [new_groups[i] for i in stay], [homes[i] for i in stay]
+    rows = [(home, sorted(group)) for home, group in zip(homes, groups, strict=True)]
+    return rows, np.array(values)
+
+
+def vscan(x, s, shallow, grid, keep, window):
+    _, h, w = grid
+    local = keep // 2
+    nth = {}
+    for i in best_first(shallow):
+        box = (i // w // window, i % w // window)
+        nth[i] = sum(1 for j in nth if (j // w // window, j % w // window) == box)
+    near = sorted(range(h * w), key=lambda i: (nth[i], -shallow[i], i))[:local]
+    rest = [i for i in best_first(s) if i not in near]
+    kept = near + rest[: keep - local]
+    return merged(x, nearest_rows(x, kept, range(len(x))))
+
+
+def deal(quota, scores, keep, every):
+    """Cells by frame quota: `scores` (T, n); see ops.by_quota."""
+    n = len(scores[0])
+    want = {}
+    for t, row in enumerate(scores):
+        for place, i in enumerate(best_first(row)):
+            sure = every and keep >= len(scores) and place == 0
+            want[t * n + i] = np.inf if sure else quota[t] - place
+    return sorted(want, key=lambda c: (-want[c], c))[:keep]
+
+
+def vcast(x, grid, keep, heat=0.7):
+    t = grid[0]
+    frames = x.reshape(t, -1, x.shape[1])
+
+    def unit(v):
+        return v / np.linalg.norm(v)
+
+    centre = [unit(f.mean(0)) for f in frames]
+    bend = [1.0] * t
+    for i in range(1, t - 1):
+        bend[i] = 1 - cos(centre[i] - centre[i - 1], centre[i + 1] - centre[i])
+    share = softmax(np.array(bend) / heat)
+    sure = 1 if keep >= t else 0
+    scores = [
+        [1 - cos(v, c) for v in f] + minmax(np.linalg.norm(f, axis=1))
+        for f, c in zip(frames, centre, strict=True)
+    ]
+    return dropped(x, deal(sure + share * (keep - sure * t), scores, keep, True))
+
+
+def vidcom2(x, grid, keep, heat=0.01):
+    quiet = best_first(-x.var(0))[: x.shape[1] // 2]
+    y = np.array([v[quiet] / np.linalg.norm(v[quiet]) for v in x])
+    frames = y.reshape(grid[0], -1, len(quiet))
+
+    def like(v, c):
+        return sum(np.exp(-np.sum((v - c) ** 2) / (2 * 2.0**k)) for k in range(-3, 2))
+
+    video = [[like(v, y.mean(0)) for v in f] for f in frames]
+    own = [[like(v, f.mean(0)) for v in f] for f in frames]
+    rare = softmax(np.array([-np.mean(g) for g in video]) / heat)
+    quota = keep / grid[0] * (1 + rare - rare.mean())
+    return dropped(x, deal(quota, -(np.array(video) + np.array(own)), keep, False))
+
+
+def peaks(x, k):
+    """DPC-KNN: log(density * delta) of each token."""
+    n, d = x.shape
+    far = np.array([[np.linalg.norm(x[i] - x[j]) / np.sqrt(d) for j in range(n)] for i in range(n)])
+    thin = [np.mean(np.sort(far[i])[: min(k, n)] ** 2) for i in range(n)]
+    score = []
+    for i in range(n):
+        denser = [far[i][j] for j in range(n) if (thin[j], j) < (thin[i], i)]
+        score.append(np.log(min(denser) if denser else far.max()) - thin[i])
+    return np.array(score)
+
+
+def dpc(x, keep, k):
+    """{centre: members}, centres by score."""
+    if k > keep:
+        k = min(3, max(keep // 2, 1))
+    centres = best_first(peaks(x, k))[:keep]
+    groups = {c: [] for c in centres}
+    for i in range(len(x)):
+        if i not in groups:
+            groups[centres[argmax([-np.linalg.norm(x[i] - x[c]) for c in centres])]].append(i)
+    return groups
+
+
+def cascade(x, keep, k=5, size=None):
+    return merged(x, dpc(x, keep, k), size=size)
+
+
+def recluster(rows, features, keep, k):
+    """A reduction clustered again: rows, features."""
+    size = [len(members) for _, members in rows]
+    again, out = merged(features, dpc(features, keep, k), size=size) if keep < len(rows) else (
+        [(i, [i]) for i in range(len(rows))], features)  # fmt: skip
+    return [(rows[a][0], sorted(c for i in m for c in rows[i][1])) for a, m in again], out
+
+
+def scales(keep):
+    coarse, middle = keep // 7, 2 * keep // 7
+    return [c for c in (keep - middle - coarse, middle, coarse) if c]
+
+
+def chatunivi_levels(x, counts):
+    rows, out = [(i, [i]) for i in range(len(x))], x
+    levels = []
+    for scale, count in enumerate(counts):
+        rows, out = recluster(rows, out, count, 3 if scale else 5)
+        levels.append((rows, out))
+    return levels
+
+
+def chatunivi(x, keep):
+    levels = chatunivi_levels(x, scales(keep))
+    return [r for rows, _ in levels for r in rows], np.concatenate([out for _, out in levels])
+
+
+def chatunivi_video(x, t, events, each):
+    """`events` clusters of frames, `each` rows an event."""
+    frames = x.reshape(t, -1, x.shape[1])
+    n = frames.shape[1]
+    groups = dpc(frames.mean(1), events, 5)
+    kinds = sorted(sorted([c, *m]) for c, m in groups.items())
+    levels = [chatunivi_levels(f, scales(each)) for f in frames]
+    rows, out = [], []
+    for event in kinds:
+        for scale, count in enumerate(scales(each)):
+            all_rows = [(a + f * n, [c + f * n for c in m])
+                        for f in event for a, m in levels[f][scale][0]]  # fmt: skip
+            values = np.concatenate([levels[f][scale][1] for f in event])
+            new_rows, new = recluster(all_rows, values, count, 3 if scale else 5)
+            rows += new_rows
+            out.append(new)
+    return rows, np.concatenate(out)
+
+
+def fastvid(x, s, grid, keep, cuts, threshold, every, released=False):
+    t = grid[0]
+    frames = x.reshape(t, -1, x.shape[1])
+    n = frames.shape[1]
+    near = [cos(frames[i].mean(0), frames[i + 1].mean(0)) for i in range(t - 1)]
+    cut = set(best_first(-np.array(near))[:cuts]) | {i for i, v in enumerate(near) if v < threshold}
+    segment = [sum(1 for c in cut if c < i) for i in range(t)]
+    count = int(keep * 0.6)
+    salient = deal([count / t] * t, s.reshape(t, n), count, False)
+    quota, scores = [], []
+    for i in range(t):
+        mates = [j for j in range(t) if segment[j] == segment[i]]
+        holding = [j for j in mates if (mates[-1] - j) % every == 0]
+        quota.append((keep - count) * len(mates) / t / len(holding) if i in holding else -1e9)
+        score = peaks(frames[i], 4)
+        scores.append([-np.inf if i * n + c in salient else score[c] for c in range(n)])
+    want = {}
+    for i in range(t):
+        for place, c in enumerate(best_first(scores[i])):
+            want[i * n + c] = -np.inf if i * n + c in salient else quota[i] - place
+    anchors = sorted(want, key=lambda c: (-want[c], c))[: keep - count]
+    groups = {a: [] for a in [*anchors, *salient]}
+    for i in range(len(x)):
+        mates = [a for a in anchors if segment[a // n] == segment[i // n]]
+        if i not in groups and mates:
+            groups[mates[argmax([cos(x[i], x[a]) for a in mates])]].append(i)
+    rows, out = merged(x, groups)
+    if released:
+        out = []
+        for a, members in rows:
+            rest = [i for i in members if i != a]
+            weight = max(1 / len(members), 0.6)
+            out.append(weight * x[a] + (1 - weight) * x[rest].mean(0) if rest else x[a])
+    return rows, np.array(out)
+
+
+def sparsevlm(hidden, scores, size, count):
+    n = len(hidden)
+
+    def made(rest):
+        return (int(0.3 * rest) + 1) // 10 + 1 if rest else 0
+
+    kept = max(k for k in range(count + 1) if k + made(n - k) <= count)
+    ranked = best_first(scores)
+    pool = ranked[kept : kept + int(0.3 * (n - kept)) + 1]
+    clusters = dpc(hidden[pool], count - kept, count - kept)
+    groups = {i: [] for i in ranked[:kept]}
+    groups |= {pool[c]: [pool[i] for i in m] for c, m in clusters.items()}
+    return merged(hidden, groups, size=size)
+
+
+def dart(hidden, keys, text, text_keys, count):
+    n = len(hidden)
+    pivots = best_first(np.abs(keys).sum(1))[: min(4, count)]
+    vectors = [hidden[p] for p in pivots]
+    vectors += [text[i] for i in best_first(np.abs(text_keys).sum(1))[:4]]
+    left = count - len(pivots)
+    kept = list(pivots)
+    for i, v in enumerate(vectors):
+        share = left // len(vectors) + (i < left % len(vectors))
+        free = [j for j in range(n) if j not in kept]
+        kept += sorted(free, key=lambda j: (cos(v, hidden[j]), j))[:share]
+    return dropped(hidden, kept)
+
+
+def foveate(x, s, query, grid, keep, choice="cover", merge=True, purity=0.0):
+    n = len(x)
+    text = sum(softmax(np.array([cos(q, v) for v in x]) / 0.02) for q in query)
+    distinct = np.sum((x - x.mean(0)) ** 2, 1)
+    parts = [np.ones(n), s, distinct, text]
+    weight = sum(p / p.sum() for p in parts) / 4
+    apart = np.array([[np.sum((a - b) ** 2) for b in x] for a in x])
+    w = grid[2]
+    reach = (n / keep) ** 0.5
+    near = np.zeros((n, n))
+    for i in range(n):
+        for j in range(n):
+            place = (i // w - j // w) ** 2 + (i % w - j % w) ** 2
+            near[i, j] = np.exp(-apart[i, j] / (2 * 0.25 * apart.mean()) - place / (2 * reach**2))
+    picked = []
+    while len(picked) < keep:
+        gains = []
+        for j in range(n):
+            own = [*picked, j]
+            if j in picked:
+                gains.append(-1.0)
+            elif choice == "cover":
+                gains.append(sum(weight[i] * max(near[i, k] for k in own) for i in range(n)))
+            elif choice == "volume":
+                kernel = near * weight[:, None] * weight[None] * n * n
+                gains.append(np.linalg.det(kernel[np.ix_(own, own)]))
+            else:
+                gains.append(weight[j])
+        picked.append(argmax(gains))
+    if not merge:
+        return dropped(x, picked)
+    groups = {p: [] for p in picked}
+    for i in range(n):
+        best = picked[argmax([near[i, p] for p in picked])]
+        if i not in groups and near[i, best] >= purity:
+            groups[best].append(i)
+    return merged(x, groups)

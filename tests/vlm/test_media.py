@@ -7,6 +7,7 @@ import pickle
 import struct
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,9 +18,9 @@ from vlm.media import MediaError, inside, read_image
 RED, WHITE = (255, 0, 0), (255, 255, 255)
 
 
-def encode(image: Image.Image, kind: str, **options: object) -> bytes:
+def encode(image: Image.Image, kind: str, **options: Any) -> bytes:
     buffer = io.BytesIO()
-    image.save(buffer, kind, **options)  # type: ignore[arg-type]
+    image.save(buffer, kind, **options)
     return buffer.getvalue()
 
 
@@ -66,7 +67,7 @@ def test_every_kind_of_source(tmp_path: Path) -> None:
     image = Image.new("RGB", (5, 4), RED)
     path = tmp_path / "a.png"
     image.save(path)
-    sources = [path, str(path), path.read_bytes(), io.BytesIO(path.read_bytes()), image]
+    sources: list[Any] = [path, str(path), path.read_bytes(), io.BytesIO(path.read_bytes()), image]
     for source in [*sources, np.asarray(image)]:
         assert (pixels(read_image(source)) == RED).all()
     with pytest.raises(TypeError, match="list"):
@@ -87,7 +88,7 @@ def test_palette() -> None:
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "L", "RGB", "PA"])
 def test_transparency_is_composited_on_white(mode: str) -> None:
-    options: dict[str, object] = {}
+    options: dict[str, Any] = {}
     if mode == "RGBA":
         image = Image.new("RGBA", (2, 2), (0, 0, 0, 0))
     elif mode in ("LA", "PA"):

@@ -2,5 +2,16 @@
 
 from vlm.media.files import MediaError, inside
 from vlm.media.images import read_image
+from vlm.media.sampling import sample_indices
+from vlm.media.video import Opening, Video, iter_video, read_video
 
-__all__ = ["MediaError", "inside", "read_image"]
+__all__ = [
+    "MediaError",
+    "Opening",
+    "Video",
+    "inside",
+    "iter_video",
+    "read_image",
+    "read_video",
+    "sample_indices",
+]

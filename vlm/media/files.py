@@ -41,6 +41,46 @@ def existing_file(path: str | os.PathLike[str]) -> Path:
     return full
 
 
+def sniff(path: Path) -> str | None:
+    """ "video", "image", or None, by the file's first bytes.
+
+    Only containers that hold their own data count as video: FFmpeg would also take playlists
+    (HLS, DASH, ffconcat, SDP), which make it open other files and addresses.
+    """
+    try:
+        with path.open("rb") as file:
+            head = file.read(400)
+    except OSError as error:
+        raise MediaError(path, error.strerror or type(error).__name__) from error
+    if head[4:8] == b"ftyp" and head[8:12] in (b"avif", b"avis"):
+        return "image"
+    if head[4:8] in (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"pnot"):
+        return "video"  # MP4, QuickTime, 3GP
+    if head[:4] == b"RIFF":
+        return {b"WEBP": "image", b"AVI ": "video"}.get(head[8:12])
+    starts = {
+        b"\x1aE\xdf\xa3": "video",  # Matroska, WebM
+        b"FLV\x01": "video",
+        b"OggS": "video",
+        b"\x30\x26\xb2\x75": "video",  # ASF, WMV
+        b"\0\0\x01\xba": "video",  # MPEG program stream
+        b"\0\0\x01\xb3": "video",  # MPEG video
+        b"\x89PNG": "image",
+        b"\xff\xd8\xff": "image",
+        b"GIF8": "image",
+        b"BM": "image",
+        b"II*\0": "image",
+        b"MM\0*": "image",
+    }
+    for start, kind in starts.items():
+        if head.startswith(start):
+            return kind
+    for period, offset in ((188, 0), (192, 4)):  # MPEG transport stream, M2TS
+        if len(head) > period + offset and head[offset] == head[offset + period] == 0x47:
+            return "video"
+    return None
+
+
 def inside(folder: str | os.PathLike[str], relative: str | os.PathLike[str]) -> Path:
     """The path of `relative` under `folder`, for file names that come from a data set.
 

@@ -1,0 +1,212 @@
+"""Intervals and paired tests for accuracies; pure functions, float64, seeded.
+
+A *cluster* is a set of questions that are not independent of one another (the questions on one
+video). Where every question is its own cluster and right or wrong, the interval is Wilson's and the
+test McNemar's exact one; else clusters, not questions, are resampled and have their signs flipped
+(Miller, "Adding Error Bars to Evals", 2024, section 2.2, says why).
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from statistics import NormalDist
+
+import numpy as np
+
+DRAWS = 10_000
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean with its confidence interval. `count` questions in `clusters` clusters."""
+
+    mean: float
+    low: float
+    high: float
+    count: int
+    clusters: int
+    rule: str  # "wilson" or "bootstrap"
+
+
+@dataclass(frozen=True)
+class Paired:
+    """The same questions under two configurations, other minus reference.
+
+    `gained` and `lost` count the questions whose score rose and fell. `low` and `high` bound the
+    difference. `test` is "mcnemar" (exact) or "sign-flip" (by cluster).
+    """
+
+    difference: float
+    low: float
+    high: float
+    p: float
+    gained: int
+    lost: int
+    test: str
+
+
+def wilson(successes: int, count: int, level: float = 0.95) -> tuple[float, float]:
+    """Wilson's score interval of a binomial proportion (Wilson 1927; no continuity correction).
+
+    Raises ValueError unless 0 <= successes <= count, count >= 1 and 0 < level < 1.
+    """
+    if count < 1 or not 0 <= successes <= count:
+        raise ValueError(
+            f"successes={successes} of count={count}: expected 0 <= successes <= count"
+        )
+    _check_level(level)
+    z = NormalDist().inv_cdf(0.5 + level / 2)
+    p = successes / count
+    centre = p + z * z / (2 * count)
+    half = z * math.sqrt(p * (1 - p) / count + z * z / (4 * count * count))
+    scale = 1 + z * z / count
+    # At the ends the formula gives 0 and 1 but for rounding.
+    low = 0.0 if successes == 0 else (centre - half) / scale
+    high = 1.0 if successes == count else (centre + half) / scale
+    return low, high
+
+
+def interval(
+    values: Sequence[float],
+    clusters: Sequence[Hashable] | None = None,
+    *,
+    level: float = 0.95,
+    seed: int = 0,
+    draws: int = DRAWS,
+) -> Interval:
+    """The mean of `values` (scores in 0..1) and its interval.
+
+    values: one score a question; clusters: a label a question, default each its own.
+    Wilson's where every cluster holds one question that is right or wrong. Else a percentile
+    bootstrap over clusters; where no draw differs (all right, all wrong), Wilson's with the number
+    of clusters as count, because a width of zero would be false.
+    Raises ValueError for no values, values that are not finite, or lengths that differ.
+    """
+    x, index, groups = _checked(values, clusters)
+    mean = float(x.mean())
+    if groups == len(x) and _binary(x):
+        low, high = wilson(int(x.sum()), len(x), level)
+        return Interval(mean, low, high, len(x), groups, "wilson")
+    means = _resampled(x, index, groups, draws, seed)
+    low, high = _percentiles(means, level)
+    if high - low < 1e-12 and _binary(x) and mean in (0.0, 1.0):
+        low, high = wilson(round(mean * groups), groups, level)
+        return Interval(mean, low, high, len(x), groups, "wilson")
+    return Interval(mean, low, high, len(x), groups, "bootstrap")
+
+
+def mcnemar(gained: int, lost: int) -> float:
+    """Two-sided exact p of McNemar's test: the binomial one on the questions that changed.
+
+    Raises ValueError for a negative count.
+    """
+    if gained < 0 or lost < 0:
+        raise ValueError(f"gained={gained}, lost={lost}: expected counts of at least 0")
+    count = gained + lost
+    tail = sum(math.comb(count, k) for k in range(min(gained, lost) + 1))
+    return min(1.0, (2 * tail) / (1 << count))  # int by int: rounded once
+
+
+def paired(
+    reference: Sequence[float],
+    other: Sequence[float],
+    clusters: Sequence[Hashable] | None = None,
+    *,
+    level: float = 0.95,
+    seed: int = 0,
+    draws: int = DRAWS,
+) -> Paired:
+    """Compare two configurations question by question; `reference[i]` and `other[i]` are of one.
+
+    Raises ValueError as `interval` does.
+    """
+    a, index, groups = _checked(reference, clusters)
+    b, _, _ = _checked(other, clusters)
+    if len(a) != len(b):
+        raise ValueError(f"reference has {len(a)} values, other {len(b)}: expected the same count")
+    delta = b - a
+    gained, lost = int((delta > 0).sum()), int((delta < 0).sum())
+    low, high = _percentiles(_resampled(delta, index, groups, draws, seed), level)
+    if groups == len(a) and _binary(a) and _binary(b):
+        p, test = mcnemar(gained, lost), "mcnemar"
+    else:
+        p, test = _sign_flip(delta, index, groups, draws, seed), "sign-flip"
+    return Paired(float(delta.mean()), low, high, p, gained, lost, test)
+
+
+def holm(ps: Sequence[float]) -> list[float]:
+    """Holm's adjustment of several p-values for their number (Holm 1979), in the order given."""
+    order = sorted(range(len(ps)), key=lambda i: ps[i])
+    adjusted, top = [0.0] * len(ps), 0.0
+    for rank, i in enumerate(order):
+        top = max(top, min(1.0, ps[i] * (len(ps) - rank)))
+        adjusted[i] = top
+    return adjusted
+
+
+def _checked(
+    values: Sequence[float], clusters: Sequence[Hashable] | None
+) -> tuple[np.ndarray, np.ndarray, int]:
+    x = np.asarray(values, dtype=np.float64)
+    if x.ndim != 1 or len(x) == 0 or not np.isfinite(x).all():
+        raise ValueError(f"values: expected at least one finite score, got shape {x.shape}")
+    if clusters is None:
+        return x, np.arange(len(x)), len(x)
+    if len(clusters) != len(x):
+        raise ValueError(f"{len(clusters)} cluster labels for {len(x)} values")
+    # Numbered as they come, so that the draw does not depend on what the labels are.
+    numbers: dict[Hashable, int] = {}
+    index = np.array([numbers.setdefault(label, len(numbers)) for label in clusters])
+    return x, index, len(numbers)
+
+
+def _binary(x: np.ndarray) -> bool:
+    return bool(((x == 0) | (x == 1)).all())
+
+
+def _check_level(level: float) -> None:
+    if not 0 < level < 1:
+        raise ValueError(f"level={level}: expected a number between 0 and 1, such as 0.95")
+
+
+def _percentiles(means: np.ndarray, level: float) -> tuple[float, float]:
+    _check_level(level)
+    low, high = np.quantile(means, [0.5 - level / 2, 0.5 + level / 2])
+    return float(low), float(high)
+
+
+def _resampled(x: np.ndarray, index: np.ndarray, groups: int, draws: int, seed: int) -> np.ndarray:
+    """Means of `draws` samples of `groups` clusters, with replacement: (draws,) float64."""
+    sums = np.bincount(index, weights=x, minlength=groups)
+    sizes = np.bincount(index, minlength=groups).astype(np.float64)
+    rng = np.random.default_rng(seed)
+    means = np.empty(draws)
+    step = max(1, 4_000_000 // groups)  # keeps the index array small
+    for start in range(0, draws, step):
+        rows = min(step, draws - start)
+        picked = rng.integers(0, groups, (rows, groups))
+        means[start : start + rows] = sums[picked].sum(1) / sizes[picked].sum(1)
+    return means
+
+
+def _sign_flip(delta: np.ndarray, index: np.ndarray, groups: int, draws: int, seed: int) -> float:
+    """Two-sided p that the clusters' differences are symmetric about zero."""
+    sums = np.bincount(index, weights=delta, minlength=groups)
+    sums = sums[sums != 0]
+    if len(sums) == 0:
+        return 1.0
+    seen = abs(sums.sum()) - 1e-9
+    if len(sums) <= 12:  # few enough to try every flip
+        flips = np.array(list(itertools.product((1, -1), repeat=len(sums))))
+        return float((np.abs(flips @ sums) >= seen).mean())
+    rng = np.random.default_rng(seed)
+    hits = 0
+    step = max(1, 4_000_000 // len(sums))
+    for start in range(0, draws, step):
+        rows = min(step, draws - start)
+        flips = 1 - 2 * rng.integers(0, 2, (rows, len(sums)))
+        hits += int((np.abs(flips @ sums) >= seen).sum())
+    return (hits + 1) / (draws + 1)

@@ -1,0 +1,182 @@
+"""Print and draw a plan: python -m positions --text 30 --image 24x24 --scheme v2pe:1/16
+
+Segments are planned in the order in which they are named. A visual input may name its own scheme
+after an @ (--image 64x64@compact:row).
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from positions.draw import draw
+from positions.errors import PositionError
+from positions.layout import Image, Segment, Text, Video
+from positions.plan import Plan, plan
+from positions.schemes import V2PE, Compact, MRoPE, Randomised, Scheme, Sequential
+from positions.slots import PPE
+
+SCHEMES = (
+    "sequential; v2pe:STEP, such as v2pe:1/16; v2pe:random; v2pe:auto:WINDOW; mrope; "
+    "mrope:POSITIONS_A_SECOND; compact:row, all, row_col or original; randomised:SPAN, such as "
+    "randomised:2048 or randomised:8x64x64"
+)
+
+
+def parse_scheme(text: str) -> Scheme:
+    """A scheme from its short name (see --help). Raises PositionError on any other."""
+    name, _, rest = text.partition(":")
+    try:
+        if name == "sequential" and not rest:
+            return Sequential()
+        if name == "v2pe" and rest.startswith("auto:"):
+            return V2PE("auto", window=int(rest.removeprefix("auto:")))
+        if name == "v2pe":
+            return V2PE("random") if rest == "random" else V2PE(float(Fraction(rest or "1/4")))
+        if name == "mrope":
+            return MRoPE(tokens_per_second=float(rest) if rest else None)
+        if name == "compact":
+            return Compact(rest or "row")  # type: ignore[arg-type]
+        if name == "randomised":
+            span = _sides(rest)
+            return Randomised(span[0] if len(span) == 1 else span)  # type: ignore[arg-type]
+    except PositionError:
+        raise
+    except (ValueError, ZeroDivisionError):
+        pass
+    raise PositionError(f"scheme {text!r}: expected one of {SCHEMES}")
+
+
+@dataclass
+class Windows:
+    """A reduction for show: each window of the grid becomes one token, anchored in its middle."""
+
+    assign: Tensor
+    anchor: Tensor
+
+    @classmethod
+    def of(cls, item: Image | Video, rows: int, columns: int) -> Windows:
+        """Windows of rows x columns cells in each step of `item`."""
+        t, h, w = item.shape
+        wide = -(-w // columns)
+        row = torch.arange(h) // rows * wide
+        window = row[:, None] + torch.arange(w) // columns
+        count = -(-h // rows) * wide
+        assign = (torch.arange(t)[:, None, None] * count + window).flatten()
+        order = assign.argsort(stable=True)
+        sizes = torch.bincount(assign)
+        anchor = order[sizes.cumsum(0) - sizes + sizes // 2]
+        by_place = anchor.argsort()
+        return cls(by_place.argsort()[assign], anchor[by_place])
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit status."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    try:
+        scheme = parse_scheme(options.scheme)
+        segments = [_segment(kind, value, options) for kind, value in options.segments or []]
+        if not segments:
+            parser.error("nothing to plan: name segments with --text, --image or --video")
+        generator = torch.Generator().manual_seed(options.seed)
+        made = plan(segments, scheme, start=options.start, generator=generator)
+        if options.merge:
+            rows, columns = _sides(options.merge, 2)
+            merged = {
+                index: Windows.of(item, rows, columns)
+                for index, item in enumerate(segments)
+                if not isinstance(item, Text)
+            }
+            slots = PPE(options.slots, options.slot_layout) if options.slots > 1 else None
+            made = made.after(merged, slots, options.renumber)
+        _print(made)
+        if options.config:
+            from transformers import AutoConfig
+
+            config = AutoConfig.from_pretrained(options.config, local_files_only=True)
+            for line in made.check(config, getattr(torch, options.dtype)) or ["nothing to warn of"]:
+                print("check:", line)
+        if options.out:
+            draw(made, options.out, options.scheme)
+            print("drawn:", options.out)
+    except PositionError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("python -m positions", description=__doc__)
+    add = parser.add_argument
+    for name, form in (("text", "N"), ("image", "HxW[@SCHEME]"), ("video", "TxHxW[@SCHEME]")):
+        add(f"--{name}", action=_Append, dest="segments", metavar=form, help=f"a {name} segment")
+    add("--scheme", default="sequential", help=SCHEMES)
+    add("--times", type=float, help="seconds between the steps of videos")
+    add("--start", type=float, default=0.0, help="position of the first token")
+    add("--merge", metavar="RxC", help="merge windows of R x C cells, to show a reduction")
+    add("--slots", type=int, default=1, help="positions that a merged token keeps (PPE)")
+    add("--slot-layout", default="contiguous", choices=("contiguous", "strided"))
+    add("--renumber", action="store_true", help="number what is kept without gaps")
+    add("--seed", type=int, default=0, help="of random schemes")
+    add("--config", help="folder or config.json of a model to check the plan against")
+    add("--dtype", default="bfloat16", choices=("bfloat16", "float16", "float32"))
+    add("--out", help="draw the plan to this file")
+    return parser
+
+
+class _Append(argparse.Action):
+    """Keep segments of all kinds in the order in which they are named."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option: Any = None) -> None:
+        namespace.segments = [*(namespace.segments or []), (option.removeprefix("--"), values)]
+
+
+def _segment(kind: str, value: str, options: argparse.Namespace) -> Segment:
+    form, _, own = value.partition("@")
+    scheme = parse_scheme(own) if own else None
+    if kind == "text":
+        (length,) = _sides(form, 1)
+        return Text(length)
+    if kind == "image":
+        rows, columns = _sides(form, 2)
+        return Image((rows, columns), scheme)
+    steps, rows, columns = _sides(form, 3)
+    return Video((steps, rows, columns), options.times, scheme)
+
+
+def _sides(text: str, count: int | None = None) -> tuple[int, ...]:
+    parts = text.split("x")
+    if not all(part.isdecimal() for part in parts) or count not in (None, len(parts)):
+        wanted = "numbers joined by x" if count is None else f"{count} numbers joined by x"
+        raise PositionError(f"{text!r}: expected {wanted}")
+    return tuple(int(part) for part in parts)
+
+
+def _print(made: Plan) -> None:
+    print(f"{'segment':<24}{'tokens':>8}  first (t, h, w)         last (t, h, w)")
+    for index, item in enumerate(made.segments):
+        rows = made.rows(index)
+        shape = item.length if isinstance(item, Text) else "x".join(map(str, item.grid))
+        line = f"{index} {type(item).__name__.lower()} {shape}"
+        ends = [_place(made.positions[rows[end], 0]) for end in (0, -1)] if len(rows) else ["", ""]
+        print(f"{line:<24}{len(rows):>8}  {ends[0]:<24}{ends[1]}")
+    dense = len(made.homes)
+    print(f"{len(made)} tokens ({dense} dense), {made.positions.shape[1]} slots, next token at "
+          f"{made.next_position:g}")  # fmt: skip
+
+
+def _place(place: Tensor) -> str:
+    values = [f"{value:.10g}" for value in place.tolist()]
+    return values[0] if len(set(values)) == 1 else f"({', '.join(values)})"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

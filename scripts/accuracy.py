@@ -1,0 +1,115 @@
+"""Accuracy of the embedded model, dense and reduced: `python -m scripts.accuracy`.
+
+DUET, and random, strided and pooled tokens as fair baselines, at 1/3 and 1/9 of the tokens, on the
+same questions about the same held-out scenes. Writes `accuracy.json` (raw figures, versions,
+hardware, command), `accuracy.png` and `accuracy.md`. An interrupted run goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shlex
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import vlm
+from eval.answerers import DENSE, Arm, ModelAnswerer
+from eval.benchmarks.embedded import Embedded
+from eval.records import read_records
+from eval.report import table
+from eval.runner import open_run, run, versions
+from eval.summary import Result, summarise
+
+BUDGETS = (48, 16)
+COLOURS = ("#333333", "#0072B2", "#E69F00", "#CC79A7", "#009E73", "#D55E00")  # Okabe and Ito
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m scripts.accuracy", description=__doc__)
+    parser.add_argument("--scenes", type=int, default=400)
+    parser.add_argument("--methods", default="duet,random,uniform,pool")
+    parser.add_argument("--model", default="mini")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--work", type=Path, default=Path("out/accuracy"), help="raw answers")
+    parser.add_argument("--output", type=Path, default=Path("docs/results"))
+    args = parser.parse_args(argv)
+    benchmark = Embedded("test", args.scenes)
+    samples = benchmark.load().samples
+    arms = [DENSE, *(Arm(m, b) for b in BUDGETS for m in args.methods.split(","))]
+    model, processor = vlm.load(args.model)
+    answerer = ModelAnswerer(model, processor, args.model)
+    sizes = {"batch_size": 20, "seed": args.seed}
+    folder = open_run(args.work, benchmark, samples, answerer, **sizes)
+    run(folder, samples, answerer, arms, **sizes)
+    results = summarise(benchmark, samples, {a: read_records(folder / a.folder) for a in arms})
+    kinds = sorted({s.groups["category"] for s in samples})
+    chance = {k: benchmark.chance([s for s in samples if s.groups["category"] == k]) for k in kinds}
+    chance["all"] = benchmark.chance(samples)
+    text = table(results)
+    shown = ", ".join(f"{name} {value:.1%}" for name, value in chance.items())
+    print(f"{text}\nchance: {shown}")
+    args.output.mkdir(parents=True, exist_ok=True)
+    facts = {
+        "command": shlex.join(["python", "-m", "scripts.accuracy", *(argv or sys.argv[1:])]),
+        "questions": len(samples),
+        "seed": args.seed,
+        "versions": versions(),
+        "hardware": {"machine": platform.machine(), "cores": os.cpu_count(), "gpu": None},
+        "chance": chance,
+        "results": [asdict(result) for result in results],
+    }
+    (args.output / "accuracy.json").write_text(json.dumps(facts, indent=1, default=repr) + "\n")
+    (args.output / "accuracy.md").write_text(f"```\n{text}\n\nchance: {shown}\n```\n")
+    draw(results, chance, args.output / "accuracy.png")
+    return 0
+
+
+def draw(results: list[Result], chance: dict[str, float], path: Path) -> None:
+    """Accuracy by category, one group of bars a category, with 95% intervals."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    names = [*sorted(results[0].by["category"]), "all"]
+    figure, axes = pyplot.subplots(figsize=(10, 4.2), constrained_layout=True)
+    hues = dict(zip(sorted({r.title.split()[0] for r in results}), COLOURS, strict=False))
+    width = 0.84 / len(results)
+    for number, result in enumerate(results):
+        method, *budget = result.title.split()
+        intervals: list[Any] = [result.by["category"].get(n, result.accuracy) for n in names]
+        axes.bar(
+            [k + (number - (len(results) - 1) / 2) * width for k in range(len(names))],
+            [100 * i.mean for i in intervals],
+            width,
+            yerr=[
+                [100 * (i.mean - i.low) for i in intervals],
+                [100 * (i.high - i.mean) for i in intervals],
+            ],
+            label=result.title,
+            color=hues[method],
+            alpha=1.0 if budget in ([], [str(BUDGETS[0])]) else 0.5,
+            ecolor="#777777",
+            capsize=2,
+        )
+    for k, name in enumerate(names):
+        label = "chance" if k == 0 else "_"
+        axes.hlines(
+            100 * chance[name], k - 0.42, k + 0.42, color="black", linestyle=":", label=label
+        )
+    axes.set_xticks(range(len(names)), names)
+    axes.set_ylabel("right answers, %")
+    axes.set_title("Dense (144 tokens an image) and reduced; darker 48, paler 16; 95% intervals")
+    axes.set_ylim(0, 100)
+    axes.legend(ncols=5, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.08))
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=120)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
