@@ -12,6 +12,7 @@ from PIL import Image
 import vlm
 from compress import Cost, Report, compress, get_method, list_methods
 from compress.overlay import legend, overlay, panel, sheet, stack
+from compress.parse import parse_budget, parse_method, split_list
 from compress.report import runs
 
 PROMPT = "Describe the picture."
@@ -24,16 +25,16 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("media", type=Path, help="a picture, or a video")
     parser.add_argument("--method", default="duet", help="a name, several with commas, or 'all'")
-    parser.add_argument("--budget", default="0.33", help="tokens (64) or a share (0.11)")
+    parser.add_argument("--budget", default="0.33", help="tokens (64) or a share (0.11, 1/9)")
     parser.add_argument("--prompt", default=PROMPT, help="the question that comes with it")
     parser.add_argument("--frames", type=int, default=6, help="frames of a video")
     parser.add_argument("--model", default="mini", help="'mini', a folder, or a hub model's name")
     parser.add_argument("--out", type=Path, default=Path("out/compress.png"))
     args = parser.parse_args(argv)
     try:
-        names = list_methods() if args.method == "all" else args.method.split(",")
-        methods = [get_method(name) for name in names]
-        budget = float(args.budget) if "." in args.budget else int(args.budget)
+        names = list_methods() if args.method == "all" else split_list(args.method)
+        methods = [get_method(parse_method(name)) for name in names]
+        budget = parse_budget(args.budget)
         frames = read_frames(args.media, args.frames)
         model, processor = vlm.load(args.model)
         reports, rows = [], []
