@@ -1,4 +1,4 @@
-"""With one CLIP expert and the MLP fusion the model is LLaVA-1.5, weight by weight, bit by bit."""
+"""With one CLIP expert and the MLP fusion the model is LLaVA-1.5, bit by bit."""
 
 from __future__ import annotations
 

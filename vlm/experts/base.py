@@ -5,6 +5,7 @@ A *family* says where the parts of one kind of tower are; `Expert` is the same f
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -81,6 +82,8 @@ class ExpertConfig:
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[A-Za-z_]\w*", self.name):
             raise ExpertError(f"name={self.name!r}: expected a Python identifier, such as 'clip'")
+        # As it comes back from JSON, where keys are strings and sequences are lists.
+        self.tower = json.loads(json.dumps(self.tower, default=str))
         self.image_size = (int(self.image_size[0]), int(self.image_size[1]))
         if min(self.image_size) < 1:
             raise ExpertError(f"image_size={self.image_size}: expected (height, width) above 0")
@@ -186,7 +189,11 @@ class Expert(nn.Module):
                 "class token; expected 'received' or 'auto'"
             )
         self.grid = family.grid(config.tower, config.image_size)
-        if config.frozen:
+        self.freeze()
+
+    def freeze(self) -> None:
+        """Take a frozen tower out of training; loading weights puts it back in."""
+        if self.config.frozen:
             self.tower.requires_grad_(False)
             self.tower.eval()
 

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import AutoModel, Cache, PreTrainedConfig, PreTrainedModel
+from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.models.llava.modeling_llava import LlavaModelOutputWithPast
 from transformers.utils.generic import can_return_tuple
 
@@ -158,6 +159,9 @@ class FoveateModel(FoveatePreTrainedModel):
         self, pixels: dict[str, Tensor], inputs: list[tuple[Block, ...]], scores: bool | None
     ) -> FoveateFeatures:
         scores = self.visual_scores if scores is None else scores
+        if self.feature_cache is not None and is_deepspeed_zero3_enabled():
+            # A rank that finds its features would leave out calls that others wait for.
+            raise ValueError("feature_cache cannot be used under ZeRO-3: expected stage 2 or none")
         views = encode(self.experts, self.fusion, pixels, scores, self.feature_cache)
         return assemble(views, self.grids, inputs, self.fusion.draw(len(inputs)))
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
+from vlm.experts import Expert
 from vlm.model.configuration import FoveateConfig
 
 
@@ -46,6 +47,9 @@ def load_strictly(
             f"{path} {' and '.join(problems)}: expected the weights of {type(model).__name__} with "
             "this config.json and no others (strict=False lets them pass)"
         )
+    for module in model.modules():
+        if isinstance(module, Expert):
+            module.freeze()
     return (model, info) if wants_info else model
 
 

@@ -37,13 +37,17 @@ class FoveateForConditionalGeneration(FoveatePreTrainedModel, GenerationMixin):
     def get_output_embeddings(self) -> nn.Module:
         return self.lm_head
 
-    def get_image_features(self, pixel_values: Pixels, **kwargs: Any) -> FoveateFeatures:
+    def get_image_features(
+        self, pixel_values: Pixels, *args: Any, **kwargs: Any
+    ) -> FoveateFeatures:
         """See `FoveateModel.get_image_features`."""
-        return self.model.get_image_features(pixel_values, **kwargs)
+        return self.model.get_image_features(pixel_values, *args, **kwargs)
 
-    def get_video_features(self, pixel_values_videos: Pixels, **kwargs: Any) -> FoveateFeatures:
+    def get_video_features(
+        self, pixel_values_videos: Pixels, *args: Any, **kwargs: Any
+    ) -> FoveateFeatures:
         """See `FoveateModel.get_video_features`."""
-        return self.model.get_video_features(pixel_values_videos, **kwargs)
+        return self.model.get_video_features(pixel_values_videos, *args, **kwargs)
 
     @can_return_tuple
     def forward(
