@@ -19,7 +19,7 @@ from transformers import Blip2QFormerConfig, Blip2QFormerModel
 from transformers.activations import ACT2FN
 
 import positions
-from positions import Image, Scheme, Sequential, Video, plan
+from positions import Image, Scheme, Sequential, Text, Video, plan
 
 Pair = tuple[int, int]
 
@@ -261,7 +261,8 @@ def report(blocks: tuple[Block, ...], config: FusionConfig) -> list[dict[str, An
                 "grid": block.grid,
                 "tokens": block.tokens,
                 "scheme": repr(scheme or Sequential()),
-                "positions": plan([block.segment(scheme)]).next_position,
+                # After one token of text, as schemes that look back expect.
+                "positions": plan([Text(1), block.segment(scheme)]).next_position - 1,
             }
         )
     return rows

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import pytest
 import torch
 from torch.nn.functional import gelu
 
-import positions
-from positions import PositionError, Text, plan
+from positions import MRoPE, PositionError, Text, plan
 from vlm import canvas
 from vlm.fusion import (
     Block,
@@ -96,23 +93,6 @@ def test_dropping_experts_is_drawn_by_the_generator_and_spares_one():
 # --- blocks and their positions ---
 
 
-@dataclass(frozen=True)
-class Rows:
-    """A stand-in for a scheme of the planner: one position a row."""
-
-    def homes(self, item, start, generator):
-        import numpy as np
-
-        t, h, w = item.shape
-        return start + np.repeat(np.arange(t * h, dtype=float), w)[:, None]
-
-
-@pytest.fixture
-def rows(monkeypatch):
-    monkeypatch.setattr(positions, "Rows", Rows, raising=False)
-    monkeypatch.setattr(positions, "__all__", [*positions.__all__, "Rows"])
-
-
 def test_blocks_of_an_image_with_tiles_and_of_a_video():
     grids = {"clip": (3, 3), "sam": (2, 2)}
     blocks = image_blocks(grids, {"clip": (2, 1)})
@@ -123,26 +103,31 @@ def test_blocks_of_an_image_with_tiles_and_of_a_video():
     assert video[0].segment(None).grid == (4, 3, 3)
 
 
-def test_each_block_has_its_own_scheme_and_the_report_counts_positions(rows):
-    config = FusionConfig(scheme={"sam": {"type": "Rows"}})
+@pytest.mark.parametrize(("by", "taken"), [("original", 4096), ("row", 64), ("all", 1)])
+def test_each_block_has_its_own_scheme_and_the_report_counts_positions(by, taken):
+    config = FusionConfig(scheme={"sam": {"type": "Compact", "by": by}})
     blocks = image_blocks({"clip": (24, 24), "sam": (64, 64)}, {})
     found = report(blocks, config)
     assert [(r["expert"], r["tokens"], r["positions"]) for r in found] == [
         ("clip", 576, 576.0),
-        ("sam", 4096, 64.0),
+        ("sam", 4096, taken),
     ]
     whole = plan([Text(3), *(b.segment(config.scheme_of(b.expert)) for b in blocks), Text(1)])
-    assert whole.next_position == 3 + 576 + 64 + 1
-    assert whole.positions[3 + 576, 0, 0] == 579 and whole.positions[-1, 0, 0] == 643
+    assert whole.next_position == 3 + 576 + taken + 1
+    quarter = FusionConfig(scheme={"clip": {"type": "V2PE", "delta": 0.25}})
+    assert report(blocks, quarter)[0]["positions"] == 144
+    assert isinstance(FusionConfig(scheme={"a": {"type": "MRoPE"}}).scheme_of("a"), MRoPE)
+    assert whole.positions[3 + 576, 0, 0] == 579 and whole.positions[-1, 0, 0] == 579 + taken
 
 
-def test_bad_fusions_say_what_would_be_right(rows):
+def test_bad_fusions_say_what_would_be_right():
     for settings, words in [
         ({"kind": "mean"}, "kind='mean'"),
         ({"drop": 1.0}, "drop=1.0"),
         ({"window": {"a": 0}}, "'a' is 0"),
         ({"scheme": {"a": {"type": "Plan"}}}, "expected one of"),
-        ({"scheme": {"a": {"type": "Rows", "x": 1}}}, "x"),
+        ({"scheme": {"a": {"type": "Compact", "x": 1}}}, "x"),
+        ({"scheme": {"a": {"type": "Compact", "by": "diagonal"}}}, "diagonal"),
         ({"activation": "tanhh"}, "tanhh"),
         ({"colour": 1}, "colour"),
     ]:

@@ -5,27 +5,18 @@ from __future__ import annotations
 import pytest
 import torch
 
-import positions
-from positions import PositionTable
-from tests.vlm import models
-from tests.vlm.test_fusion import Rows
-from vlm import canvas
+from positions import PositionError, PositionTable
+from tests.vlm import models, towers
+from vlm import canvas, mini
+from vlm.model import FoveateConfig, FoveateForConditionalGeneration, FoveateProcessor
 from vlm.model.positions import has_plan, validity
 
-FUSION = {"window": {"sam": 2}, "scheme": {"sam": {"type": "Rows"}}}
+FUSION = {"window": {"sam": 2}, "scheme": {"sam": {"type": "Compact", "by": "row"}}}
 TEXTS = ["USER: <image>\nWhat shape ASSISTANT:", "and <image> is <image>", "no picture"]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def rows():
-    positions.Rows, positions.__all__ = Rows, [*positions.__all__, "Rows"]
-    yield
-    positions.__all__.remove("Rows")
-    del positions.Rows
-
-
 @pytest.fixture(scope="module")
-def built(rows):
+def built():
     return models.build(("clip", "sam"), FUSION)
 
 
@@ -297,4 +288,42 @@ def test_schemes_need_a_rotary_embedding():
 
     text = models.text_config(hf.GPT2Config, n_embd=32, n_layer=1, n_head=2)
     with pytest.raises(ValueError, match="no rotary embedding"):
-        models.build(("clip",), {"scheme": {"clip": {"type": "Rows"}}}, text)
+        models.build(("clip",), {"scheme": {"clip": {"type": "Compact", "by": "row"}}}, text)
+
+
+def test_two_axes_need_a_host_that_has_them():
+    fusion = {"scheme": {"clip": {"type": "Compact", "by": "row_col"}}}
+    model, processor = models.build(("clip",), fusion)
+    with pytest.raises(PositionError, match="reads one axis"):
+        model(**processor(images=models.picture(), text=TEXTS[0]))
+
+
+@torch.no_grad()
+def test_rows_and_columns_in_a_host_with_three_axes():
+    import transformers as hf
+
+    rope = {"rope_type": "default", "rope_theta": 100.0, "mrope_section": [2, 3, 3]}
+    text = models.text_config(hf.Qwen2VLTextConfig, rope_parameters=rope)
+    expert = towers.expert("clip")
+    config = FoveateConfig(
+        text_config=text,
+        experts=[expert.config],
+        fusion={"scheme": {"clip": {"type": "MRoPE"}}},
+        image_token_id=4,
+    )
+    model = towers.randomise(FoveateForConditionalGeneration(config), std=0.25).eval()
+    processor = FoveateProcessor.for_model(config, mini.build_tokenizer())
+    inputs = processor(images=models.picture(), text="a <image> b")
+    found = models.logits(model, inputs)[0]
+    ids = inputs["input_ids"][0]
+    first = int((ids == model.config.image_token_id).nonzero()[0])
+    rest = len(ids) - first - 16
+    cells = torch.cartesian_prod(torch.tensor([0]), torch.arange(4), torch.arange(4)) + first
+    text_before, after = torch.arange(first), torch.arange(rest) + first + 4
+    at = torch.cat([text_before[:, None].expand(-1, 3), cells, after[:, None].expand(-1, 3)])
+    embeds = model.get_input_embeddings()(ids)
+    tokens = model.get_image_features(inputs["pixel_values"]).pooler_output[0]
+    embeds[first : first + 16] = tokens
+    hidden = model.model.language_model(inputs_embeds=embeds[None], position_ids=at.T[:, None])
+    expected = model.lm_head(hidden.last_hidden_state)[0]
+    torch.testing.assert_close(found, expected, atol=5e-5, rtol=1e-3)
