@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from compress import Method, get_method
@@ -39,7 +39,7 @@ class Arm:
 
     @property
     def title(self) -> str:
-        """For tables: "dense", "duet 64", "Duet(query='all') 0.11 compact"."""
+        """For tables: "dense", "duet 64", "duet(query='all') 0.11 compact"."""
         if self.method is None:
             return "dense"
         budget = f"{self.budget:.4g}" if isinstance(self.budget, float) else str(self.budget)
@@ -47,7 +47,7 @@ class Arm:
 
     @property
     def _name(self) -> str:
-        return self.method if isinstance(self.method, str) else repr(self.method)
+        return self.method if isinstance(self.method, str) else _short(self.method)
 
     @property
     def _where(self) -> str:
@@ -68,6 +68,20 @@ class Arm:
 
 
 DENSE = Arm()
+
+
+def _short(method: Method | None) -> str:
+    """A method as `parse_method` reads it: its name, and the options that are not the default."""
+    known = next((name for name, cls in METHODS.items() if cls is type(method)), None)
+    if method is None or known is None:
+        return repr(method)
+    plain = get_method(known)
+    options = [
+        f"{f.name}={getattr(method, f.name)!r}"
+        for f in fields(method)
+        if getattr(method, f.name) != getattr(plain, f.name)
+    ]
+    return f"{known}({', '.join(options)})" if options else known
 
 
 def restore(description: Mapping[str, Any]) -> Arm:
