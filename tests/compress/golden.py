@@ -138,10 +138,10 @@ def softmax(v):
     return e / e.sum()
 
 
-def mmtok(x, tower, query, keep):
+def mmtok(x, tower, query, keep, heat=0.02, weight=0.5):
     n = len(x)
-    needs = [softmax(np.array([cos(q, v) for v in x]) / 0.02) / len(query) for q in query]
-    needs += [0.5 * softmax(np.array([cos(c, v) for v in tower]) / 0.2) / n for c in tower]
+    needs = [softmax(np.array([cos(q, v) for v in x]) / heat) / len(query) for q in query]
+    needs += [weight * softmax(np.array([cos(c, v) for v in tower]) / 0.2) / n for c in tower]
     picked = []
     while len(picked) < keep:
         gains = [

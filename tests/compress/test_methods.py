@@ -121,6 +121,12 @@ def references():
          lambda v: golden.cdpruner(v["features"], v["query"], 7, True)),
         ("mmtok", MMTok(), image, 9,
          lambda v: golden.mmtok(v["features"], v["tower"], v["query"], 9)),
+        *(
+            (f"mmtok-{weight}", MMTok(weight=weight, text_heat=0.3), image, 14,
+             lambda v, weight=weight: golden.mmtok(
+                 v["features"], v["tower"], v["query"], 14, 0.3, weight))
+            for weight in (0.1, 0.5, 3.0)
+        ),
         ("vispruner", VisPruner(step=3), image, 11,
          lambda v: golden.vispruner(v["features"], v["saliency"], 11, 3)),
         ("prumerge", PruMerge(), image, 9,
