@@ -159,6 +159,7 @@ def references():
                  v["features"], v["saliency"], v["query"], image, 9, **options))
             for i, options in enumerate((
                 {}, {"choice": "volume"}, {"choice": "top"}, {"merge": False}, {"purity": 0.1},
+                {"salient": 1.0, "place": 1.0, "purity": 0.0},
             ))
         ),
     ]  # fmt: skip
