@@ -26,8 +26,9 @@ from typing import Any
 import torch
 
 import vlm
+from compress.parse import parse_budget, parse_method, split_list
 from eval.answerers import ModelAnswerer
-from eval.arms import DENSE, Arm, parse_budget, parse_method, split_list
+from eval.arms import DENSE, Arm
 from eval.benchmarks import BENCHMARKS
 from eval.benchmarks.embedded import write
 from eval.records import replace

@@ -17,8 +17,9 @@ from lmms_eval.api.model import lmms
 from tqdm import tqdm
 
 import vlm
+from compress.parse import parse_budget, parse_method
 from eval.answerers import ModelAnswerer, Question
-from eval.arms import DENSE, Arm, parse_budget, parse_method
+from eval.arms import DENSE, Arm
 from vlm import read_image, read_video
 
 

@@ -21,8 +21,6 @@ from typing import Any
 import numpy as np
 
 MEMORY_LIMIT = 8 << 30  # bytes of address space of the child: a broken header may ask for more
-
-
 DAMAGED = "damaged frames (damaged='repeat' shows their neighbours instead)"
 
 
