@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from compress.methods import Duet
+from compress.parse import parse_budget, parse_method, split_list
 from eval.answerers import ModelAnswerer, Question, fingerprint
-from eval.arms import DENSE, Arm, parse_budget, parse_method, restore, split_list
+from eval.arms import DENSE, Arm, restore
 from vlm import Video, mini
 from vlm.scenes import draw, make_scene
 
