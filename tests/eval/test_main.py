@@ -58,6 +58,10 @@ def test_a_sweep_writes_everything(tmp_path: Path, capsys: pytest.CaptureFixture
     tokens = {r["title"]: r["figures"]["tokens"] for r in facts["results"]}
     assert tokens["dense"] == 144
     assert tokens["duet 48"] == pytest.approx(48, abs=1)
+    assert list(tokens) == ["dense", "duet 48", "duet 0.1111", "random 48", "random 0.1111"]
+    tested = [r for r in facts["results"] if r["against"]]
+    assert len(tested) == 4
+    assert all(r["adjusted"] >= r["against"]["p"] for r in tested)
     config = json.loads((folder / "run.json").read_text())
     assert config["config"]["seed"] == 0
     assert config["versions"]["torch"]
@@ -87,6 +91,14 @@ def assert_is_whole(page: str) -> None:
 
     Check().feed(page)
     assert open_tags == []
+
+
+def test_what_launchers_add_is_understood(tmp_path: Path) -> None:
+    base = ["--scenes", "1", "--output", str(tmp_path), "--limit", "1", "--batch-size", "5"]
+    assert main(["--local_rank=0", "embedded", *base]) == 0
+    (result,) = json.loads((folder_of(tmp_path) / "summary.json").read_text())["results"]
+    assert result["accuracy"]["clusters"] == 1
+    assert result["accuracy"]["count"] == 5  # the first scene whole
 
 
 def test_a_later_sweep_adds_to_the_report(tmp_path: Path) -> None:
