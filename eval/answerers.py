@@ -125,7 +125,7 @@ class ModelAnswerer:
             if gpu:
                 torch.cuda.synchronize(self.model.device)
             seconds = time.perf_counter() - begin
-            figures = {} if compression is None else _measured(compression)
+            figures = {} if compression is None else _measured(compression, len(questions))
         if self._vision is not None:
             seconds += self._vision.saved
         figures["seconds"] = seconds / len(questions)
@@ -210,8 +210,11 @@ def _frames(question: Question) -> dict[str, float]:
     return {"frames": float(sum(counts))} if counts else {}
 
 
-def _measured(compression: Compression) -> dict[str, float]:
-    """What the compression reports of its last prefill, as flat numbers."""
+def _measured(compression: Compression, questions: int) -> dict[str, float]:
+    """What the compression reports of its last prefill, as flat numbers.
+
+    Tokens and multiply-adds are those of one visual input, bytes those of one question.
+    """
     report = compression.report()
     cost, dense = report.reduced, report.dense
     return {
@@ -219,8 +222,8 @@ def _measured(compression: Compression) -> dict[str, float]:
         "dense": dense.layers[0] / report.inputs,
         "macs": cost.macs / report.inputs,
         "dense_macs": dense.macs / report.inputs,
-        "cache": float(cost.cache),
-        "dense_cache": float(dense.cache),
+        "cache": cost.cache / questions,
+        "dense_cache": dense.cache / questions,
     }
 
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import ast
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
-from fractions import Fraction
+from dataclasses import dataclass, fields
 from typing import Any
 
 from compress import Method, get_method
 from compress.budget import resolve_budget
 from compress.methods import METHODS
+from compress.parse import parse_method
 from eval.samples import slug
 
 
@@ -40,7 +39,7 @@ class Arm:
 
     @property
     def title(self) -> str:
-        """For tables: "dense", "duet 64", "Duet(query='all') 0.11 compact"."""
+        """For tables: "dense", "duet 64", "duet(query='all') 0.11 compact"."""
         if self.method is None:
             return "dense"
         budget = f"{self.budget:.4g}" if isinstance(self.budget, float) else str(self.budget)
@@ -48,7 +47,7 @@ class Arm:
 
     @property
     def _name(self) -> str:
-        return self.method if isinstance(self.method, str) else repr(self.method)
+        return self.method if isinstance(self.method, str) else _short(self.method)
 
     @property
     def _where(self) -> str:
@@ -71,6 +70,20 @@ class Arm:
 DENSE = Arm()
 
 
+def _short(method: Method | None) -> str:
+    """A method as `parse_method` reads it: its name, and the options that are not the default."""
+    known = next((name for name, cls in METHODS.items() if cls is type(method)), None)
+    if method is None or known is None:
+        return repr(method)
+    plain = get_method(known)
+    options = [
+        f"{f.name}={getattr(method, f.name)!r}"
+        for f in fields(method)
+        if getattr(method, f.name) != getattr(plain, f.name)
+    ]
+    return f"{known}({', '.join(options)})" if options else known
+
+
 def restore(description: Mapping[str, Any]) -> Arm:
     """The arm that `Arm.describe` described."""
     if description["method"] is None:
@@ -78,59 +91,3 @@ def restore(description: Mapping[str, Any]) -> Arm:
     method = parse_method(description["method"])
     name = next((n for n in METHODS if get_method(n) == method), None)
     return Arm(name or method, description["budget"], description["positions"])
-
-
-def parse_method(text: str) -> str | Method:
-    """A method from "duet", "duet(query='all')" or "Duet(query='all')".
-
-    Values are Python literals. Raises ValueError for what is none of these, or for a method or an
-    option that is not known.
-    """
-    if text in METHODS:
-        return text
-    try:
-        call = ast.parse(text.strip(), mode="eval").body
-        if not isinstance(call, ast.Call) or call.args or not isinstance(call.func, ast.Name):
-            raise ValueError
-        options = {word.arg: ast.literal_eval(word.value) for word in call.keywords if word.arg}
-        name = call.func.id
-    except (SyntaxError, ValueError) as error:
-        known = ", ".join(sorted(METHODS))
-        raise ValueError(
-            f"method {text!r}: expected one of {known}, or one with options such as "
-            "duet(query='all')"
-        ) from error
-    classes = {**{cls.__name__: cls for cls in METHODS.values()}, **METHODS}
-    if name not in classes:
-        get_method(name)  # says which are known
-    try:
-        return classes[name](**options)
-    except TypeError as error:
-        raise ValueError(f"method {text!r}: {error}") from error
-
-
-def parse_budget(text: str) -> int | float:
-    """ "64" is a count of tokens; "0.25", "1/9" and "11%" are fractions of the dense count.
-
-    Raises ValueError for anything else.
-    """
-    try:
-        if text.isdecimal():
-            return int(text)
-        return float(text[:-1]) / 100 if text.endswith("%") else float(Fraction(text))
-    except (ValueError, ZeroDivisionError) as error:
-        raise ValueError(
-            f"budget {text!r}: expected a count such as 64, or a fraction such as 0.25, 1/9 or 11%"
-        ) from error
-
-
-def split_list(text: str) -> list[str]:
-    """Split at the commas that are not within brackets: "duet,random(seed=1)"."""
-    parts, depth = [""], 0
-    for character in text:
-        depth += (character in "([{") - (character in ")]}")
-        if character == "," and depth == 0:
-            parts.append("")
-        else:
-            parts[-1] += character
-    return [part.strip() for part in parts if part.strip()]

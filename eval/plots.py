@@ -25,12 +25,12 @@ Pick = Callable[[Result], Interval | None]
 
 def accuracy_curve(results: Sequence[Result], title: str, chance: float | None = None) -> bytes:
     """One panel: accuracy with its interval against measured tokens, a line a method."""
-    figure, axes = _figure(1, 1, (7.2, 4.6))
+    figure, axes = _figure(1, 1, (8.4, 4.4))
     _panel(axes[0], results, lambda result: result.accuracy, chance)
     axes[0].set_title(title)
     axes[0].set_xlabel("visual tokens an input, mean over the layers (measured)")
     axes[0].set_ylabel("accuracy, %")
-    axes[0].legend(frameon=False, fontsize=9)
+    figure.legend(loc="outside right upper", frameon=False, fontsize=9)
     return _png(figure)
 
 
@@ -39,7 +39,7 @@ def group_curves(results: Sequence[Result], column: str) -> bytes | None:
     values = sorted({value for result in results for value in result.by.get(column, {})})
     if not 2 <= len(values) <= MOST_PANELS:
         return None
-    across = min(4, len(values))
+    across = 3 if len(values) in (3, 5, 6, 9) else min(4, len(values))
     down = math.ceil(len(values) / across)
     figure, axes = _figure(down, across, (3.1 * across, 2.5 * down + 0.7))
     for panel, value in zip(axes, values, strict=False):
@@ -48,9 +48,11 @@ def group_curves(results: Sequence[Result], column: str) -> bytes | None:
         panel.set_title(f"{value} (n = {count})", fontsize=9)
     for panel in axes[len(values) :]:
         panel.set_visible(False)
+    for panel in axes[max(0, len(values) - across) : len(values)]:
+        panel.tick_params(labelbottom=True)
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(
-        handles, labels, loc="outside lower center", ncols=min(6, len(labels)), frameon=False
+        handles, labels, loc="outside upper center", ncols=min(5, len(labels)), frameon=False
     )
     figure.supxlabel("visual tokens an input", fontsize=9)
     figure.supylabel("accuracy, %", fontsize=9)

@@ -47,7 +47,7 @@ def _rows(results: Sequence[Result], column: str | None) -> list[list[str]]:
     """Head and rows; columns that would be empty are left out."""
     kinds = sorted({k for r in results for k in r.by.get(column or "", {})})
     extra = list(dict.fromkeys(name for r in results for name in r.extra))
-    head = ["", "tokens", "accuracy", "95% interval", "of dense", "+/-", "p"]
+    head = ["", "tokens", "accuracy", "95% interval", "of dense", "+/-", "p", "p Holm"]
     head += [*extra, *kinds, "s each", "GMAC", "KV MiB", "peak MiB", "unread", "failed"]
     rows = [[r.title, *_cells(r, column or "", kinds, extra)] for r in results]
     used = [i for i in range(len(head)) if i == 0 or any(row[i] for row in rows)]
@@ -68,6 +68,7 @@ def _cells(result: Result, column: str, kinds: Sequence[str], extra: Sequence[st
         "" if result.share is None else f"{result.share:.1%}",
         "" if against is None else f"+{against.gained} -{against.lost}",
         "" if against is None else f"{against.p:.2g}",
+        "" if result.adjusted is None else f"{result.adjusted:.2g}",
         *(_plain(result.extra[name]) if name in result.extra else "" for name in extra),
         *(f"{by[kind].mean:.1%}" if kind in by else "" for kind in kinds),
         figure("seconds", ".3f"),

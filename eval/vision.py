@@ -30,7 +30,8 @@ class SharedVision:
     def __init__(self, family: Family) -> None:
         self.tower: Any = family.tower
         self._forward = self.tower.forward
-        handles = family.tap().attach()
+        layers = [layer for kind in family.kinds for layer in family.vision_layers(kind)]
+        handles = [handle for layer in layers for handle in family.tap(layer).attach()]
         self._tapped = [module for module in self.tower.modules() if _hooked(module)]
         self._tapped = [module for module in self._tapped if module is not self.tower]
         for handle in handles:

@@ -15,7 +15,7 @@ import vlm
 from compress import compress
 from compress.__main__ import ask, read_frames, write
 from compress.measure import measure
-from compress.overlay import legend, overlay
+from compress.overlay import legend, overlay, stack
 from eval.benchmarks.embedded import Embedded
 from eval.samples import Sample
 
@@ -123,17 +123,6 @@ def main(argv: list[str] | None = None) -> int:
     write(stack(rows), args.out)
     print(f"done in {time.time() - began:.0f} s")
     return 0
-
-
-def stack(rows: list[Image.Image]) -> Image.Image:
-    """Pictures of one width under one another, each in its own height."""
-    width = max(row.width for row in rows)
-    out = Image.new("RGB", (width, sum(row.height for row in rows)), (250, 250, 248))
-    top = 0
-    for row in rows:
-        out.paste(row, (0, top))
-        top += row.height
-    return out
 
 
 if __name__ == "__main__":

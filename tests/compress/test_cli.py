@@ -23,8 +23,17 @@ def test_draws_a_sheet(photo: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     out = tmp_path / "new" / "sheet.png"
     assert main([str(photo), "--budget", "48", "--method", "duet,random", "--out", str(out)]) == 0
     printed = capsys.readouterr().out
-    assert "Duet(" in printed and "Random(" in printed and "tokens a layer" in printed
-    assert Image.open(out).height > 2 * 336 * 60 / 90
+    methods = [line.split()[:2] for line in printed.splitlines()[1:4]]
+    assert methods == [["dense", "144.00"], ["duet", "48.00"], ["random", "48.00"]]
+    assert Image.open(out).size == (2 * 346 + 10, 58 + 224 + 40 + 20)
+
+
+def test_one_method_is_reported_stage_by_stage(
+    photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([str(photo), "--budget", "1/3", "--out", str(tmp_path / "one.png")]) == 0
+    assert "77 x 2, 38 x 1, 0 x 1" in capsys.readouterr().out
+    assert Image.open(tmp_path / "one.png").width == 4 * 346 + 10
 
 
 @pytest.mark.parametrize(
@@ -32,7 +41,7 @@ def test_draws_a_sheet(photo: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     [
         (["--budget", "0"], "budget"),
         (["--budget", "145"], "1..144"),
-        (["--method", "duets"], "known methods"),
+        (["--method", "duets"], "expected one of cascade"),
         (["--model", "./nowhere"], "nowhere"),
     ],
 )

@@ -104,4 +104,4 @@ def test_overlay_of_a_compression(tmp_path: Any) -> None:
         with pytest.raises(IndexError, match="2 visual inputs"):
             c.overlay(picture, index=2)
     # The picture, what entered, and the two stages that changed something.
-    assert Image.open(tmp_path / "kept.png").width == 4 * (336 + 10) + 10 + 2 * 10
+    assert Image.open(tmp_path / "kept.png").width == 4 * (336 + 10) + 10

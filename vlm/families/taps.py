@@ -1,0 +1,207 @@
+"""Reading queries and keys of one vision layer as it runs, so that scores cost next to nothing.
+
+Nothing is asked of the tower: no attention maps, no other attention kernel. Only the rows of
+attention that are needed are computed, in float32, from what the layer's projections gave.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+# One step of the received attention holds at most this many logits: 64 MiB in float32.
+_STEP = 2**24
+
+Block = tuple[Tensor, Tensor]
+
+
+class Tap(ABC):
+    """A reader of one attention module of a vision tower.
+
+    While `active`, its hooks keep what passes; `take` hands it over as `Heads` and forgets it.
+    has_cls: whether the first token of every segment is a class token and not a cell.
+    """
+
+    has_cls = False
+
+    def __init__(self) -> None:
+        self.active = False
+        self._seen: dict[str, Any] = {}
+
+    @abstractmethod
+    def attach(self) -> list[Any]:
+        """Register the hooks; returns their handles."""
+
+    @abstractmethod
+    def blocks(self) -> list[Block]:
+        """Queries and keys, each (n, heads, S, head_dim): n segments of S tokens that attend to
+        one another; blocks and segments in the order of the tower's rows."""
+
+    @property
+    @abstractmethod
+    def scale(self) -> float:
+        """What attention logits are multiplied by."""
+
+    def take(self) -> Heads:
+        """What was captured since the last call.
+
+        Raises RuntimeError if the layer did not run, or ran where hooks are not seen.
+        """
+        if not self._seen:
+            raise RuntimeError(
+                "the vision layer that gives the scores ran unseen: if the vision tower was "
+                "compiled before compress() was called, compress first and compile then"
+            )
+        heads = Heads(self.blocks(), self.scale, self.has_cls)
+        self._seen = {}
+        return heads
+
+    def keep(self, name: str) -> Any:
+        """A forward hook that keeps a module's output under `name`."""
+
+        def hook(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+            if self.active:
+                self._seen[name] = output
+
+        return hook
+
+
+class ProjectionTap(Tap):
+    """For layers with modules `q_proj` and `k_proj` (and norms `q_norm`, `k_norm` over all heads
+    where it has them) on a batch of images of one size, (n, S, width)."""
+
+    def __init__(self, attention: Any, has_cls: bool = False) -> None:
+        super().__init__()
+        self.attention, self.has_cls = attention, has_cls
+
+    @property
+    def scale(self) -> float:
+        return float(self.attention.scale)
+
+    def attach(self) -> list[Any]:
+        handles = []
+        for name in ("q", "k"):
+            norm = getattr(self.attention, f"{name}_norm", None)
+            module = getattr(self.attention, f"{name}_proj") if norm is None else norm
+            handles.append(module.register_forward_hook(self.keep(name)))
+        return handles
+
+    def blocks(self) -> list[Block]:
+        heads = self.attention.num_heads
+        q, k = (self._seen[name].unflatten(-1, (heads, -1)).transpose(1, 2) for name in "qk")
+        return [(q, k)]
+
+
+class FusedTap(Tap):
+    """For layers with one module `qkv` on packed images, (rows, 3 * width), called with
+    `cu_seqlens` and `position_embeddings` (cos and sin by row)."""
+
+    def __init__(self, attention: Any) -> None:
+        super().__init__()
+        self.attention = attention
+
+    @property
+    def scale(self) -> float:
+        return float(self.attention.scaling)
+
+    def attach(self) -> list[Any]:
+        def call(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if self.active:
+                self._seen["rotary"] = kwargs["position_embeddings"]
+                self._seen["cuts"] = kwargs["cu_seqlens"]
+
+        return [
+            self.attention.register_forward_pre_hook(call, with_kwargs=True),
+            self.attention.qkv.register_forward_hook(self.keep("qkv")),
+        ]
+
+    def blocks(self) -> list[Block]:
+        q, k, _ = self._seen["qkv"].unflatten(-1, (3, self.attention.num_heads, -1)).unbind(1)
+        cos, sin = (part[:, None].float() for part in self._seen["rotary"])
+        q, k = (_rotated(x, cos, sin) for x in (q, k))
+        lengths = self._seen["cuts"].diff().tolist()
+        found: list[Block] = []
+        start = at = 0
+        while at < len(lengths):
+            same = at
+            while same < len(lengths) and lengths[same] == lengths[at]:
+                same += 1
+            stop = start + (same - at) * lengths[at]
+            shape = (same - at, lengths[at])
+            q_part, k_part = (x[start:stop].unflatten(0, shape).transpose(1, 2) for x in (q, k))
+            found.append((q_part, k_part))
+            start, at = stop, same
+        return found
+
+
+def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    wide = x.float()
+    a, b = wide.chunk(2, dim=-1)
+    return (wide * cos + torch.cat([-b, a], dim=-1) * sin).to(x.dtype)
+
+
+class Heads:
+    """Queries and keys of one layer; what follows from them, by row of the tower.
+
+    Class tokens ask and are asked, but are no rows of what is returned.
+    """
+
+    def __init__(self, blocks: list[Block], scale: float, has_cls: bool) -> None:
+        self.blocks, self.scale, self.first = blocks, scale, int(has_cls)
+
+    def keys(self) -> Tensor:
+        """(R, head_dim): keys as the attention reads them, averaged over heads."""
+        return torch.cat([k[:, :, self.first :].mean(1).flatten(0, 1) for _, k in self.blocks])
+
+    def saliency(self, rule: str) -> Tensor:
+        """(R,) float32: attention that each row receives, averaged over heads.
+
+        rule: "cls" from the class token, "received" averaged over all queries of the segment,
+            "auto" the first where there is a class token. Raises ValueError where there is none.
+        """
+        if rule == "cls" and not self.first:
+            raise ValueError(
+                "saliency='cls', but this vision tower has no class token: use 'received' or 'auto'"
+            )
+        found = []
+        for q, k in self.blocks:
+            if self.first and rule in ("cls", "auto"):
+                mean = _attention(q[:, :, :1], k, self.scale)[:, :, 0].mean(1)
+            else:
+                mean = _received(q, k, self.scale)
+            found.append(mean[:, self.first :].flatten())
+        return torch.cat(found)
+
+    def attention(self) -> list[Tensor]:
+        """One (S, S) float32 map a segment, averaged over heads."""
+        found: list[Tensor] = []
+        for q, k in self.blocks:
+            for one_q, one_k in zip(q, k, strict=True):
+                total = torch.zeros((), device=q.device)
+                for head_q, head_k in zip(one_q, one_k, strict=True):
+                    total = total + _attention(head_q, head_k, self.scale)
+                found.append(total[self.first :, self.first :] / len(one_q))
+        return found
+
+
+def _received(q: Tensor, k: Tensor, scale: float) -> Tensor:
+    """(n, S): attention received by each token, mean over heads and queries; in bounded memory."""
+    n, heads, length, _ = q.shape
+    step = max(1, _STEP // (heads * length))
+    many = max(1, step // length)
+    out = []
+    for first in range(0, n, many):
+        some_q, some_k = q[first : first + many], k[first : first + many]
+        total = torch.zeros(len(some_q), length, device=q.device)
+        for start in range(0, length, step):
+            total += _attention(some_q[:, :, start : start + step], some_k, scale).sum((1, 2))
+        out.append(total / (heads * length))
+    return torch.cat(out)
+
+
+def _attention(q: Tensor, k: Tensor, scale: float) -> Tensor:
+    """Softmax in float32 of q k^T: (..., Q, d), (..., S, d) -> (..., Q, S)."""
+    return torch.softmax((q.float() * scale) @ k.float().transpose(-1, -2), dim=-1)
