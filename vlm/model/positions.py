@@ -188,10 +188,10 @@ def _extended(
     ]
     length = max(len(row) for row in rows)
     ends = []
-    for place, (row, plan) in enumerate(zip(rows, plans, strict=True)):
-        more = plan.next_position + torch.arange(length - len(row), dtype=torch.float64)
-        rows[place] = torch.cat((row, more[:, None].expand(-1, 3)))
-        ends.append(plan.next_position + len(more))
+    for at, (row, own) in enumerate(zip(rows, plans, strict=True)):
+        more = own.next_position + torch.arange(length - len(row), dtype=torch.float64)
+        rows[at] = torch.cat((row, more[:, None].expand(-1, 3)))
+        ends.append(own.next_position + len(more))
     positions = torch.stack(rows)[:, :, None]
     inexact = (positions.float().double() != positions).flatten(1).any(1)
     return PositionTable(positions, torch.tensor(ends, dtype=torch.float64), inexact)
