@@ -7,9 +7,10 @@ from typing import Any
 from torch import nn
 
 from vlm.families.base import Family, Grid, UnknownFamily, View, VisualInput
+from vlm.families.foveate import FoveateFamily
 from vlm.families.llava import Llava
 
-FAMILIES: tuple[type[Family], ...] = (Llava,)
+FAMILIES: tuple[type[Family], ...] = (Llava, FoveateFamily)
 
 
 def unwrapped(model: nn.Module) -> Any:
@@ -47,6 +48,7 @@ def family_of(model: nn.Module) -> Family:
 __all__ = [
     "FAMILIES",
     "Family",
+    "FoveateFamily",
     "Grid",
     "Llava",
     "UnknownFamily",

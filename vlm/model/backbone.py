@@ -229,10 +229,9 @@ class FoveateModel(FoveatePreTrainedModel):
         table = None if found is None else found[0]
         if found is not None:
             position_ids = found[1]
-            if attention_mask is None:
+            if attention_mask is None and _length(past_key_values) == 0:
                 # Without a mask, positions with gaps would be read as packed sequences.
-                length = _length(past_key_values) + embeds.shape[1]
-                attention_mask = torch.ones(len(embeds), length, device=embeds.device).long()
+                attention_mask = torch.ones(embeds.shape[:2], device=embeds.device).long()
             if planning.has_plan(self.language_model.rotary_emb):
                 # A compression plans from the positions that it finds; its own plan counts.
                 position_ids, table = planning.real_positions(*found), None
