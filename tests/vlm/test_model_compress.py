@@ -64,7 +64,7 @@ def test_a_batch_of_two_experts_gives_each_what_it_gets_alone(method, fusion):
     dense = models.logits(model, first)
     with compress(model, method, budget=10) as c:
         together, alone = models.logits(model, inputs), models.logits(model, first)
-        assert c.allocation(32).average == pytest.approx(10, abs=1)
+        assert c.allocation(32).average == pytest.approx(10, abs=2)
     real = inputs["attention_mask"][0].bool()
     torch.testing.assert_close(together[0][real], alone[0], atol=1e-4, rtol=1e-3)
     assert alone.shape == dense.shape and (alone - dense)[0, -1].abs().max() > 1e-3
