@@ -12,7 +12,7 @@ from vlm.experts.scoring import Seen, saliency
 from vlm.families.base import Family, UnknownFamily, View, VisualInput
 from vlm.families.taps import Tap
 from vlm.fusion import Block
-from vlm.model.features import assemble, blocks_of_images, blocks_of_videos, by_expert
+from vlm.model.features import blocks_of_images, blocks_of_videos, by_expert, in_order
 
 
 class FoveateFamily(Family):
@@ -185,7 +185,7 @@ class _Scores:
             for name, x in cells.items()
         }
         stays = torch.ones(len(self.family.blocks), len(views), dtype=torch.bool)
-        ordered = assemble(views, core.grids, self.family.blocks, stays)
+        ordered = in_order(views, core.grids, self.family.blocks, stays)
         return torch.cat(list(ordered.pooler_output))
 
 
