@@ -8,8 +8,12 @@ from torch import nn
 
 from vlm.families.base import Family, Grid, UnknownFamily, View, VisualInput
 from vlm.families.llava import Llava
+from vlm.families.llava_next import LlavaNext
+from vlm.families.qwen2_5_vl import Qwen2_5VL
+from vlm.families.qwen2_vl import Qwen2VL
+from vlm.families.qwen3_vl import Qwen3VL
 
-FAMILIES: tuple[type[Family], ...] = (Llava,)
+FAMILIES: tuple[type[Family], ...] = (Llava, LlavaNext, Qwen2VL, Qwen2_5VL, Qwen3VL)
 
 
 def unwrapped(model: nn.Module) -> Any:
@@ -48,7 +52,6 @@ __all__ = [
     "FAMILIES",
     "Family",
     "Grid",
-    "Llava",
     "UnknownFamily",
     "View",
     "VisualInput",
