@@ -74,7 +74,7 @@ class Encoder:
         self.owner.symmetry.encoding(self.owner, self.kind)
         record.restart()
         call = dict(self._signature.bind(*args, **kwargs).arguments)
-        encoded = Encoded(self.kind, family.inputs(self.kind, call), call)
+        encoded = Encoded(self.kind, family.inputs(self.kind, call))
         self._running, self._busy = encoded, True
         for tap in self._taps.values():
             tap.active = True

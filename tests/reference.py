@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, eager_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from compress.methods import Method
@@ -67,6 +68,7 @@ def _recorded(
 
 
 ALL_ATTENTION_FUNCTIONS.register("recorded", _recorded)
+ALL_MASK_ATTENTION_FUNCTIONS.register("recorded", eager_mask)
 
 
 @contextmanager
@@ -84,15 +86,15 @@ def recorded(case: Case, model: Any) -> Iterator[None]:
             tower.config._attn_implementation = name
 
 
-def by_row(case: Case, layer: int, name: str, rule: str = "auto") -> Tensor:
+def by_row(case: Case, kind: str, layer: int, name: str, rule: str = "auto") -> Tensor:
     """A field of one vision layer, by row of the tower."""
-    first = int(case.has_cls)
+    first = int(case.has_cls and not case.keeps_cls(kind))
     parts = []
     for key, weights in list(_MAPS.values())[layer]:
         if name == "keys":
             parts.append(key.mean(1)[:, first:].flatten(0, 1))
-        elif first and rule != "received":
-            parts.append(weights.mean(1)[:, 0, 1:].flatten())
+        elif case.has_cls and rule != "received":
+            parts.append(weights.mean(1)[:, 0, first:].flatten())
         else:
             parts.append(weights.mean(1).mean(1)[:, first:].flatten())
     return torch.cat(parts)
@@ -129,7 +131,7 @@ def encode(model: Any, case: Case, kind: str, variant: str, seed: int, layer: in
                 newline.data.copy_(held)
 
     layer = case.scoring.get(layer, layer)
-    saliency, keys = by_row(case, layer, "saliency"), by_row(case, layer, "keys")
+    saliency, keys = (by_row(case, kind, layer, name) for name in ("saliency", "keys"))
     fields = {
         "saliency": packed(saliency),
         "keys": torch.stack([packed(column) for column in keys.T], 1),

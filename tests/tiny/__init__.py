@@ -12,11 +12,15 @@ import torch
 from torch import Tensor
 
 from tests.tiny.base import FIRST_WORD, IMAGE_TOKEN, PAD, VIDEO_TOKEN, WORDS, Case, Sample
+from tests.tiny.internvl import InternVL
 from tests.tiny.llava import Llava
 from tests.tiny.llava_next import LlavaNext
+from tests.tiny.llava_onevision import LlavaOnevision
 from tests.tiny.qwen2_5_vl import Qwen2_5VL
 from tests.tiny.qwen2_vl import Qwen2VL
 from tests.tiny.qwen3_vl import Qwen3VL
+from tests.tiny.smolvlm import SmolVLM
+from tests.tiny.video_llava import VideoLlava
 
 CASES: tuple[Case, ...] = (
     Llava(),
@@ -24,6 +28,10 @@ CASES: tuple[Case, ...] = (
     Qwen2VL(),
     Qwen2_5VL(),
     Qwen3VL(),
+    LlavaOnevision(),
+    InternVL(),
+    SmolVLM(),
+    VideoLlava(),
 )  # fmt: skip
 
 __all__ = ["CASES", "FIRST_WORD", "IMAGE_TOKEN", "PAD", "VIDEO_TOKEN", "WORDS", "Case", "Sample"]

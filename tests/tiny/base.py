@@ -78,6 +78,10 @@ class Case:
         """Model inputs that bring inputs of a kind, as (variant, seed)."""
         raise NotImplementedError
 
+    def rows_of_media(self, kind: str, shown: Sequence[Any]) -> dict[str, Tensor]:
+        """The same for a batch: what each sample shows."""
+        return self.media(kind, [one for row in shown for one in row])
+
     def views(self, kind: str, variant: str) -> list[View]:
         """Grid of each view of an input, and which of its tokens are its cells."""
         raise NotImplementedError
@@ -85,6 +89,10 @@ class Case:
     def extra(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         """Model inputs that follow from the ids."""
         return {}
+
+    def keeps_cls(self, kind: str) -> bool:
+        """Whether class tokens go on to the projector."""
+        return False
 
     def pooled(self, values: Tensor) -> Tensor:
         """Values (R,) of all rows of the tower, as the projector's output would hold them."""
@@ -141,9 +149,9 @@ class Case:
             ids[row, at], mask[row, at] = ids_of, 1
         out = {"input_ids": ids, "attention_mask": mask}
         for kind in ("image", "video"):
-            every = [s[1:] for sample in samples for s in sample.shown if s[0] == kind]
-            if every:
-                out |= self.media(kind, every)
+            shown = [[s[1:] for s in sample.shown if s[0] == kind] for sample in samples]
+            if any(shown):
+                out |= self.rows_of_media(kind, shown)
         return out | self.extra(out)
 
 
