@@ -113,7 +113,7 @@ class Encoder:
             return [family.pool(item, part) for item, part in parts]
 
         for role, tap in self._taps.items():
-            heads = tap.take()
+            heads = tap.take([item.rows for item in encoded.inputs])
             if role == "shallow":
                 rows = heads.saliency(method.saliency_rule)[:, None]
                 encoded.fields["shallow"] = [x[:, 0] for x in pool(rows)]

@@ -16,6 +16,7 @@ from tests.tiny.internvl import InternVL
 from tests.tiny.llava import Llava
 from tests.tiny.llava_next import LlavaNext
 from tests.tiny.llava_onevision import LlavaOnevision
+from tests.tiny.mistral3 import Mistral3
 from tests.tiny.qwen2_5_vl import Qwen2_5VL
 from tests.tiny.qwen2_vl import Qwen2VL
 from tests.tiny.qwen3_vl import Qwen3VL
@@ -32,6 +33,7 @@ CASES: tuple[Case, ...] = (
     InternVL(),
     SmolVLM(),
     VideoLlava(),
+    Mistral3(),
 )  # fmt: skip
 
 __all__ = ["CASES", "FIRST_WORD", "IMAGE_TOKEN", "PAD", "VIDEO_TOKEN", "WORDS", "Case", "Sample"]

@@ -11,6 +11,7 @@ from vlm.families.internvl import InternVL
 from vlm.families.llava import Llava
 from vlm.families.llava_next import LlavaNext
 from vlm.families.llava_onevision import LlavaOnevision
+from vlm.families.mistral3 import Mistral3
 from vlm.families.qwen2_5_vl import Qwen2_5VL
 from vlm.families.qwen2_vl import Qwen2VL
 from vlm.families.qwen3_vl import Qwen3VL
@@ -27,6 +28,7 @@ FAMILIES: tuple[type[Family], ...] = (
     Qwen3VL,
     InternVL,
     SmolVLM,
+    Mistral3,
 )
 
 

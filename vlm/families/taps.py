@@ -7,6 +7,7 @@ attention that are needed are computed, in float32, from what the layer's projec
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -38,17 +39,20 @@ class Tap(ABC):
         """Register the hooks; returns their handles."""
 
     @abstractmethod
-    def blocks(self) -> list[Block]:
+    def blocks(self, rows: Sequence[int]) -> list[Block]:
         """Queries and keys, each (n, heads, S, head_dim), and masks: n segments of S tokens that
-        attend to one another; blocks and segments in the order of the tower's rows."""
+        attend to one another; blocks and segments in the order of the tower's rows.
+
+        rows: how many rows each visual input has.
+        """
 
     @property
     @abstractmethod
     def scale(self) -> float:
         """What attention logits are multiplied by."""
 
-    def take(self) -> Heads:
-        """What was captured since the last call.
+    def take(self, rows: Sequence[int]) -> Heads:
+        """What was captured since the last call, of inputs with so many rows each.
 
         Raises RuntimeError if the layer did not run, or ran where hooks are not seen.
         """
@@ -57,7 +61,7 @@ class Tap(ABC):
                 "the vision layer that gives the scores ran unseen: if the vision tower was "
                 "compiled before compress() was called, compress first and compile then"
             )
-        heads = Heads(self.blocks(), self.scale, self.has_cls, self.keeps_cls)
+        heads = Heads(self.blocks(rows), self.scale, self.has_cls, self.keeps_cls)
         self._seen = {}
         return heads
 
@@ -97,10 +101,33 @@ class ProjectionTap(Tap):
             handles.append(module.register_forward_hook(self.keep(name)))
         return handles
 
-    def blocks(self) -> list[Block]:
+    def blocks(self, rows: Sequence[int]) -> list[Block]:
         heads = self.attention.num_heads
         q, k = (self._seen[name].unflatten(-1, (heads, -1)).transpose(1, 2) for name in "qk")
         return [(q, k, self._seen.get("mask"))]
+
+
+class PackedTap(ProjectionTap):
+    """For layers with `q_proj` and `k_proj` on packed images, (1, rows, width), called with
+    `position_embeddings` (cos and sin by row); an image attends within itself."""
+
+    @property
+    def scale(self) -> float:
+        return float(self.attention.scaling)
+
+    def attach(self) -> list[Any]:
+        def call(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if self.active:
+                self._seen["rotary"] = kwargs["position_embeddings"]
+
+        own = self.attention.register_forward_pre_hook(call, with_kwargs=True)
+        return [own, *super().attach()]
+
+    def blocks(self, rows: Sequence[int]) -> list[Block]:
+        ((q, k, _),) = super().blocks(rows)
+        cos, sin = (part.float() for part in self._seen["rotary"])
+        parts = (_rotated(x, cos, sin).split(list(rows), dim=2) for x in (q, k))
+        return [(one_q, one_k, None) for one_q, one_k in zip(*parts, strict=True)]
 
 
 class FusedTap(Tap):
@@ -126,7 +153,7 @@ class FusedTap(Tap):
             self.attention.qkv.register_forward_hook(self.keep("qkv")),
         ]
 
-    def blocks(self) -> list[Block]:
+    def blocks(self, rows: Sequence[int]) -> list[Block]:
         q, k, _ = self._seen["qkv"].unflatten(-1, (3, self.attention.num_heads, -1)).unbind(1)
         cos, sin = (part[:, None].float() for part in self._seen["rotary"])
         q, k = (_rotated(x, cos, sin) for x in (q, k))
