@@ -8,7 +8,7 @@ READY := $(VENV)/.ready
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install -q -c constraints.txt -e ".[demo,train,experts,dev]"
+	$(BIN)/pip install -q -c constraints.txt -e ".[demo,train,experts,eval,dev]"
 	touch $@
 
 demo: $(READY)  ## IMAGE=photo.jpg VIDEO=clip.mp4 OUT=out/demo.png are optional

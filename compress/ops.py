@@ -284,11 +284,11 @@ def cover(table: Tensor, count: int, lazy: bool | None = None, block: int = 32) 
     return torch.cat(chosen, 1)
 
 
-def distances(x: Tensor, y: Tensor) -> Tensor:
-    """(B, N, D), (B, M, D) -> (B, N, M) Euclidean distance / sqrt(D), float32 or better."""
+def squared_distances(x: Tensor, y: Tensor) -> Tensor:
+    """(B, N, D), (B, M, D) -> (B, N, M) squared Euclidean distance / D, float32 or better."""
     x, y = wide(x), wide(y)
-    square = x.square().sum(2)[..., None] + y.square().sum(2)[:, None] - 2 * x @ y.transpose(1, 2)
-    return (square.clamp(min=0) / x.shape[2]).sqrt()
+    base = x.square().sum(2)[..., None] + y.square().sum(2)[:, None]
+    return torch.baddbmm(base, x, y.transpose(1, 2), alpha=-2).clamp(min=0) / x.shape[2]
 
 
 @torch.no_grad()
@@ -297,28 +297,29 @@ def density_peaks(x: Tensor, neighbours: int) -> Tensor:
 
     Density is exp(-mean squared distance to the `neighbours` nearest, itself included); delta the
     distance to the nearest denser token (of equal density the lower index is denser), for the
-    densest the largest distance of all. Score = log(density * delta). Memory linear in N.
+    densest the largest distance of all; distances are divided by sqrt(D). The score is
+    log(density * delta). Memory linear in N.
     """
     b, n, _ = x.shape
     step = max(1, PAIRS // (b * n))
     place = torch.arange(n, device=x.device)
     sparse, widest = [], wide(x).new_zeros(b)
     for part in place.split(step):
-        apart = distances(x[:, part], x)
+        apart = squared_distances(x[:, part], x)
         apart[:, torch.arange(len(part), device=x.device), part] = 0.0
         widest = torch.maximum(widest, apart.amax((1, 2)))
         near = apart.topk(min(neighbours, n), dim=2, largest=False).values
-        sparse.append(near.square().mean(2))
+        sparse.append(near.mean(2))
     thin = torch.cat(sparse, 1)  # -log density
     deltas = []
     for part in place.split(step):
         if step < n:
-            apart = distances(x[:, part], x)
+            apart = squared_distances(x[:, part], x)
         here, there = thin[:, part, None], thin[:, None]
         denser = (there < here) | ((there == here) & (place < part[:, None]))
         delta = apart.masked_fill(~denser, torch.inf).amin(2)
         deltas.append(torch.where(denser.any(2), delta, widest[:, None]))
-    return torch.cat(deltas, 1).log() - thin
+    return torch.cat(deltas, 1).log() / 2 - thin
 
 
 @torch.no_grad()
@@ -327,7 +328,7 @@ def to_closest(x: Tensor, centres: Tensor) -> Tensor:
     b, m = centres.shape
     targets = rows(x, centres)
     step = max(1, PAIRS // (b * m))
-    parts = [distances(part, targets).argmin(2) for part in x.split(step, dim=1)]
+    parts = [squared_distances(part, targets).argmin(2) for part in x.split(step, dim=1)]
     own = torch.arange(m, device=x.device).expand(b, m)
     return torch.cat(parts, 1).scatter(1, centres, own)
 

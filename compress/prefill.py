@@ -288,7 +288,7 @@ def _planned(
         for n in mine:
             planes = [next(each) for _ in items[n].input.planes]
             reduced[tuple(part for key in planes for part in key)] = _on_host(reductions[n])
-        plans.append(plan(segments, scheme, start=float(begins[row])).after(reduced))  # type: ignore[arg-type]
+        plans.append(plan(segments, scheme, start=float(begins[row])).after(reduced))
     return plans
 
 

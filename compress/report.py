@@ -102,13 +102,13 @@ class Report:
             f"{len(self.reduced.layers)} layers, of {self.dense.layers[0] / self.inputs:.0f} "
             f"({self.inputs} inputs, {self.reduced.text} text tokens)"
         )
-        lines = [head, f"  tokens a layer, dense    {_runs(self.dense.layers)}"]
-        lines.append(f"  tokens a layer, reduced  {_runs(self.reduced.layers)}")
+        lines = [head, f"  tokens a layer, dense    {runs(self.dense.layers)}"]
+        lines.append(f"  tokens a layer, reduced  {runs(self.reduced.layers)}")
         lines += [f"  {unit:<28}{a:>14}{b:>14}" for unit, a, b in rows]
         return "\n".join(lines)
 
 
-def _runs(counts: Sequence[int]) -> str:
+def runs(counts: Sequence[int]) -> str:
     """(144, 144, 8) -> '144 x 2, 8 x 1'."""
     runs: list[list[int]] = []
     for count in counts:

@@ -45,7 +45,7 @@ def choice(
     5. one letter stands alone in it, "Based on the picture, C" ("A" as an article is none);
     6. a refusal chooses nothing;
     7. one option's text is in it, as whole words, and not within that of a longer one that is too;
-       answers longer than twice all options together are not looked through.
+       answers longer than twice all options together, and 40 characters, are not looked through.
 
     Then `judge`, if given, is asked. Raises ValueError if it gives what is no option.
     """
@@ -113,7 +113,7 @@ def _single(text: str, options: Mapping[str, str]) -> str | None:
 
 def _contained(text: str, options: Mapping[str, str]) -> str | None:
     answer = text.lower()
-    if len(answer) > 2 * sum(map(len, options.values())):
+    if len(answer) > max(40, 2 * sum(map(len, options.values()))):
         return None
     spans = {letter: _spans(value.lower().strip(), answer) for letter, value in options.items()}
     every = [span for mine in spans.values() for span in mine]

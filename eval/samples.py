@@ -8,11 +8,13 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from PIL import Image
 
 from vlm.media import MediaError, Video, read_image, read_video
+
+Row = TypeVar("Row")
 
 
 class DataError(ValueError):
@@ -185,12 +187,22 @@ def _plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
-def one_each(samples: Iterable[Sample]) -> tuple[list[Sample], list[Problem]]:
-    """Leave out the questions whose key another one has: which of them is meant, none can say."""
-    samples = list(samples)
+def collect(rows: Iterable[tuple[str, Row]], make: Callable[[Row], Sample]) -> Loaded:
+    """The samples that `make` makes of named rows; those it refuses become problems.
+
+    Questions that share a key are left out too: which of them is meant, none can say.
+    """
+    samples, problems = [], []
+    for name, row in rows:
+        try:
+            samples.append(make(row))
+        except KeyError as error:
+            problems.append(Problem(name, f"no {error}"))
+        except (ValueError, TypeError) as error:
+            problems.append(Problem(name, str(error)))
     counts = Counter(s.key for s in samples)
-    problems = [Problem(k, f"{n} rows have this key") for k, n in counts.items() if n > 1]
-    return [s for s in samples if counts[s.key] == 1], problems
+    problems += [Problem(k, f"{n} rows have this key") for k, n in counts.items() if n > 1]
+    return Loaded([s for s in samples if counts[s.key] == 1], problems)
 
 
 def slug(text: str) -> str:
@@ -218,7 +230,7 @@ __all__ = [
     "Score",
     "Scored",
     "Unit",
-    "one_each",
+    "collect",
     "png",
     "slug",
 ]

@@ -22,7 +22,7 @@ class Subtitle:
 
 
 def read_srt(path: Path) -> list[Subtitle]:
-    """The subtitles of a file, in its order; tags such as <i> are left in.
+    """The subtitles of a file, in its order, without tags such as <font>.
 
     Raises DataError if the file has a block without times, or is not UTF-8.
     """
@@ -33,17 +33,18 @@ def read_srt(path: Path) -> list[Subtitle]:
     found = []
     for block in re.split(r"\n\s*\n", text.replace("\r\n", "\n").strip()):
         lines = block.strip().split("\n")
-        at = next((i for i, line in enumerate(lines[:2]) if _TIMES.search(line)), None)
-        if at is None:
+        # The times are on the first line or, below a number, on the second.
+        for at, line in enumerate(lines[:2]):
+            if match := _TIMES.search(line):
+                words = " ".join(part.strip() for part in lines[at + 1 :])
+                words = re.sub(r"<[^>]*>|\{\\[^}]*\}", "", words).strip()
+                start, end = (_seconds(match.groups()[i : i + 4]) for i in (0, 4))
+                if words:
+                    found.append(Subtitle(start, end, words))
+                break
+        else:
             if block.strip():
                 raise DataError(f"{path}: no times in {lines[0][:60]!r}")
-            continue
-        match = _TIMES.search(lines[at])
-        assert match is not None
-        start, end = (_seconds(match.groups()[i : i + 4]) for i in (0, 4))
-        words = " ".join(line.strip() for line in lines[at + 1 :]).strip()
-        if words:
-            found.append(Subtitle(start, end, words))
     return found
 
 

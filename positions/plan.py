@@ -15,7 +15,7 @@ from torch import Tensor
 from positions.checks import check
 from positions.errors import PositionError
 from positions.layout import Segment, Text
-from positions.reduction import Key, Reduction, follow, renumbered, slotted, targets
+from positions.reduction import Reduction, follow, renumbered, slotted, targets
 from positions.schemes import V2PE, Scheme, Sequential
 from positions.slots import PPE
 
@@ -79,12 +79,12 @@ class Plan:
 
     def after(
         self,
-        reductions: Mapping[Key, Reduction],
+        reductions: Mapping[Any, Reduction],
         slots: PPE | None = None,
         renumber: bool = False,
         *,
-        distance: Mapping[Key, Tensor] | None = None,
-        weight: Mapping[Key, Tensor] | None = None,
+        distance: Mapping[Any, Tensor] | None = None,
+        weight: Mapping[Any, Tensor] | None = None,
     ) -> Plan:
         """The plan of what stays after each named segment was reduced.
 

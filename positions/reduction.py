@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
@@ -31,7 +31,7 @@ class Reduction(Protocol):
         """(M,) int64: the token that each row stands for, in ascending order."""
 
 
-def targets(plan: Plan, reductions: Mapping[Key, Reduction]) -> tuple[Tensor, Tensor]:
+def targets(plan: Plan, reductions: Mapping[Any, Reduction]) -> tuple[Tensor, Tensor]:
     """(S,) bool, which tokens stay; (S,) int64, which of those each token goes to, or -1."""
     target = torch.arange(len(plan))
     seen: set[int] = set()
@@ -111,8 +111,8 @@ def slotted(
     plan: Plan,
     slots: PPE,
     keys: Sequence[Key],
-    distance: Mapping[Key, Tensor],
-    weight: Mapping[Key, Tensor],
+    distance: Mapping[Any, Tensor],
+    weight: Mapping[Any, Tensor],
 ) -> Plan:
     """Fill the slots of the tokens of these segments from the homes of their members."""
     far = torch.zeros(len(plan.homes))

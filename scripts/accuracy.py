@@ -1,8 +1,8 @@
 """Accuracy of the embedded model, dense and reduced: `python -m scripts.accuracy`.
 
-DUET, and random dropping as the fair baseline, at 1/3 and 1/9 of the tokens, on the same questions
-about the same held-out scenes. Writes `<output>/accuracy.json` (raw figures, versions, hardware,
-command), `accuracy.png` and `accuracy.md`. Interrupted runs go on where they were.
+DUET, and random, strided and pooled tokens as fair baselines, at 1/3 and 1/9 of the tokens, on the
+same questions about the same held-out scenes. Writes `accuracy.json` (raw figures, versions,
+hardware, command), `accuracy.png` and `accuracy.md`. An interrupted run goes on where it was.
 """
 
 from __future__ import annotations
@@ -26,12 +26,13 @@ from eval.runner import open_run, run, versions
 from eval.summary import Result, summarise
 
 BUDGETS = (48, 16)
+COLOURS = ("#333333", "#0072B2", "#E69F00", "#CC79A7", "#009E73", "#D55E00")  # Okabe and Ito
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m scripts.accuracy", description=__doc__)
     parser.add_argument("--scenes", type=int, default=400)
-    parser.add_argument("--methods", default="duet,random")
+    parser.add_argument("--methods", default="duet,random,uniform,pool")
     parser.add_argument("--model", default="mini")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--work", type=Path, default=Path("out/accuracy"), help="raw answers")
@@ -77,35 +78,35 @@ def draw(results: list[Result], chance: dict[str, float], path: Path) -> None:
 
     names = [*sorted(results[0].by["category"]), "all"]
     figure, axes = pyplot.subplots(figsize=(10, 4.2), constrained_layout=True)
-    colours = ["#333333", "#0072B2", "#56B4E9", "#D55E00", "#E69F00", "#009E73", "#CC79A7"]
-    width = 0.8 / len(results)
+    hues = dict(zip(sorted({r.title.split()[0] for r in results}), COLOURS, strict=False))
+    width = 0.84 / len(results)
     for number, result in enumerate(results):
+        method, *budget = result.title.split()
         intervals: list[Any] = [result.by["category"].get(n, result.accuracy) for n in names]
-        means = [100 * i.mean for i in intervals]
-        errors = [
-            [100 * (i.mean - i.low) for i in intervals],
-            [100 * (i.high - i.mean) for i in intervals],
-        ]
-        places = [k + (number - (len(results) - 1) / 2) * width for k in range(len(names))]
         axes.bar(
-            places,
-            means,
+            [k + (number - (len(results) - 1) / 2) * width for k in range(len(names))],
+            [100 * i.mean for i in intervals],
             width,
-            yerr=errors,
+            yerr=[
+                [100 * (i.mean - i.low) for i in intervals],
+                [100 * (i.high - i.mean) for i in intervals],
+            ],
             label=result.title,
-            color=colours[number % 7],
+            color=hues[method],
+            alpha=1.0 if budget in ([], [str(BUDGETS[0])]) else 0.5,
             ecolor="#777777",
             capsize=2,
         )
     for k, name in enumerate(names):
-        label = "chance" if k == 0 else None
+        label = "chance" if k == 0 else "_"
         axes.hlines(
             100 * chance[name], k - 0.42, k + 0.42, color="black", linestyle=":", label=label
         )
     axes.set_xticks(range(len(names)), names)
     axes.set_ylabel("right answers, %")
+    axes.set_title("Dense (144 tokens an image) and reduced; darker 48, paler 16; 95% intervals")
     axes.set_ylim(0, 100)
-    axes.legend(ncols=3, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.08))
+    axes.legend(ncols=5, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.08))
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=120)
 

@@ -15,7 +15,7 @@ import vlm
 from compress import compress
 from compress.__main__ import ask, read_frames, write
 from compress.measure import measure
-from compress.overlay import legend, overlay
+from compress.overlay import legend, overlay, stack
 from eval.benchmarks.embedded import Embedded
 from eval.samples import Sample
 
@@ -34,7 +34,7 @@ def packaged(package: str, path: str) -> Path:
 
 def ask_all(model: Any, processor: Any, samples: list[Sample]) -> None:
     """Print question, right answer and the answers at each budget."""
-    print(f"{'category':10}{'question':42}{'right':17}" + "".join(f"{b:17}" for b in BUDGETS))
+    print(f"{'category':10}{'question':42}{'right':17}" + "".join(f"{b:19}" for b in BUDGETS))
     right = dict.fromkeys(BUDGETS, 0)
     for sample in samples:
         picture = sample.media[0].load()
@@ -47,9 +47,9 @@ def ask_all(model: Any, processor: Any, samples: list[Sample]) -> None:
                     answer = ask(model, processor, [picture], sample.prompt, sample.max_new_tokens)
             good = answer == sample.answer
             right[name] += good
-            line += f"{answer[:13] + (' ' if good else ' x'):17}"
+            line += f"{answer[:15] + ('' if good else '  x'):19}"
         print(line)
-    counts = "".join(f"{f'{n} of {len(samples)}':17}" for n in right.values())
+    counts = "".join(f"{f'{n} of {len(samples)}':19}" for n in right.values())
     print(f"{'right':10}{'':42}{'':17}{counts}")
 
 
@@ -123,17 +123,6 @@ def main(argv: list[str] | None = None) -> int:
     write(stack(rows), args.out)
     print(f"done in {time.time() - began:.0f} s")
     return 0
-
-
-def stack(rows: list[Image.Image]) -> Image.Image:
-    """Pictures of one width under one another, each in its own height."""
-    width = max(row.width for row in rows)
-    out = Image.new("RGB", (width, sum(row.height for row in rows)), (250, 250, 248))
-    top = 0
-    for row in rows:
-        out.paste(row, (0, top))
-        top += row.height
-    return out
 
 
 if __name__ == "__main__":

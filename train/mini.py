@@ -400,7 +400,7 @@ class Trainer:
             wanted = self.symbols(fields)
         said = self.model.model.multi_modal_projector(hidden[:, 1:])
         apart = functional.mse_loss(said, wanted) / wanted.var()
-        see, _ = self.heads.loss(hidden, fields)
+        see = self.heads.loss(hidden, fields)[0]
         return apart + 0.05 * see, {"apart": float(apart.detach()), "see": float(see.detach())}
 
     def _joint(

@@ -46,7 +46,6 @@ class CDPruner(Method):
         with torch.no_grad():
             picks = []
             for part in ops.batches(len(quality), tokens.count):
-                x, q = tokens.features[part], quality[part]
-                kernel = ops.cosine(x, x) * q[:, :, None] * q[:, None]
-                picks.append(ops.volume(kernel, keep))
+                x = ops.unit(tokens.features[part]) * quality[part][..., None]
+                picks.append(ops.volume(x @ x.transpose(1, 2), keep))
         return ops.keep(tokens.features, torch.cat(picks))

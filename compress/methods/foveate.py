@@ -102,9 +102,10 @@ class Foveate(Method):
         x = ops.wide(tokens.features)
         table = x.new_zeros(1, 1, 1)
         if self.appearance is not None:
-            spread = 2 * (x - x.mean(1, keepdim=True)).square().mean((1, 2)).clamp(min=1e-30)
+            x = x - x.mean(1, keepdim=True)
+            spread = 2 * x.square().mean((1, 2)).clamp(min=1e-30)
             scale = 2 * self.appearance**2 * spread
-            table = table - ops.distances(x, x).square() / scale[:, None, None]
+            table = ops.squared_distances(x, x) / -scale[:, None, None]
         if self.place is not None:
             axes = max(1, sum(length > 1 for length in tokens.grid))
             reach = self.place * (tokens.count / keep) ** (1 / axes)

@@ -1,4 +1,4 @@
-"""GQA (Hudson and Manning 2019): one-word answers, exact match; testdev_balanced is the usual split.
+"""GQA (Hudson and Manning 2019): one-word answers, exact match; usually testdev_balanced.
 
 `data` is the official testdev_balanced_questions.json: question id -> {imageId, question, answer,
 types}; pictures lie under `media` as <imageId>.jpg.
@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 from eval.extract import normalise_words
 from eval.files import folder, media_file, need, read_json
-from eval.samples import Benchmark, DataError, Loaded, Picture, Problem, Sample, Score
+from eval.samples import Benchmark, DataError, Loaded, Picture, Sample, Score, collect
 
 
 @dataclass(frozen=True)
@@ -33,14 +33,8 @@ class GQA(Benchmark):
             raise DataError(f"{self.data}: expected an object: question id -> question")
         for row in list(rows.values())[:1]:
             need(row, ("imageId", "question", "answer"), self.data)
-        samples, problems = [], []
-        for key, row in rows.items():
-            try:
-                samples.append(self._sample(key, row, media))
-            except (ValueError, KeyError) as error:
-                what = f"no {error}" if isinstance(error, KeyError) else str(error)
-                problems.append(Problem(f"question {key}", what))
-        return Loaded(samples, problems)
+        named = ((f"question {key}", (key, row)) for key, row in rows.items())
+        return collect(named, lambda pair: self._sample(*pair, media))
 
     def _sample(self, key: str, row: dict[str, Any], media: Path) -> Sample:
         types = row.get("types") or {}

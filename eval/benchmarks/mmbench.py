@@ -146,7 +146,7 @@ class MMBench(Benchmark):
             answer = letters[(letters.index(answer) - k) % len(letters)]
         index = base + k * ROLL
         about = {**sample.about, **options, "index": str(index), "answer": answer}
-        prompt = self._prompt(about, options)  # type: ignore[arg-type]
+        prompt = self._prompt(about, options)
         return replace(
             sample, key=str(index), prompt=prompt, options=options, answer=answer, about=about
         )

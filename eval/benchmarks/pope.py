@@ -13,17 +13,7 @@ from typing import Any, ClassVar
 
 from eval.extract import yes_no
 from eval.files import folder, media_file, need, read_rows
-from eval.samples import (
-    Benchmark,
-    DataError,
-    Loaded,
-    Picture,
-    Problem,
-    Sample,
-    Score,
-    Scored,
-    one_each,
-)
+from eval.samples import Benchmark, DataError, Loaded, Picture, Sample, Score, Scored, collect
 
 KINDS = ("random", "popular", "adversarial")
 
@@ -44,22 +34,16 @@ class POPE(Benchmark):
         files = sorted(self.data.glob("*pope*.json*")) if self.data.is_dir() else [self.data]
         if not files:
             raise DataError(f"{self.data}: no *pope*.json in this folder")
-        samples, problems = [], []
+        named = []
         for path in files:
-            kind = next((kind for kind in KINDS if kind in path.stem), path.stem)
             rows = read_rows(path)
             if rows:
                 need(rows[0], ("question_id", "image", "text", "label"), path)
-            for number, row in enumerate(rows, 1):
-                try:
-                    samples.append(self._sample(row, kind, media))
-                except (ValueError, KeyError, TypeError) as error:
-                    what = f"no {error}" if isinstance(error, KeyError) else str(error)
-                    problems.append(Problem(f"{path.name}, row {number}", what))
-        samples, doubled = one_each(samples)
-        return Loaded(samples, problems + doubled)
+            kind = next((kind for kind in KINDS if kind in path.stem), path.stem)
+            named += [(f"{path.name}, row {n}", (kind, row)) for n, row in enumerate(rows, 1)]
+        return collect(named, lambda pair: self._sample(*pair, media))
 
-    def _sample(self, row: dict[str, Any], kind: str, media: Path) -> Sample:
+    def _sample(self, kind: str, row: dict[str, Any], media: Path) -> Sample:
         answer = str(row["label"]).strip().lower()
         if answer not in ("yes", "no"):
             raise ValueError(f"label is {row['label']!r}: expected yes or no")

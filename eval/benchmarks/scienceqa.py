@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 from eval.extract import Judge, choice
 from eval.files import folder, media_file, need, read_json
-from eval.samples import Benchmark, DataError, Loaded, Picture, Problem, Sample, Score
+from eval.samples import Benchmark, DataError, Loaded, Picture, Sample, Score, collect
 
 LETTERS = "ABCDEFGH"
 
@@ -40,16 +40,12 @@ class ScienceQA(Benchmark):
         splits = sorted({str(row.get("split")) for row in rows.values()})
         if self.split not in splits:
             raise DataError(f"--split: no {self.split!r} in {self.data}; found {', '.join(splits)}")
-        samples, problems = [], []
-        for key, row in rows.items():
-            if row.get("split") != self.split or not row.get("image"):
-                continue
-            try:
-                samples.append(self._sample(key, row, media))
-            except (ValueError, KeyError, TypeError) as error:
-                what = f"no {error}" if isinstance(error, KeyError) else str(error)
-                problems.append(Problem(f"question {key}", what))
-        return Loaded(samples, problems)
+        named = [
+            (f"question {key}", (key, row))
+            for key, row in rows.items()
+            if row.get("split") == self.split and row.get("image")
+        ]
+        return collect(named, lambda pair: self._sample(*pair, media))
 
     def _sample(self, key: str, row: dict[str, Any], media: Path) -> Sample:
         texts, answer = row["choices"], row["answer"]

@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 from eval.extract import normalise_vqa, vqa_score
 from eval.files import folder, media_file, need, read_rows
 from eval.records import replace
-from eval.samples import Benchmark, Loaded, Picture, Problem, Sample, Score, Scored, one_each
+from eval.samples import Benchmark, Loaded, Picture, Sample, Score, Scored, collect
 
 _PLACES = ("{}.jpg", "train_images/{}.jpg", "test_images/{}.jpg", "{}.png")
 
@@ -40,15 +40,8 @@ class TextVQA(Benchmark):
         if rows:
             need(rows[0], ("question", "question_id", "image_id"), self.data)
         tokens = self._tokens()
-        samples, problems = [], []
-        for number, row in enumerate(rows, 1):
-            try:
-                samples.append(self._sample(row, media, tokens))
-            except (ValueError, KeyError, TypeError) as error:
-                what = f"no {error}" if isinstance(error, KeyError) else str(error)
-                problems.append(Problem(f"row {number} ({row.get('question_id')})", what))
-        samples, doubled = one_each(samples)
-        return Loaded(samples, problems + doubled)
+        named = ((f"row {n} ({row.get('question_id')})", row) for n, row in enumerate(rows, 1))
+        return collect(named, lambda row: self._sample(row, media, tokens))
 
     def _tokens(self) -> dict[str, list[str]] | None:
         if self.ocr is None:

@@ -8,7 +8,6 @@ video/<videoID>.mp4; subtitles as subtitle/<videoID>.srt.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -18,12 +17,13 @@ from typing import Any, ClassVar
 from eval.extract import Judge, choice
 from eval.files import folder, media_file, need, read_rows
 from eval.records import replace
-from eval.samples import Benchmark, Clip, Loaded, Problem, Sample, Score, Scored, one_each
+from eval.samples import Benchmark, Clip, DataError, Loaded, Sample, Score, Scored, collect
 from eval.subtitles import Subtitle, read_srt, shown_at
 from vlm.media import Video
 
 GROUPS = ("duration", "domain", "sub_category", "task_type")
 _QUESTION = ("question_id", "question", "options", "answer")
+SAMPLINGS = ("uniform", "linspace", "vlmevalkit", "adaptive")
 _SUFFIXES = (".mp4", ".MP4", ".mkv", ".webm")
 _ASK = (
     "Select the best answer to the following multiple-choice question based on the video{also}. "
@@ -52,21 +52,21 @@ class VideoMME(Benchmark):
     name: ClassVar[str] = "videomme"
     help: ClassVar[str] = "Video-MME parquet or JSON, with the folder of videos"
 
+    def __post_init__(self) -> None:
+        if self.frames < 1 or (self.fps is not None and not self.fps > 0):
+            raise DataError(f"frames={self.frames}, fps={self.fps}: expected more than none")
+        if self.sampling not in SAMPLINGS:
+            known = ", ".join(SAMPLINGS)
+            raise DataError(f"sampling is {self.sampling!r}; expected one of {known}")
+
     def load(self) -> Loaded:
         """Read the questions and look for their videos and subtitles."""
         media = folder(self.media, "--media", "<videoID>.mp4 or video/<videoID>.mp4")
         rows = list(_flat(read_rows(self.data)))
         if rows:
             need(rows[0], (*_QUESTION, "video_id", *GROUPS), self.data)
-        samples, problems = [], []
-        for number, row in enumerate(rows, 1):
-            try:
-                samples.append(self._sample(row, media))
-            except (ValueError, KeyError, TypeError) as error:
-                what = f"no {error}" if isinstance(error, KeyError) else str(error)
-                problems.append(Problem(f"row {number} ({row.get('question_id')})", what))
-        samples, doubled = one_each(samples)
-        return Loaded(samples, problems + doubled)
+        named = ((f"row {n} ({row.get('question_id')})", row) for n, row in enumerate(rows, 1))
+        return collect(named, lambda row: self._sample(row, media))
 
     def _sample(self, row: dict[str, Any], media: Path) -> Sample:
         texts = row["options"]
@@ -131,6 +131,4 @@ def _flat(rows: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
 def _with_subtitles(subtitles: Sequence[Subtitle], prompt: str, media: tuple[Any, ...]) -> str:
     video: Video = media[0]
     lines = shown_at(subtitles, video.timestamps.tolist())
-    # A text that stayed on screen from one frame to the next is listed once.
-    plain = [re.sub(r"<[^>]*>", "", line) for line in lines]
-    return _SUBTITLES.format(subtitles="\n".join(plain)) + prompt
+    return _SUBTITLES.format(subtitles="\n".join(lines)) + prompt

@@ -174,6 +174,18 @@ def test_visual_tokens_name_the_bad_field():
         VisualTokens(x.long(), (1, 2, 3))
 
 
+def test_check_finite():
+    large = torch.full((1, 4, 2), 3e38)
+    VisualTokens(large, (1, 2, 2)).check_finite()  # the sum overflows, the values are finite
+    half = torch.full((1, 4, 2), 6e4, dtype=torch.float16)
+    VisualTokens(half, (1, 2, 2)).check_finite()
+    half[0, 3, 1] = torch.nan
+    with pytest.raises(ValueError, match="features holds NaN"):
+        VisualTokens(half, (1, 2, 2)).check_finite()
+    with pytest.raises(ValueError, match="saliency holds NaN"):
+        VisualTokens(large, (1, 2, 2), saliency=torch.tensor([[0, 1, torch.inf, 2]])).check_finite()
+
+
 def test_cells_in_raster_order():
     cells = VisualTokens(torch.zeros(1, 12, 1), (2, 2, 3)).cells
     assert cells.dtype == torch.int64

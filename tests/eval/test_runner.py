@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from eval.answerers import DENSE, Arm, Question, Reply
+from eval.answerers import Question, Reply
+from eval.arms import DENSE, Arm
 from eval.benchmarks.embedded import Embedded
 from eval.records import RecordFile, read_records
 from eval.runner import Shard, complete, open_run, run

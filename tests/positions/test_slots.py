@@ -32,7 +32,7 @@ def test_the_closest_members_are_kept_first():
 
 
 def test_weights_break_ties():
-    weight = torch.tensor([0.0, 1, 0, 4, 9, 3, 0, 2, 0])
+    weight = torch.tensor([8.0, 1, 0, 4, 9, 3, 0, 2, 0])
     made = plan([Image((3, 3))]).after({0: reduced([0] * 9, [4])}, PPE(3), weight={0: weight})
     assert slots_of(made, 0) == [4, 3, 5]
     assert made.weights[0].tolist() == [9, 4, 3]

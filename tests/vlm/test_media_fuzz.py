@@ -143,7 +143,8 @@ def test_many_mangled_images(kind: str) -> None:
 def test_many_mangled_animations(kind: str, tmp_path: Path) -> None:
     data = image_bytes(kind, animated=True)
     counts = fuzz_videos(tmp_path / f"a.{kind}", data, cases=100, seed=12)
-    assert min(counts["read"], counts["refused"]) > 5
+    assert counts["refused"] > 5
+    assert counts["read"] > 0  # few of PNG, which has checksums
 
 
 @pytest.mark.slow

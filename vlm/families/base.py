@@ -159,10 +159,22 @@ class Family(ABC):
     def tap(self, layer: Any) -> Tap:
         """A new reader of one of `vision_layers`."""
 
-    def scoring_layer(self, kind: str, index: int) -> int:
-        """The vision layer that serves as `index`, from the front: counted from the back if
-        negative, and the nearest that there is."""
+    def feature_layer(self, kind: str) -> int:
+        """The vision layer whose output the projector gets, from the front."""
         depth = len(self.vision_layers(kind))
+        given = getattr(self.config, "vision_feature_layer", None)
+        if given is None:
+            return depth - 1
+        last = given if isinstance(given, int) else given[-1]
+        # hidden_states[i] is the output of layer i - 1 counted from the front, of i from the back.
+        return last + depth if last < 0 else max(last - 1, 0)
+
+    def scoring_layer(self, kind: str, index: int | None) -> int:
+        """The vision layer that serves as `index`, from the front: None is `feature_layer`, a
+        negative one counts from the back, and there is always a nearest."""
+        depth = len(self.vision_layers(kind))
+        if index is None:
+            return self.feature_layer(kind)
         return min(max(index + depth if index < 0 else index, 0), depth - 1)
 
     def merge_point(self, kind: str) -> nn.Module | None:

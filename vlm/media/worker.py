@@ -1,8 +1,9 @@
 """Decoding in a child process, so that a hostile video can at most cost that process.
 
-The cost, next to decoding in this process: about half a second to start the first child, and a
-copy of each frame through a pipe. Children that served without error are kept for the next
-video; after an error, a crash or a time-out the child is killed.
+The cost, next to decoding in this process: 0.2 to 0.3 s of processor time to start a child, and a
+copy of each frame through a pipe, 2 ms for 1280 x 720, where decoding takes 7 to 15 ms. Children
+that served without error are kept for the next video; after an error, a crash or a time-out the
+child is killed.
 """
 
 from __future__ import annotations
