@@ -6,7 +6,6 @@ compared with `tests/reference.py`, which knows no hooks.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,10 +15,8 @@ import torch
 from compress import compress
 from compress.methods import DivPrune, Duet, Method, PyramidDrop
 from tests import reference
+from tests.compress.common import CLOSE, NEW, answer, fingerprint
 from tests.tiny import CASES, Case
-
-NEW = 4
-close = {"rtol": 1e-4, "atol": 3e-5}
 
 # What a reduction can be: dropping or merging before the language model, dropping in it, both.
 SHAPES: dict[str, Method] = {
@@ -45,23 +42,6 @@ def product() -> Iterator[Any]:
 each_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 
 
-def answer(model: Any, given: dict[str, Any], **options: Any) -> Any:
-    defaults = {"max_new_tokens": NEW, "do_sample": False, "return_dict_in_generate": True}
-    return model.generate(**given, **(defaults | {"output_logits": True} | options))
-
-
-def fingerprint(model: Any) -> list[Any]:
-    """Everything that an attachment could leave behind."""
-    hooks = ("_forward_pre_hooks", "_forward_hooks", "_backward_hooks")
-    found: list[Any] = [model.config.to_dict(), copy.deepcopy(model.generation_config.to_dict())]
-    for name, module in model.named_modules():
-        found.append(
-            (name, id(module), sorted(vars(module)), [len(vars(module)[h]) for h in hooks])
-        )
-        found.append(module.forward.__func__ is type(module).forward)
-    return found
-
-
 @pytest.mark.parametrize(("case", "shape", "attention"), product())
 def test_prefill_and_decode_equal_a_full_forward(case: Case, shape: str, attention: str) -> None:
     """Each sample alone: tokens, logits, what each layer caches, and the report."""
@@ -75,7 +55,7 @@ def test_prefill_and_decode_equal_a_full_forward(case: Case, shape: str, attenti
         with compress(model, method, budget=case.budget) as c:
             out = answer(model, case.inputs([sample]))
         assert torch.equal(out.sequences[0, :-NEW], sample.ids)
-        torch.testing.assert_close(torch.cat(out.logits), logits, **close)
+        torch.testing.assert_close(torch.cat(out.logits), logits, **CLOSE)
         assert torch.equal(out.sequences[0, -NEW:], ids)
         cached = [layer.keys.shape[2] for layer in out.past_key_values.layers]
         assert cached == [length + NEW - 1 for length in lengths]
@@ -88,7 +68,7 @@ def test_prefill_and_decode_equal_a_full_forward(case: Case, shape: str, attenti
 def test_a_batch_gives_each_sample_what_it_gets_alone(
     case: Case, shape: str, attention: str
 ) -> None:
-    """Different prompts and numbers of inputs, padded; greedy and, once a family, beams."""
+    """Different prompts and numbers of inputs, padded on either side."""
     model, samples = case.model(attention), case.samples()
     with compress(model, SHAPES[shape], budget=case.budget):
         together = answer(model, case.inputs(samples))
@@ -97,9 +77,9 @@ def test_a_batch_gives_each_sample_what_it_gets_alone(
             right = model(**case.inputs(samples, "right")).logits
     for row, one in enumerate(alone):
         for a, b in zip(together.logits, one.logits, strict=True):
-            torch.testing.assert_close(a[row], b[0], **close)
+            torch.testing.assert_close(a[row], b[0], **CLOSE)
         last = len(samples[row].ids) - 1
-        torch.testing.assert_close(right[row, last], one.logits[0][0], **close)
+        torch.testing.assert_close(right[row, last], one.logits[0][0], **CLOSE)
 
 
 @each_case

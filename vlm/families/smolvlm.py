@@ -35,7 +35,7 @@ class SmolVLM(Family):
         return self.core.vision_model.encoder.layers
 
     def tap(self, layer: Any) -> Tap:
-        return ProjectionTap(layer.self_attn)
+        return ProjectionTap(layer.self_attn, masked=True)
 
     def inputs(self, kind: str, call: Mapping[str, Any]) -> list[VisualInput]:
         pixels, down = call["pixel_values"], self.config.scale_factor

@@ -77,11 +77,22 @@ class Tap(ABC):
 
 class ProjectionTap(Tap):
     """For layers with modules `q_proj` and `k_proj` (and norms `q_norm`, `k_norm` over all heads
-    where it has them) on a batch of images of one size, (n, S, width)."""
+    where it has them) on a batch of images of one size, (n, S, width).
 
-    def __init__(self, attention: Any, has_cls: bool = False, keeps_cls: bool = False) -> None:
+    masked: whether the layer is called with an `attention_mask` that is to be followed.
+    """
+
+    def __init__(
+        self,
+        attention: Any,
+        has_cls: bool = False,
+        *,
+        keeps_cls: bool = False,
+        masked: bool = False,
+    ) -> None:
         super().__init__()
         self.attention, self.has_cls, self.keeps_cls = attention, has_cls, keeps_cls
+        self._masked = masked
 
     @property
     def scale(self) -> float:
@@ -94,7 +105,9 @@ class ProjectionTap(Tap):
                 allowed = mask if mask.dtype == torch.bool else mask == (mask.ndim == 2)
                 self._seen["mask"] = allowed[:, None, None] if mask.ndim == 2 else allowed
 
-        handles = [self.attention.register_forward_pre_hook(call, with_kwargs=True)]
+        handles = []
+        if self._masked:
+            handles.append(self.attention.register_forward_pre_hook(call, with_kwargs=True))
         for name in ("q", "k"):
             norm = getattr(self.attention, f"{name}_norm", None)
             module = getattr(self.attention, f"{name}_proj") if norm is None else norm
