@@ -27,7 +27,8 @@ class Encoder:
         self._name = f"get_{kind}_features"
         self._own = vars(core).get(self._name)
         self._function = getattr(core, self._name)
-        self._signature = inspect.signature(self._function)
+        # The class's own: a wrapper on the object may hide the names of its arguments.
+        self._signature = inspect.signature(getattr(type(core), self._name).__get__(core))
         functools.update_wrapper(self, self._function)
         self._taps = self._readers()
         self._busy = False

@@ -100,7 +100,9 @@ def by_row(case: Case, kind: str, layer: int, name: str, rule: str = "auto") -> 
     return torch.cat(parts)
 
 
-def encode(model: Any, case: Case, kind: str, variant: str, seed: int, layer: int = -2) -> Seen:
+def encode(
+    model: Any, case: Case, kind: str, variant: str, seed: int, layer: int | None = None
+) -> Seen:
     """One input through the stock vision side."""
     given = case.media(kind, [(variant, seed)])
     core = model.model
@@ -130,7 +132,7 @@ def encode(model: Any, case: Case, kind: str, variant: str, seed: int, layer: in
             if newline is not None:
                 newline.data.copy_(held)
 
-    layer = case.scoring.get(layer, layer)
+    layer = case.feature_layer if layer is None else layer
     saliency, keys = (by_row(case, kind, layer, name) for name in ("saliency", "keys"))
     fields = {
         "saliency": packed(saliency),

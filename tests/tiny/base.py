@@ -49,8 +49,8 @@ class Case:
     variants: names of the shapes of input that are tried, by kind. layouts: prompts, as lengths of
     text and (kind, variant) in turn. projector, vision: paths of modules below the core. pools:
     rows of the tower that the projector makes one token of, None where that is done before it.
-    has_cls: whether the tower has a class token. scoring: vision layers that serve in place of
-    those that methods name.
+    has_cls: whether the tower has a class token. feature_layer: the vision layer whose output
+    the projector gets, or the last that sees whole images.
     """
 
     name: ClassVar[str]
@@ -59,7 +59,7 @@ class Case:
     vision: ClassVar[tuple[str, ...]] = ("vision_tower",)
     pools: ClassVar[int | None] = 1
     has_cls: ClassVar[bool] = False
-    scoring: ClassVar[dict[int, int]] = {}
+    feature_layer: ClassVar[int] = -1
     budget: ClassVar[int] = 12
     layouts: ClassVar[Sequence[Sequence[Any]]] = (
         (3, ("image", "a"), 7),

@@ -16,6 +16,7 @@ class Llava(Case):
     name = "llava"
     model_class = "LlavaForConditionalGeneration"
     has_cls = True
+    feature_layer = -2
     budget = 16
 
     def config(self, depth: int) -> Any:

@@ -20,6 +20,7 @@ class LlavaNext(Case):
     name = "llava_next"
     model_class = "LlavaNextForConditionalGeneration"
     has_cls = True
+    feature_layer = -2
     budget = 14
 
     def config(self, depth: int) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 from transformers import Qwen2_5_VLConfig
 
@@ -13,7 +13,6 @@ from tests.tiny.qwen2_vl import ROPE, Qwen2VL
 class Qwen2_5VL(Qwen2VL):  # noqa: N801 - as the model is called
     name = "qwen2_5_vl"
     model_class = "Qwen2_5_VLForConditionalGeneration"
-    scoring: ClassVar[dict[int, int]] = {-2: 3}  # the next layer that sees whole frames
 
     def config(self, depth: int) -> Any:
         return Qwen2_5_VLConfig(

@@ -17,6 +17,7 @@ class VideoLlava(Case):
     model_class = "VideoLlavaForConditionalGeneration"
     vision = ("image_tower", "video_tower")
     has_cls = True
+    feature_layer = -2
     budget = 7
     layouts = (
         (3, ("image", "a"), 7),
