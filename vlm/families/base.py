@@ -41,7 +41,8 @@ class VisualInput:
     count: N. views: planes of cells, in the order of their tokens. rows: how many rows of the
     vision tower (class tokens left out) the input is made of. source: (N,) int64 on the host, the
     row that each token is made of, -1 at separators; None where the projector pools rows.
-    planes: grids that cover all N tokens in order, for schemes of positions.
+    planes: grids that cover all N tokens in order, for schemes of positions. note: whatever its
+    family needs to pool rows.
     """
 
     count: int
@@ -49,6 +50,7 @@ class VisualInput:
     rows: int
     source: Tensor | None
     planes: tuple[Grid, ...]
+    note: Any = None
 
     @classmethod
     def plain(cls, grid: Grid, pooled: int = 1) -> VisualInput:
