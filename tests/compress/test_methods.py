@@ -210,6 +210,14 @@ def test_sparsevlm_recycles_as_published():
     assert (kept >= 55).all()
 
 
+@pytest.mark.parametrize("count", [0, 1])
+def test_sparsevlm_without_room_to_recycle(count):
+    state = layer_tokens(n=60)
+    out = SparseVLM().inside(state, count).validate(state.size)
+    assert out.count == count
+    assert out.anchor.tolist() == state.scores.argsort(1, descending=True)[:, :count].tolist()
+
+
 def test_dart_with_little_text():
     t = layer_tokens(q=6)
     mask = torch.tensor([[True, True, False, False, False, False], [True] * 6])
