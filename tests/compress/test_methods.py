@@ -17,6 +17,7 @@ from compress.methods import (
     FastV,
     FastVID,
     Foveate,
+    HoloV,
     MMTok,
     PruMerge,
     PyramidDrop,
@@ -153,6 +154,12 @@ def references():
          lambda v: clusters.chatunivi(v["features"], 3)),
         ("chatunivi-video", ChatUniVi(events=0.5), (6, 3, 3), 21,
          lambda v: clusters.chatunivi_video(v["features"], 6, 3, 7)),
+        *(
+            (f"holov-{chunks}-{diversity}", HoloV(chunks, diversity), image, 11,
+             lambda v, chunks=chunks, diversity=diversity: golden.holov(
+                 v["features"], v["saliency"], 11, chunks, diversity))
+            for chunks, diversity in ((16, 0.09), (5, 500.0), (1, 0.0))
+        ),
         *(
             (f"foveate-{i}", Foveate(**options), image, 9,
              lambda v, options=options: golden.foveate(
