@@ -182,7 +182,9 @@ class Compression:
 
     def _check_attention(self) -> None:
         config: Any = self.family.language_model.config
-        kinds = getattr(config, "layer_types", None) or ["full_attention"]
+        sliding = getattr(config, "sliding_window", None) is not None
+        every = ["sliding_attention" if sliding else "full_attention"]
+        kinds = getattr(config, "layer_types", None) or every
         if set(kinds) != {"full_attention"}:
             raise CompressionError(
                 f"{type(self.family.language_model).__name__} has layers of the kinds "

@@ -247,7 +247,10 @@ def _shorten(
     if rest:
         sizes = [reduction.size[0].to(hidden.device) for reduction in prompt.now]
         prompt.deepstack[number:] = follow_deepstack(rest, reductions, sizes)
-    prompt.now = [a.then(b) for a, b in zip(_on(prompt.now, hidden), reductions, strict=True)]
+    prompt.now = [
+        a.then(b) if a.count else a
+        for a, b in zip(_on(prompt.now, hidden), reductions, strict=True)
+    ]
     prompt.stages.append((number, prompt.now))
     cos, sin = kwargs["position_embeddings"]
     kwargs["position_embeddings"] = (take(cos, index), take(sin, index))

@@ -108,13 +108,9 @@ class VisualTokens(_Fields):
             if isinstance(value := getattr(self, f.name), Tensor) and value.is_floating_point()
         }
         # a sum is the cheapest look at all values; one that overflows is looked at again
-        wide = [
-            value.sum(dtype=torch.promote_types(value.dtype, torch.float32))
-            for value in given.values()
-        ]
-        for name, fine in zip(
-            given, torch.stack([x.double() for x in wide]).isfinite().tolist(), strict=True
-        ):
+        sums = [x.sum(dtype=torch.promote_types(x.dtype, torch.float32)) for x in given.values()]
+        good = torch.stack([total.double() for total in sums]).isfinite().tolist()
+        for name, fine in zip(given, good, strict=True):
             if not fine and not bool(given[name].isfinite().all()):
                 raise ValueError(f"{name} holds NaN or infinity; a method cannot rank such values")
 

@@ -32,7 +32,7 @@ class PruMerge(Method):
     space: ClassVar[str] = "tower"
     requires: ClassVar[frozenset[str]] = frozenset({"saliency", "keys"})
     per_frame: ClassVar[bool] = True
-    scoring_layer: ClassVar[int] = -1
+    scoring_layer: ClassVar[int | None] = -1
 
     salient: float = 0.25
     merge: str = "mean"

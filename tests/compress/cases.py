@@ -19,12 +19,12 @@ def inputs(b=2, grid=(1, 6, 6), d=8, dk=5, q=4, seed=0, dtype=torch.float32):
         draw(b, n, d),
         grid,
         keys=draw(b, n, dk),
-        saliency=torch.rand(b, n, generator=g),
+        saliency=torch.rand(b, n, generator=g).to(dtype),
         query=draw(b, q, d),
         query_mask=torch.ones(b, q, dtype=torch.bool),
         tower=draw(b, n, d + 3),
-        shallow=torch.rand(b, n, generator=g),
-        attention=torch.rand(b, n, n, generator=g),
+        shallow=torch.rand(b, n, generator=g).to(dtype),
+        attention=torch.rand(b, n, n, generator=g).to(dtype),
     )
 
 

@@ -55,6 +55,14 @@ def test_duet_qwen_counts_average():
     assert Duet().allocate(2000, 28, 640).average == 640
 
 
+def test_of_two_equally_near_the_smaller():
+    # 144 cells, 2 layers: 21 tokens give 15.5, 22 give 16.5
+    assert Duet().allocate(144, 2, 16).keep == 21
+    # away from the published table the solver finds the published counts too
+    moved = Duet(layers=(16, 24))
+    assert [moved.allocate(576, 32, b).keep for b in (192, 128, 64)] == [307, 205, 102]
+
+
 @pytest.mark.parametrize("depth", [1, 2, 3, 4, 28, 32])
 @pytest.mark.parametrize("budget", [1, 16, 0.11, 0.5, 0.7, 0.9, 1.0])
 def test_duet_any_model(depth, budget):

@@ -31,6 +31,7 @@ from compress.methods import (
 from compress.reduce import reduce
 from compress.tokens import LayerTokens, VisualTokens
 from tests.compress import golden
+from tests.compress import golden_clusters as clusters
 from tests.compress.cases import check, check_inside, inputs, layer_tokens, sample
 
 
@@ -121,6 +122,12 @@ def references():
          lambda v: golden.cdpruner(v["features"], v["query"], 7, True)),
         ("mmtok", MMTok(), image, 9,
          lambda v: golden.mmtok(v["features"], v["tower"], v["query"], 9)),
+        *(
+            (f"mmtok-{weight}", MMTok(weight=weight, text_heat=0.3), image, 14,
+             lambda v, weight=weight: golden.mmtok(
+                 v["features"], v["tower"], v["query"], 14, 0.3, weight))
+            for weight in (0.1, 0.5, 3.0)
+        ),
         ("vispruner", VisPruner(step=3), image, 11,
          lambda v: golden.vispruner(v["features"], v["saliency"], 11, 3)),
         ("prumerge", PruMerge(), image, 9,
@@ -136,22 +143,23 @@ def references():
         ("vidcom2", VidCom2(heat=0.5), video, 13,
          lambda v: golden.vidcom2(v["features"], video, 13, 0.5)),
         ("fastvid", FastVID(cuts=1, threshold=-0.2, every=2), video, 20,
-         lambda v: golden.fastvid(v["features"], v["saliency"], video, 20, 1, -0.2, 2)),
+         lambda v: clusters.fastvid(v["features"], v["saliency"], video, 20, 1, -0.2, 2)),
         ("fastvid-released", FastVID(cuts=2, threshold=-1, every=4, merge="released"), video, 15,
-         lambda v: golden.fastvid(v["features"], v["saliency"], video, 15, 2, -1, 4, True)),
-        ("cascade", Cascade(), image, 9, lambda v: golden.cascade(v["features"], 9)),
-        ("cascade-few", Cascade(), image, 2, lambda v: golden.cascade(v["features"], 2)),
-        ("chatunivi", ChatUniVi(), image, 14, lambda v: golden.chatunivi(v["features"], 14)),
+         lambda v: clusters.fastvid(v["features"], v["saliency"], video, 15, 2, -1, 4, True)),
+        ("cascade", Cascade(), image, 9, lambda v: clusters.cascade(v["features"], 9)),
+        ("cascade-few", Cascade(), image, 2, lambda v: clusters.cascade(v["features"], 2)),
+        ("chatunivi", ChatUniVi(), image, 14, lambda v: clusters.chatunivi(v["features"], 14)),
         ("chatunivi-one-scale", ChatUniVi(), image, 3,
-         lambda v: golden.chatunivi(v["features"], 3)),
+         lambda v: clusters.chatunivi(v["features"], 3)),
         ("chatunivi-video", ChatUniVi(events=0.5), (6, 3, 3), 21,
-         lambda v: golden.chatunivi_video(v["features"], 6, 3, 7)),
+         lambda v: clusters.chatunivi_video(v["features"], 6, 3, 7)),
         *(
             (f"foveate-{i}", Foveate(**options), image, 9,
              lambda v, options=options: golden.foveate(
                  v["features"], v["saliency"], v["query"], image, 9, **options))
             for i, options in enumerate((
                 {}, {"choice": "volume"}, {"choice": "top"}, {"merge": False}, {"purity": 0.1},
+                {"salient": 1.0, "place": 1.0, "purity": 0.0},
             ))
         ),
     ]  # fmt: skip
@@ -178,7 +186,7 @@ def test_rules_inside_the_language_model(count):
             check_inside(method.inside(t, count), b, top, t.size)
         check_inside(
             SparseVLM().inside(t, count), b,
-            golden.sparsevlm(hidden[b], scores, size[b], count), t.size,
+            clusters.sparsevlm(hidden[b], scores, size[b], count), t.size,
         )  # fmt: skip
         check_inside(
             DART().inside(t, count), b,
@@ -187,7 +195,7 @@ def test_rules_inside_the_language_model(count):
         )  # fmt: skip
         check_inside(
             Cascade().inside(t, count), b,
-            golden.cascade(hidden[b], count, size=size[b]), t.size,
+            clusters.cascade(hidden[b], count, size=size[b]), t.size,
         )  # fmt: skip
 
 

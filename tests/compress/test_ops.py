@@ -99,6 +99,12 @@ def test_volume_spans():
     assert ops.volume(x @ x.transpose(1, 2), 3).tolist() == [[1, 2, 0]]
 
 
+def test_volume_takes_what_is_left_not_what_was():
+    # after the first, a long vector with 4% left beats a short one at a right angle
+    x = torch.tensor([[[9.0, 0.0, 0.0], [4.8, 1.0, 0.0], [0.0, 0.0, 0.9]]])
+    assert ops.volume(x @ x.transpose(1, 2), 3).tolist() == [[0, 1, 2]]
+
+
 def test_density_peaks_in_chunks(monkeypatch):
     x = torch.randn(2, 30, 4)
     whole = ops.dpc_knn(x, 7, 3)

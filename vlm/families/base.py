@@ -41,7 +41,8 @@ class VisualInput:
     count: N. views: planes of cells, in the order of their tokens. rows: how many rows of the
     vision tower (class tokens left out) the input is made of. source: (N,) int64 on the host, the
     row that each token is made of, -1 at separators; None where the projector pools rows.
-    planes: grids that cover all N tokens in order, for schemes of positions.
+    planes: grids that cover all N tokens in order, for schemes of positions. note: whatever its
+    family needs to pool rows.
     """
 
     count: int
@@ -49,6 +50,7 @@ class VisualInput:
     rows: int
     source: Tensor | None
     planes: tuple[Grid, ...]
+    note: Any = None
 
     @classmethod
     def plain(cls, grid: Grid, pooled: int = 1) -> VisualInput:
@@ -157,10 +159,22 @@ class Family(ABC):
     def tap(self, layer: Any) -> Tap:
         """A new reader of one of `vision_layers`."""
 
-    def scoring_layer(self, kind: str, index: int) -> int:
-        """The vision layer that serves as `index`, from the front: counted from the back if
-        negative, and the nearest that there is."""
+    def feature_layer(self, kind: str) -> int:
+        """The vision layer whose output the projector gets, from the front."""
         depth = len(self.vision_layers(kind))
+        given = getattr(self.config, "vision_feature_layer", None)
+        if given is None:
+            return depth - 1
+        last = given if isinstance(given, int) else given[-1]
+        # hidden_states[i] is the output of layer i - 1 counted from the front, of i from the back.
+        return last + depth if last < 0 else max(last - 1, 0)
+
+    def scoring_layer(self, kind: str, index: int | None) -> int:
+        """The vision layer that serves as `index`, from the front: None is `feature_layer`, a
+        negative one counts from the back, and there is always a nearest."""
+        depth = len(self.vision_layers(kind))
+        if index is None:
+            return self.feature_layer(kind)
         return min(max(index + depth if index < 0 else index, 0), depth - 1)
 
     def merge_point(self, kind: str) -> nn.Module | None:

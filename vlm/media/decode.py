@@ -99,9 +99,8 @@ class PyavVideo:
     def __init__(self, path: str, short_side: int | None, threads: int, strict: bool) -> None:
         import av
 
-        self._strict, self._threads = strict, threads
-        self._open = lambda: av.open(path, metadata_errors="replace")
-        with self._open() as file:
+        self._strict = strict
+        with av.open(path, metadata_errors="replace") as file:
             if not file.streams.video:
                 raise DecodeError("it has no video stream (sound only?)")
             pts: set[int] = set()
@@ -115,7 +114,9 @@ class PyavVideo:
         self._pts, self._keys = sorted(pts), sorted(self._dts)
         if not self._pts or not self._keys:
             raise DecodeError("it has no frames, or they have no time stamps")
-        self._rewind()
+        self._file = av.open(path, metadata_errors="replace")
+        self._stream = self._file.streams.video[0]
+        self._stream.codec_context.thread_count = threads
         ticks = np.array(self._pts, dtype=np.float64) - self._pts[0]
         self.times = ticks * float(self._stream.time_base or 0)
         steps = np.diff(self.times)
@@ -141,21 +142,13 @@ class PyavVideo:
         self._file.close()
 
     def _frame(self, wanted: int) -> Any:
-        frame = None
-        key = max(bisect_right(self._keys, wanted) - 1, 0)
-        if self._at is not None and self._keys[key] <= self._at < wanted:
-            frame = self._advance(wanted)
-        # A seek can land behind the wanted frame: containers go by decoding time, and where groups
-        # of pictures are open, frames before a key frame need the group before. Then start earlier.
-        for back in (0, 1, 3):
-            if frame is not None and frame.pts == wanted:
-                return frame
-            if key >= back:
-                self._file.seek(self._dts[self._keys[key - back]], stream=self._stream)
-            else:
-                self._rewind()
+        key = self._keys[max(bisect_right(self._keys, wanted) - 1, 0)]
+        if self._at is None or not key <= self._at < wanted:
+            # By decoding time, as containers do; with the key frame's own time of presentation a
+            # seek can land on the next one.
+            self._file.seek(self._dts[key], stream=self._stream)
             self._frames = self._file.decode(self._stream)
-            frame = self._advance(wanted)
+        frame = self._advance(wanted)
         if frame is None:
             raise DecodeError("frames are missing or damaged")
         if self._strict and frame.pts != wanted:
@@ -171,11 +164,6 @@ class PyavVideo:
                 return frame
         self._at = None
         return None
-
-    def _rewind(self) -> None:
-        self._file = self._open()
-        self._stream = self._file.streams.video[0]
-        self._stream.codec_context.thread_count = self._threads
 
 
 def scaled_size(height: int, width: int, short_side: int | None) -> tuple[int, int]:
