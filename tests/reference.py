@@ -8,9 +8,9 @@ packs is taken from the stock model itself, its projector replaced by one that h
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -18,24 +18,46 @@ from torch import Tensor
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, eager_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from compress.budget import Allocation
 from compress.methods import Method
 from compress.methods.windows import deal
-from compress.tokens import VisualTokens
+from compress.tokens import LayerTokens, VisualTokens
 from tests.tiny import IMAGE_TOKEN, VIDEO_TOKEN, Case, Sample
 
 TOKEN = {"image": IMAGE_TOKEN, "video": VIDEO_TOKEN}
 
 
 @dataclass
-class Prefix:
-    """A reduced prompt: embeddings (S, D), positions (S, A) on A axes, number of the visual input
-    or -1 (S,), where the next token stands, and what DeepStack adds after each layer, (S, D)."""
+class Tokens:
+    """What stands in a sequence: hidden states (S, D), positions (S, A) on A axes, number of the
+    visual input or -1 (S,), the dense token that each stands for (S,), tokens merged in it (S,),
+    whether it is text after the first visual input (S,), whether it ranks the visual ones (S,),
+    and what DeepStack adds after each layer, (S, D)."""
 
-    embeds: Tensor
+    h: Tensor
     positions: Tensor
     image: Tensor
-    following: int
+    cell: Tensor
+    size: Tensor
+    after: Tensor
+    asking: Tensor
     deep: list[Tensor] = field(default_factory=list)
+
+    def take(self, index: Tensor) -> Tokens:
+        parts = (self.h, self.positions, self.image, self.cell, self.size, self.after, self.asking)
+        return Tokens(*(part[index] for part in parts), [x[index] for x in self.deep])
+
+
+@dataclass
+class Prefix:
+    """A reduced prompt, where the next token stands, the method, its allocation and grid for each
+    visual input."""
+
+    tokens: Tokens
+    following: int
+    method: Method
+    allocations: list[Allocation]
+    grids: list[tuple[int, int, int]]
 
 
 @dataclass
@@ -210,45 +232,60 @@ def language_model(model: Any) -> Any:
 
 
 def reduce_prompt(
-    model: Any, case: Case, method: Method, budget: int, sample: Sample
-) -> tuple[Prefix, list[Any]]:
-    """The reduced prompt, and the allocation of each of its inputs."""
+    model: Any, case: Case, method: Method, budget: int | float, sample: Sample
+) -> Prefix:
+    """The prompt as it enters the language model."""
     lm = language_model(model)
     words = model.get_input_embeddings()(sample.ids)
     positions, following = dense_positions(model, case, sample)
     seen = [encode(model, case, *one, layer=method.scoring_layer) for one in sample.shown]
     allocations = [method.allocate(len(s.tokens), len(lm.layers), budget) for s in seen]
     places = _places(case, sample)
-    keep = {}
+    layers = max(len(s.deep) for s in seen)
+    nothing = [torch.zeros_like(words[0])] * layers
+    # Each token: place, embedding, DeepStack layers, input, dense token, tokens merged in it.
+    owned = {place for every in places for place in every}
+    found: list[Any] = [
+        (place, words[place], nothing, -1, -1, 1)
+        for place in range(len(sample.ids))
+        if place not in owned
+    ]
     for number, (one, s, allocation) in enumerate(
         zip(sample.shown, seen, allocations, strict=True)
     ):
         x, members, anchors = reduce_input(model, case, method, allocation.keep, s, one[0], one[1])
         for row, (group, anchor) in enumerate(zip(members, anchors, strict=True)):
             deep = [layer[group].mean(0) for layer in s.deep]
-            keep[places[number][anchor]] = (x[row], deep, number)
-    owned = {place for every in places for place in every}
-    layers = max(len(s.deep) for s in seen)
-    embeds, at, image, deep = [], [], [], [[] for _ in range(layers)]
-    for place in range(len(sample.ids)):
-        if place in owned and place not in keep:
-            continue
-        x, added, number = keep.get(
-            place, (words[place], [torch.zeros_like(words[0])] * layers, -1)
-        )
-        embeds.append(x)
-        at.append(positions[place])
-        image.append(number)
-        for layer, extra in zip(deep, added, strict=True):
-            layer.append(extra)
-    prefix = Prefix(
+            found.append((places[number][anchor], x[row], deep, number, anchor, len(group)))
+    found.sort(key=lambda one: one[0])
+    at, embeds, deep, image, cell, size = zip(*found, strict=True)
+    image = torch.tensor(image)
+    end = min(max(every) for every in places)
+    after = (image < 0) & (torch.tensor(at) > end)
+    tokens = Tokens(
         torch.stack(embeds),
-        torch.stack(at),
-        torch.tensor(image),
-        following,
-        [torch.stack(layer) for layer in deep],
+        positions[list(at)],
+        image,
+        torch.tensor(cell),
+        torch.tensor(size),
+        after,
+        torch.zeros_like(after),
+        [torch.stack([one[n] for one in deep]) for n in range(layers)],
     )
-    return prefix, allocations
+    rule = allocations[0].schedule.query
+    if rule == "all":
+        tokens.asking = after.clone()
+    elif rule == "salient":
+        marked = method.salient_rows(tokens.h[after][None], tokens.h[image >= 0][None])[0]
+        tokens.asking[after.nonzero().flatten()[marked]] = True
+    if not bool(tokens.asking.any()):
+        tokens.asking[-1] = True
+    grids = []
+    for (kind, variant, _), s in zip(sample.shown, seen, strict=True):
+        views = case.views(kind, variant)
+        whole = len(views) == 1 and len(views[0][1]) == len(s.tokens)
+        grids.append(views[0][0] if whole else (1, 1, len(s.tokens)))
+    return Prefix(tokens, following, method, allocations, grids)
 
 
 def _places(case: Case, sample: Sample) -> list[list[int]]:
@@ -265,12 +302,15 @@ def _places(case: Case, sample: Sample) -> list[list[int]]:
 # ------------------------------------------------------------------ the language model
 
 
-def attention(lm: Any, layer: Any, h: Tensor, positions: Tensor) -> Tensor:
-    """Every head's whole causal attention map, (heads, S, S)."""
-    block, width = layer.self_attn, layer.self_attn.head_dim
-    normed = layer.input_layernorm(h)
+def attention(model: Any, layer: Any, tokens: Tokens, biased: bool) -> tuple[Tensor, Tensor]:
+    """Every head's whole causal attention map, (heads, S, S), and rotated keys (heads, S, d).
+
+    biased: whether the log of the tokens merged in a key is added to its logits.
+    """
+    block, width, positions = layer.self_attn, layer.self_attn.head_dim, tokens.positions
+    normed = layer.input_layernorm(tokens.h)
     places = positions.T[:, None] if positions.shape[1] > 1 else positions.T
-    cos, sin = lm.rotary_emb(h[None], position_ids=places)
+    cos, sin = language_model(model).rotary_emb(tokens.h[None], position_ids=places)
 
     def heads(x: Tensor, norm: str) -> Tensor:
         x = x.unflatten(-1, (-1, width))
@@ -280,58 +320,110 @@ def attention(lm: Any, layer: Any, h: Tensor, positions: Tensor) -> Tensor:
 
     q, k = heads(block.q_proj(normed), "q_norm"), heads(block.k_proj(normed), "k_norm")
     logits = q @ k.repeat_interleave(q.shape[0] // k.shape[0], 0).transpose(1, 2) * width**-0.5
+    if biased:
+        logits = logits + tokens.size.log()
     above = torch.ones(logits.shape[1:], dtype=torch.bool).triu(1)
-    return logits.masked_fill(above, -torch.inf).softmax(-1)
+    return logits.masked_fill(above, -torch.inf).softmax(-1), k
 
 
-def forward(
-    model: Any, prefix: Prefix, stages: Sequence[dict[int, int]], new: Tensor | None = None
-) -> tuple[Tensor, list[int]]:
+def forward(model: Any, prefix: Prefix, new: Tensor | None = None) -> tuple[Tensor, list[int]]:
     """Logits (S, V) of the tokens that reach the last layer, and the tokens in each layer.
 
-    stages: for each visual input, decoder layer -> its tokens from there on, by the attention of
-    the last prompt token. new: (t,) ids that follow the prompt (they do not change the choice).
+    new: (t,) ids that follow the prompt (they do not change what is chosen).
     """
     lm = language_model(model)
-    h, positions, image = prefix.embeds, prefix.positions, prefix.image
     new = torch.tensor([], dtype=torch.int64) if new is None else new
-    h = torch.cat([h, model.get_input_embeddings()(new)])
-    later = prefix.following + torch.arange(len(new))
-    positions = torch.cat([positions, later[:, None].expand(-1, positions.shape[1])])
-    image = torch.cat([image, torch.full((len(new),), -1)])
-    deep = [torch.cat([x, torch.zeros(len(new), x.shape[1])]) for x in prefix.deep]
-    lengths = []
+    tokens = _with(prefix, model.get_input_embeddings()(new))
+    biased, lengths = prefix.method.bias_by_size, []
+    entered = tokens
     for number, layer in enumerate(lm.layers):
-        if any(number in one for one in stages):
-            asking = len(h) - len(new) - 1
-            scores = attention(lm, layer, h, positions)[:, asking].mean(0)
-            stay = image < 0
-            for one, counts in enumerate(stages):
-                mine = (image == one).nonzero().flatten().tolist()
-                order = sorted(mine, key=lambda i: (-float(scores[i]), i))
-                stay[order[: counts.get(number, len(mine))]] = True
-            h, positions, image = h[stay], positions[stay], image[stay]
-            deep = [x[stay] for x in deep]
-        weight = attention(lm, layer, h, positions)
-        value = layer.self_attn.v_proj(layer.input_layernorm(h))
+        counts = [allocation.counts[number] for allocation in prefix.allocations]
+        here = [int((tokens.image == one).sum()) for one in range(len(counts))]
+        if counts != here:
+            previous = prefix.allocations[0].schedule.scorer == "previous"
+            scorer = lm.layers[number - 1] if previous else layer
+            weights, keys = attention(model, scorer, entered if previous else tokens, biased)
+            tokens = _stage(prefix, tokens, counts, weights, keys)
+        entered = tokens
+        weight, _ = attention(model, layer, tokens, biased)
+        value = layer.self_attn.v_proj(layer.input_layernorm(tokens.h))
         value = value.unflatten(-1, (-1, layer.self_attn.head_dim)).transpose(0, 1)
         value = value.repeat_interleave(weight.shape[0] // value.shape[0], 0)
-        h = h + layer.self_attn.o_proj((weight @ value).transpose(0, 1).flatten(1))
+        h = tokens.h + layer.self_attn.o_proj((weight @ value).transpose(0, 1).flatten(1))
         h = h + layer.mlp(layer.post_attention_layernorm(h))
-        if number < len(deep):
-            h = h + deep[number]
+        if number < len(tokens.deep):
+            h = h + tokens.deep[number]
+        tokens = replace(tokens, h=h)
         lengths.append(len(h))
-    return model.lm_head(lm.norm(h)), lengths
+    return model.lm_head(lm.norm(tokens.h)), lengths
 
 
-def greedy(
-    model: Any, prefix: Prefix, stages: Sequence[dict[int, int]], steps: int
-) -> tuple[Tensor, Tensor]:
+def _with(prefix: Prefix, new: Tensor) -> Tokens:
+    """The prompt's tokens and embeddings (t, D) that follow them."""
+    tokens, count = prefix.tokens, len(new)
+    later = prefix.following + torch.arange(count)
+    none, no = torch.full((count,), -1), torch.zeros(count, dtype=torch.bool)
+    return Tokens(
+        torch.cat([tokens.h, new]),
+        torch.cat([tokens.positions, later[:, None].expand(-1, tokens.positions.shape[1])]),
+        torch.cat([tokens.image, none]),
+        torch.cat([tokens.cell, none]),
+        torch.cat([tokens.size, torch.ones_like(none)]),
+        torch.cat([tokens.after, no]),
+        torch.cat([tokens.asking, no]),
+        [torch.cat([x, torch.zeros_like(new)]) for x in tokens.deep],
+    )
+
+
+def _stage(
+    prefix: Prefix, tokens: Tokens, counts: list[int], weights: Tensor, keys: Tensor
+) -> Tokens:
+    """The tokens that are left after each input was reduced to its count."""
+    scores = weights.mean(0)[tokens.asking].mean(0)
+    flat_keys = keys.transpose(0, 1).flatten(1)
+    stay = (tokens.image < 0).nonzero().flatten().tolist()
+    source = {}
+    h, size, deep = tokens.h.clone(), tokens.size.clone(), [x.clone() for x in tokens.deep]
+    for one, count in enumerate(counts):
+        mine = (tokens.image == one).nonzero().flatten()
+        if not len(mine):
+            continue
+        given = LayerTokens(
+            tokens.h[mine][None],
+            tokens.size[mine][None],
+            tokens.cell[mine][None],
+            prefix.grids[one],
+            scores=scores[mine][None],
+            keys=flat_keys[mine][None],
+            text=tokens.h[tokens.after][None],
+            text_keys=flat_keys[tokens.after][None],
+            text_mask=torch.ones(1, int(tokens.after.sum()), dtype=torch.bool),
+        )
+        reduction = prefix.method.inside(given, count)
+        places = mine[reduction.anchor[0]]
+        for row, (place, stands) in enumerate(
+            zip(places.sort().values.tolist(), places.tolist(), strict=True)
+        ):
+            group = mine[reduction.members(row)]
+            share = tokens.size[group][:, None] / tokens.size[group].sum()
+            stay.append(place)
+            source[place] = stands
+            h[place] = reduction.features[0, row]
+            size[place] = reduction.size[0, row]
+            for new, old in zip(deep, tokens.deep, strict=True):
+                new[place] = (old[group] * share).sum(0)
+    stay.sort()
+    out = tokens.take(torch.tensor([source.get(place, place) for place in stay]))
+    kept = torch.tensor(stay)
+    return replace(out, h=h[kept], size=size[kept], deep=[x[kept] for x in deep])
+
+
+def greedy(model: Any, prefix: Prefix, steps: int) -> tuple[Tensor, Tensor]:
     """Greedy ids (steps,) and the logits (steps, V) that each was chosen from."""
     ids: list[int] = []
     rows = []
     for _ in range(steps):
-        logits, _ = forward(model, prefix, stages, torch.tensor(ids, dtype=torch.int64))
+        logits, _ = forward(model, prefix, torch.tensor(ids, dtype=torch.int64))
         rows.append(logits[-1])
         ids.append(int(logits[-1].argmax()))
     return torch.tensor(ids), torch.stack(rows)

@@ -48,10 +48,9 @@ def test_prefill_and_decode_equal_a_full_forward(case: Case, shape: str, attenti
     model, method = case.model(attention), SHAPES[shape]
     for sample in case.samples():
         with torch.no_grad():
-            prefix, allocations = reference.reduce_prompt(model, case, method, case.budget, sample)
-            stages = [dict(allocation.schedule.stages) for allocation in allocations]
-            ids, logits = reference.greedy(model, prefix, stages, NEW)
-            _, lengths = reference.forward(model, prefix, stages)
+            prefix = reference.reduce_prompt(model, case, method, case.budget, sample)
+            ids, logits = reference.greedy(model, prefix, NEW)
+            _, lengths = reference.forward(model, prefix)
         with compress(model, method, budget=case.budget) as c:
             out = answer(model, case.inputs([sample]))
         assert torch.equal(out.sequences[0, :-NEW], sample.ids)
@@ -59,6 +58,7 @@ def test_prefill_and_decode_equal_a_full_forward(case: Case, shape: str, attenti
         assert torch.equal(out.sequences[0, -NEW:], ids)
         cached = [layer.keys.shape[2] for layer in out.past_key_values.layers]
         assert cached == [length + NEW - 1 for length in lengths]
+        allocations = prefix.allocations
         counts = [sum(a.counts[n] for a in allocations) for n in range(len(lengths))]
         assert c.report().reduced.layers == tuple(counts)
         assert c.report().budget == pytest.approx(sum(counts) / len(lengths) / len(allocations))
