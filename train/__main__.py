@@ -28,6 +28,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--deepspeed", help="settings: zero1, zero2, zero3, zero3_offload, ..., a file, or null")
     add("--resume", action="store_true", help="go on from the last whole checkpoint in --output")
     add("--dry-run", action="store_true", help="print what would run, and load no weights")
+    add("--processes", type=int, default=1, help="with --dry-run: how many there would be")
     # The launcher names each process to it.
     add("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
     return parser
@@ -53,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.dry_run:
             from train.dryrun import dry_run
 
-            print(dry_run(recipe))
+            print(dry_run(recipe, options.processes))
             return 0
         from train.run import train
 

@@ -41,19 +41,30 @@ def check(recipe: Recipe, resume: bool = False) -> Flight:
     Raises RecipeError or `train.records.DataError`, both ValueErrors.
     """
     world, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
+    accumulation, settings = check_recipe(recipe, world)
+    if settings is not None and "RANK" not in os.environ:
+        raise RecipeError(
+            f"deepspeed is {recipe.deepspeed!r}, and no launcher started this process: run "
+            "`deepspeed --module train ...`, or give --deepspeed null"
+        )
+    checkpoint = check_output(recipe, world, resume)
+    training, validation = split(recipe.data, recipe.seed)
+    return Flight(world, rank, accumulation, settings, training, validation, checkpoint)
+
+
+def check_recipe(recipe: Recipe, world: int) -> tuple[int, dict[str, Any] | None]:
+    """Check what needs neither data nor output: forwards a step, and the DeepSpeed settings."""
     if recipe.model is None:
         raise RecipeError("model: none is given; name a folder or a model with --model")
     _check_model(recipe.model)
     accumulation = recipe.accumulation(world)
-    settings = deepspeed_settings(recipe, world, accumulation)
+    settings = deepspeed_settings(recipe, accumulation)
     if recipe.compress is not None:
         make_method(recipe.compress)
     make_positions(recipe.positions)
     _check_template(recipe.data.template)
     _check_packages(recipe)
-    checkpoint = check_output(recipe, world, resume)
-    training, validation = split(recipe.data, recipe.seed)
-    return Flight(world, rank, accumulation, settings, training, validation, checkpoint)
+    return accumulation, settings
 
 
 def _check_model(name: str) -> None:
@@ -83,7 +94,7 @@ def _check_packages(recipe: Recipe) -> None:
             raise RecipeError(f"the recipe needs the package {package}, which is not installed")
 
 
-def deepspeed_settings(recipe: Recipe, world: int, accumulation: int) -> dict[str, Any] | None:
+def deepspeed_settings(recipe: Recipe, accumulation: int) -> dict[str, Any] | None:
     """The DeepSpeed settings of a recipe, None without.
 
     Raises RecipeError: no such file, no JSON, or a value that contradicts the recipe.

@@ -44,6 +44,10 @@ def train(recipe: Recipe, resume: bool = False) -> dict[str, Any]:
     """
     flight = check(recipe, resume)
     arguments = training_arguments(recipe, flight)
+    if recipe.deepspeed is not None:
+        import deepspeed
+
+        deepspeed.init_distributed()  # on a CPU transformers leaves it until after loading
     output = Path(str(recipe.output))
     _begin(recipe, output, flight)
     model, processor = load(recipe)
