@@ -32,7 +32,7 @@ def dry_run(recipe: Recipe, world: int = 1) -> str:
         base: Any = AutoModelForImageTextToText.from_config(AutoConfig.from_pretrained(name))
     model = base
     if recipe.lora is not None:
-        model = add_adapters(base, recipe.lora, recipe.seed)
+        model = add_adapters(base, recipe.lora)
     freeze(model, recipe)
     encoder = make_encoder(recipe, AutoProcessor.from_pretrained(name))
     cells = int((encoder.blank("image")["mm_token_type_ids"] != 0).sum())
@@ -97,7 +97,7 @@ def _memory(
     learning = sum(p.numel() for p in model.parameters() if p.requires_grad)
     half = 2 if recipe.precision == "bf16" else 4
     deepspeed = recipe.deepspeed is not None
-    held = half if deepspeed or recipe.lora else 4
+    held: float = half if deepspeed or recipe.lora else 4
     if recipe.lora is not None and recipe.lora.quantize:
         held = 0.55  # 4 bits and their scales
     config = family_of(base).language_model.config

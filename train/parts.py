@@ -53,7 +53,7 @@ def freeze(model: nn.Module, recipe: Recipe) -> None:
         parameter.requires_grad_(learns and parameter.is_floating_point())
 
 
-def add_adapters(model: Any, lora: Lora, seed: int) -> Any:
+def add_adapters(model: Any, lora: Lora) -> Any:
     """The model with low-rank adapters in its decoder layers (PEFT), as a PeftModel.
 
     Raises RecipeError where PEFT is not there, or a target names no layer.

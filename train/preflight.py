@@ -69,8 +69,7 @@ def check_recipe(recipe: Recipe, world: int) -> tuple[int, dict[str, Any] | None
 
 def _check_model(name: str) -> None:
     path = Path(name)
-    explicit = path.is_absolute() or path.parts[:1] in ((".",), ("..",))
-    if explicit and not path.is_dir():
+    if name.startswith((".", "/")) and not path.is_dir():
         raise RecipeError(f"model: {name} is no folder")
     if path.is_dir() and not (path / "config.json").is_file():
         raise RecipeError(f"model: {name} holds no config.json: expected a saved model")

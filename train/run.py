@@ -16,6 +16,7 @@ from transformers import (
     AutoProcessor,
     PrinterCallback,
     TrainingArguments,
+    set_seed,
 )
 
 from train.checkpoints import RECIPE, drop_cut_off
@@ -50,11 +51,12 @@ def train(recipe: Recipe, resume: bool = False) -> dict[str, Any]:
         deepspeed.init_distributed()  # on a CPU transformers leaves it until after loading
     output = Path(str(recipe.output))
     _begin(recipe, output, flight)
+    set_seed(recipe.seed)  # adapters begin at random
     model, processor = load(recipe)
     freeze(model, recipe)
-    base = model
+    base, cached = model, getattr(model.config, "use_cache", None)
     if recipe.lora is not None:
-        model = add_adapters(model, recipe.lora, recipe.seed)
+        model = add_adapters(model, recipe.lora)
         freeze(model, recipe)
     reducer = Reducer(base, recipe, flight.rank) if wanted(recipe) else None
     encoder = make_encoder(recipe, processor)
@@ -78,7 +80,12 @@ def train(recipe: Recipe, resume: bool = False) -> dict[str, Any]:
     facts = _facts(recipe, flight, trainer, done, time.time() - began)
     if reducer is not None:
         reducer.compression.remove()
-    save(trainer, recipe, output)
+    # Trainer turns the cache off in the configuration that is saved, and generation wants it.
+    if cached is None:
+        del base.config.use_cache
+    else:
+        base.config.use_cache = cached
+    trainer.save_whole(output)
     if flight.rank == 0:
         _write(output, trainer, facts)
     return facts
@@ -227,13 +234,6 @@ def summary(recipe: Recipe, flight: Flight, model: nn.Module) -> str:
             f"  group {group.part:<16}{group.count:>16,} at {group.rate:g}, decay {group.decay:g}"
         )
     return "\n".join(lines)
-
-
-def save(trainer: RecipeTrainer, recipe: Recipe, output: Path) -> None:
-    """The model as `from_pretrained` reads it."""
-    model: Any = trainer.model
-    model.config.use_cache = True  # Trainer turns it off, and generation wants it
-    trainer.save_model(str(output))
 
 
 def _facts(

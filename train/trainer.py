@@ -11,6 +11,7 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 from transformers import Trainer
 
+from train.adapters import is_adapted, load_beside, merge, merged_state, save_beside
 from train.checkpoints import mark_whole
 from train.dataset import Fault
 from train.parts import optimizer_groups
@@ -178,6 +179,41 @@ class RecipeTrainer(Trainer):
             )
 
     # ---------------------------------------------------------------- checkpoints
+
+    def _save(
+        self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None
+    ) -> None:
+        super()._save(output_dir, state_dict)
+        if is_adapted(self.model) and self.args.should_save:
+            learner: Any = self.model
+            save_beside(learner, Path(output_dir or str(self.args.output_dir)), state_dict)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        learner: Any = self.model
+        if is_adapted(learner):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            load_beside(learner, Path(resume_from_checkpoint))
+            return
+        # Trainer reads the file's names as they are, and leaves out those that from_pretrained
+        # would have translated: for a LLaVA, all of them.
+        saved = type(learner).from_pretrained(resume_from_checkpoint, dtype=learner.dtype)
+        learner.load_state_dict(saved.state_dict())
+
+    def save_whole(self, folder: Path) -> None:
+        """The finished model, adapters merged in, as `from_pretrained` reads it."""
+        learner: Any = self.model
+        if not is_adapted(learner):
+            self.save_model(str(folder))
+            return
+        self.save_model(str(folder / "adapter"))
+        if self.recipe.lora is None or not self.recipe.lora.merge:
+            return
+        merge(learner)
+        state = self.accelerator.get_state_dict(self.deepspeed or learner)
+        if self.args.should_save:
+            learner.get_base_model().save_pretrained(folder, state_dict=merged_state(state))
+            processor: Any = self.processing_class
+            processor.save_pretrained(folder)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         super()._save_checkpoint(model, trial)
