@@ -60,7 +60,7 @@ def main(argv: list[str] | None = None) -> int:
     text = table(results)
     if "foveate" in methods and len(methods) > 1:
         records = {arm: read_records(folder / arm.folder) for arm in arms}
-        text += "\n\n" + duels(benchmark, samples, records)
+        text += "\n\n" + duels(benchmark, samples, records, results)
     shown = ", ".join(f"{name} {value:.1%}" for name, value in chance.items())
     print(f"{text}\nchance: {shown}")
     args.output.mkdir(parents=True, exist_ok=True)
@@ -83,12 +83,22 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def duels(benchmark: Embedded, samples: list[Sample], records: dict[Arm, Any]) -> str:
-    """Foveate against every other method at the same budget, by a paired test on the questions."""
+def reached(result: Result, budget: Any) -> bool:
+    """Whether the measured mean number of tokens is within 5% of the budget."""
+    return abs(result.figures["tokens"] / float(budget) - 1) < 0.05
+
+
+def duels(
+    benchmark: Embedded, samples: list[Sample], records: dict[Arm, Any], results: list[Result]
+) -> str:
+    """Foveate against every other method that reached the same budget, paired by question."""
+    by_title = {result.title: result for result in results}
     lines = ["foveate against     budget  won  lost  difference  p (paired, clustered by scene)"]
     for arm, rows in records.items():
         mine = Arm("foveate", arm.budget)
         if arm.method in (None, "foveate") or mine not in records:
+            continue
+        if not reached(by_title[arm.title], arm.budget):
             continue
         a, b = (benchmark.units(score_all(benchmark, samples, r)) for r in (rows, records[mine]))
         found = paired([u.value for u in a], [u.value for u in b], [u.cluster for u in a])
@@ -151,8 +161,8 @@ def rank(results: list[Result], budgets: list[str], path: Path) -> None:
     found: dict[str, dict[str, Any]] = {}
     for result in results[1:]:
         method, budget = result.title.split()
-        reached = abs(result.figures["tokens"] / float(budget) - 1) < 0.05
-        found.setdefault(method, {})[budget] = result.accuracy if reached else None
+        shown = result.accuracy if reached(result, budget) else None
+        found.setdefault(method, {})[budget] = shown
     # What cannot reach the smaller budgets (one full layer costs more) comes last.
     order = sorted(found, key=lambda n: [i.mean if i else 0 for i in found[n].values()][::-1])
     figure, axes = pyplot.subplots(figsize=(8, 0.28 * len(order) + 1.4), constrained_layout=True)
@@ -169,7 +179,7 @@ def rank(results: list[Result], budgets: list[str], path: Path) -> None:
     axes.axvline(100 * dense.mean, color="black", linestyle=":", label="dense, 144 tokens")
     axes.set_yticks(range(len(order)), order)
     axes.set_xlabel("right answers, % (95% intervals)")
-    axes.legend(frameon=False, loc="lower right")
+    axes.legend(frameon=False, loc="lower left")
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=110)
 
