@@ -20,7 +20,8 @@ from typing import Any
 import vlm
 from compress import list_methods
 from compress.parse import parse_budget, split_list
-from eval.answerers import DENSE, Arm, ModelAnswerer
+from eval.answerers import ModelAnswerer
+from eval.arms import DENSE, Arm
 from eval.benchmarks.embedded import Embedded
 from eval.records import read_records
 from eval.report import table
