@@ -20,7 +20,7 @@ class Qwen2_5VL(Qwen2VL):  # noqa: N801 - as the model is called
     name = "qwen2_5_vl"
     model_types = frozenset({"qwen2_5_vl"})
 
-    def scoring_layer(self, kind: str, index: int) -> int:
+    def scoring_layer(self, kind: str, index: int | None) -> int:
         wanted = super().scoring_layer(kind, index)
         whole = sorted(self.core.visual.fullatt_block_indexes)
         return min((layer for layer in whole if layer >= wanted), default=whole[-1])
