@@ -218,7 +218,7 @@ def _past_keys(cache: Any, layer: int, old: Tensor) -> Tensor | None:
     if not old.shape[1]:
         return None
     keys = getattr(cache.layers[layer], "keys", None)
-    if not isinstance(keys, Tensor) or keys.shape[2] < old.shape[1]:
+    if not isinstance(keys, Tensor) or keys.ndim != 4 or keys.shape[2] < old.shape[1]:
         raise ValueError(
             f"{type(cache).__name__} does not show the keys that it holds: visual inputs in a "
             "second turn cannot be ranked on it; use a DynamicCache"

@@ -135,6 +135,11 @@ class Family(ABC):
         """The decoder's rotary embedding."""
         return self.language_model.rotary_emb
 
+    @property
+    def deltas(self) -> Tensor | None:
+        """(B, 1): what the model adds to the text positions of later turns, under M-RoPE."""
+        return getattr(self.core, "rope_deltas", None)
+
     def placeholder(self, kind: str) -> int:
         """The token id that stands for visual tokens of a kind."""
         return int(getattr(self.config, f"{kind}_token_id"))
