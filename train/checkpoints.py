@@ -87,13 +87,18 @@ def check_output(recipe: Recipe, world: int, resume: bool) -> Path | None:
     whole, _ = checkpoints(output)
     if not whole:
         return None
-    facts = json.loads((whole[-1] / WHOLE).read_text())
-    if facts["world"] != world and not facts.get("universal"):
+    wrote = json.loads((whole[-1] / WHOLE).read_text())["world"]
+    if wrote != world and not is_universal(whole[-1]):
         raise RecipeError(
-            f"{whole[-1]} was written by {facts['world']} processes and there are {world}: start "
-            "as many, or make it a universal checkpoint first (docs/train.md)"
+            f"{whole[-1]} was written by {wrote} processes and there are {world}: start as many, "
+            "or make it a universal checkpoint first (docs/train.md says how)"
         )
     return whole[-1]
+
+
+def is_universal(checkpoint: Path) -> bool:
+    """Whether DeepSpeed's ds_to_universal was run on it, for any number of processes to read."""
+    return (checkpoint / "latest_universal").is_file()
 
 
 def _differences(before: Any, now: Any, name: str = "") -> list[str]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from train.checkpoints import check_output
+from train.checkpoints import check_output, is_universal
 from train.dataset import Scan, split
 from train.encode import TEMPLATES
 from train.fields import RecipeError, nearest
@@ -48,6 +48,8 @@ def check(recipe: Recipe, resume: bool = False) -> Flight:
             "`deepspeed --module train ...`, or give --deepspeed null"
         )
     checkpoint = check_output(recipe, world, resume)
+    if checkpoint is not None and settings is not None and is_universal(checkpoint):
+        settings["checkpoint"] = settings.get("checkpoint", {}) | {"load_universal": True}
     training, validation = split(recipe.data, recipe.seed)
     return Flight(world, rank, accumulation, settings, training, validation, checkpoint)
 

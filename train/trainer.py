@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from transformers import Trainer
 
 from train.adapters import is_adapted, load_beside, merge, merged_state, save_beside
-from train.checkpoints import mark_whole
+from train.checkpoints import is_universal, mark_whole
 from train.dataset import Fault
-from train.parts import optimizer_groups
+from train.parts import groups, optimizer_groups
 from train.recipe import Recipe
 from train.records import DataError
 from train.reduction import Reducer
@@ -75,15 +75,15 @@ class RecipeTrainer(Trainer):
             settings = self.recipe.optimizer
             options: dict[str, Any] = {"betas": settings.betas, "eps": settings.epsilon}
             learner: Any = self.model
-            groups = optimizer_groups(learner, self.recipe)
+            found = optimizer_groups(learner, self.recipe)
             deepspeed: Any = self.args.deepspeed or {}
             zero = deepspeed.get("zero_optimization", {})
             if zero.get("offload_optimizer", {}).get("device", "none") != "none":
                 from deepspeed.ops.adam import DeepSpeedCPUAdam
 
-                self.optimizer = DeepSpeedCPUAdam(groups, **options)
+                self.optimizer = DeepSpeedCPUAdam(found, **options)
             else:
-                self.optimizer = torch.optim.AdamW(groups, **options)
+                self.optimizer = torch.optim.AdamW(found, **options)
         return self.optimizer
 
     def training_step(self, model: nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> Tensor:
@@ -198,6 +198,26 @@ class RecipeTrainer(Trainer):
         # would have translated: for a LLaVA, all of them.
         saved = type(learner).from_pretrained(resume_from_checkpoint, dtype=learner.dtype)
         learner.load_state_dict(saved.state_dict())
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is None or not is_universal(Path(checkpoint)):
+            return
+        # DeepSpeed 0.19 gives every group the first one's settings, and under ZeRO-3 one tensor for
+        # all their counts of steps, which each of them then raises.
+        optimizer: Any = self.optimizer
+        while hasattr(optimizer, "optimizer"):
+            optimizer = optimizer.optimizer
+        for state in optimizer.state.values():
+            if isinstance(state.get("step"), Tensor):
+                state["step"] = state["step"].clone()
+        scheduler: Any = self.lr_scheduler
+        learner: Any = self.model
+        mine = groups(learner, self.recipe)
+        for at, group, rate in zip(
+            optimizer.param_groups, mine, scheduler.get_last_lr(), strict=True
+        ):
+            at.update(lr=rate, weight_decay=group.decay, name=group.part)
 
     def save_whole(self, folder: Path) -> None:
         """The finished model, adapters merged in, as `from_pretrained` reads it."""
