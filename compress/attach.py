@@ -36,7 +36,7 @@ from compress.prefill import begin
 from compress.report import Record, Report
 from compress.scores import take
 from compress.stage import Pass, add_deepstack, enter_stage
-from compress.state import State, check_turn, chunk_mask, length_of, positions_of
+from compress.state import State, chunk_mask, length_of, turn_positions
 from compress.zero import Symmetry
 from positions import PlannedRotary, Scheme
 from vlm.families import Family, family_of, unwrapped
@@ -182,7 +182,9 @@ class Compression:
 
     def _check_attention(self) -> None:
         config: Any = self.family.language_model.config
-        kinds = getattr(config, "layer_types", None) or ["full_attention"]
+        sliding = getattr(config, "sliding_window", None) is not None
+        every = ["sliding_attention" if sliding else "full_attention"]
+        kinds = getattr(config, "layer_types", None) or every
         if set(kinds) != {"full_attention"}:
             raise CompressionError(
                 f"{type(self.family.language_model).__name__} has layers of the kinds "
@@ -216,7 +218,8 @@ class Compression:
         self._ahead = max(ahead - 1, 0) if isinstance(ahead, int) else 0
 
     def _see_ids(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-        given = any(kwargs.get(name) is not None for name in self.family.media)
+        media = [kwargs.get(name) for name in self.family.media]
+        given = any(x is not None and (not isinstance(x, dict) or any(x.values())) for x in media)
         ids = kwargs.get("input_ids", args[0] if args else None)
         if given and ids is None:
             raise CompressionError(
@@ -267,10 +270,8 @@ class Compression:
         embeds: Tensor = kwargs["inputs_embeds"]
         rows, q = embeds.shape[:2]
         new = chunk_mask(kwargs.get("attention_mask"), rows, q, state.dense, embeds.device)
-        given = None
-        if self._placed:
-            given = positions_of(kwargs.get("position_ids"), embeds)
-            check_turn(state, given, new)
+        given = kwargs.get("position_ids") if self._placed else None
+        given = turn_positions(state, given, embeds, new, self.family.deltas)
         index = torch.arange(state.length, state.length + q, device=embeds.device)
         table = state.extend(new, given if self.positions == "home" else None)
         arguments = {

@@ -27,7 +27,8 @@ class Encoder:
         self._name = f"get_{kind}_features"
         self._own = vars(core).get(self._name)
         self._function = getattr(core, self._name)
-        self._signature = inspect.signature(self._function)
+        # The class's own: a wrapper on the object may hide the names of its arguments.
+        self._signature = inspect.signature(getattr(type(core), self._name).__get__(core))
         functools.update_wrapper(self, self._function)
         self._taps = self._readers()
         self._busy = False
@@ -74,7 +75,7 @@ class Encoder:
         self.owner.symmetry.encoding(self.owner, self.kind)
         record.restart()
         call = dict(self._signature.bind(*args, **kwargs).arguments)
-        encoded = Encoded(self.kind, family.inputs(self.kind, call), call)
+        encoded = Encoded(self.kind, family.inputs(self.kind, call))
         self._running, self._busy = encoded, True
         for tap in self._taps.values():
             tap.active = True
@@ -113,7 +114,7 @@ class Encoder:
             return [family.pool(item, part) for item, part in parts]
 
         for role, tap in self._taps.items():
-            heads = tap.take()
+            heads = tap.take([item.rows for item in encoded.inputs])
             if role == "shallow":
                 rows = heads.saliency(method.saliency_rule)[:, None]
                 encoded.fields["shallow"] = [x[:, 0] for x in pool(rows)]

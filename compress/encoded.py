@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,16 +17,15 @@ from vlm.families import VisualInput
 class Encoded:
     """The visual inputs of one call of the vision side, in order.
 
-    kind: "image" or "video". call: the call's arguments by name. fields: what the scoring layers
-    gave, a list of one (N, ...) tensor an input for each name. reductions: made before the
-    projector, None where merging follows it; carriers: for each, (M,) int64, the tokens that
-    brought its rows through the projector, None where nothing was merged. projected: one (N, D)
-    tensor an input, as the language model is to receive them; None until the call is over.
+    kind: "image" or "video". fields: what the scoring layers gave, a list of one (N, ...) tensor an
+    input for each name. reductions: made before the projector, None where merging follows it;
+    carriers: for each, (M,) int64, the tokens that brought its rows through the projector, None
+    where nothing was merged. projected: one (N, D) tensor an input, as the language model is to
+    receive them; None until the call is over.
     """
 
     kind: str
     inputs: list[VisualInput]
-    call: Mapping[str, Any] = field(default_factory=dict)
     fields: dict[str, list[Tensor]] = field(default_factory=dict)
     reductions: list[Reduction] | None = None
     carriers: list[Tensor] | None = None
@@ -95,21 +94,15 @@ class Encoded:
                 raise ValueError(self._message(runs))
             members.append(held)
 
-        def cat(values: list[Tensor]) -> list[Tensor]:
-            return [torch.cat([values[i] for i in held]) for held in members]
+        def joined(name: str, values: list[Tensor]) -> list[Tensor]:
+            join = torch.block_diag if name == "attention" else lambda *x: torch.cat(x)
+            return [join(*(values[i] for i in held)) for held in members]
 
         return Encoded(
             self.kind,
             [VisualInput.join([self.inputs[i] for i in held]) for held in members],
-            self.call,
-            {name: cat(values) for name, values in self.fields.items() if name != "attention"}
-            | {
-                name: [torch.block_diag(*(values[i] for i in held)) for held in members]
-                for name, values in self.fields.items()
-                if name == "attention"
-            },
-            None,
-            None if self.projected is None else cat(self.projected),
+            fields={name: joined(name, values) for name, values in self.fields.items()},
+            projected=joined("projected", self.projected or []),
         )
 
     def _message(self, totals: Sequence[int]) -> str:

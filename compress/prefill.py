@@ -10,7 +10,14 @@ from torch import Tensor
 from compress.rows import Rows
 from compress.scores import take
 from compress.stage import Pass, Placed, Prompt, follow_deepstack, split, with_bias, write
-from compress.state import State, check_turn, chunk_mask, length_of, positions_of, table_of
+from compress.state import (
+    State,
+    chunk_mask,
+    length_of,
+    positions_of,
+    table_of,
+    turn_positions,
+)
 from compress.tokens import Reduction
 from compress.views import reduce_inputs
 from positions import Image, PositionTable, Scheme, Video, plan
@@ -40,10 +47,12 @@ def begin(
     items = _placed(owner, ids.cpu(), mask)
     if not items:
         return None
-    given = positions_of(kwargs.get("position_ids"), embeds)
-    homes = _homes(given if trusted else None, embeds, mask.to(device), state, past)
-    if state is not None:
-        check_turn(state, homes if trusted else None, mask.to(device))
+    given = kwargs.get("position_ids") if trusted else None
+    if state is None:
+        given = positions_of(given, embeds)
+    else:
+        given = turn_positions(state, given, embeds, mask.to(device), owner.family.deltas)
+    homes = _homes(given, embeds, mask.to(device), state, past)
     held: list[list[Tensor]] = [[] for _ in ids]
     for item in items:
         held[item.row].append(item.slots)
@@ -103,6 +112,7 @@ def begin(
         {n: torch.cat([prompt.seen_before(n, valid), valid], dim=1) for n in layers},
         valid[:, :0],
         dense + ids.shape[1],
+        mask.sum(1).to(device) + (past if state is None else state.real),
         table.next_position,
         _loose(new_rows),
     )

@@ -76,15 +76,15 @@ class Rows:
         return self.mask & ~self.visual()
 
     def after_visual(self, answers: Tensor | None) -> list[Tensor]:
-        """For each row, the places of the text tokens after its first visual one.
+        """For each row, the places of the text tokens after its first visual input.
 
         answers: (B, S) bool, tokens that the model is to say; they are left out.
         """
         found = []
         for row, text in enumerate(self.text()):
             places = text.nonzero().flatten()
-            starts = [int(slots.min()) for slots in self.slots[row] if len(slots)]
-            places = places[places > min(starts)] if starts else places
+            ends = [int(slots.max()) for slots in self.slots[row] if len(slots)]
+            places = places[places > min(ends)] if ends else places
             found.append(places if answers is None else places[~answers[row, places]])
         return found
 
@@ -93,7 +93,7 @@ class Rows:
 
         rule: "last" the last text token, or where there are answers each token that one follows
             directly (PyramidDrop's rule for training); "all" the text tokens after the first
-            visual one. Text that is not there ("<image>" at the very end) leaves the last token.
+            visual input. Text that is not there ("<image>" at the very end) leaves the last token.
         """
         chosen = []
         for row, after in enumerate(self.after_visual(answers)):

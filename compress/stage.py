@@ -218,7 +218,7 @@ def _past_keys(cache: Any, layer: int, old: Tensor) -> Tensor | None:
     if not old.shape[1]:
         return None
     keys = getattr(cache.layers[layer], "keys", None)
-    if not isinstance(keys, Tensor) or keys.shape[2] < old.shape[1]:
+    if not isinstance(keys, Tensor) or keys.ndim != 4 or keys.shape[2] < old.shape[1]:
         raise ValueError(
             f"{type(cache).__name__} does not show the keys that it holds: visual inputs in a "
             "second turn cannot be ranked on it; use a DynamicCache"
@@ -247,7 +247,10 @@ def _shorten(
     if rest:
         sizes = [reduction.size[0].to(hidden.device) for reduction in prompt.now]
         prompt.deepstack[number:] = follow_deepstack(rest, reductions, sizes)
-    prompt.now = [a.then(b) for a, b in zip(_on(prompt.now, hidden), reductions, strict=True)]
+    prompt.now = [
+        a.then(b) if a.count else a
+        for a, b in zip(_on(prompt.now, hidden), reductions, strict=True)
+    ]
     prompt.stages.append((number, prompt.now))
     cos, sin = kwargs["position_embeddings"]
     kwargs["position_embeddings"] = (take(cos, index), take(sin, index))

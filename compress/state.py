@@ -26,7 +26,8 @@ class State:
     valid: for each stage, by its first decoder layer, (B, L) bool, False at padding, of the tokens
         that its layers cached in prefill. tail: (B, t) bool, the same of tokens that came after.
     bias: like `valid`, float32, what is added to the attention logits of each key; empty if none.
-    dense: how many tokens the sequence would have without reduction, padding included.
+    dense: how many tokens the sequence would have without reduction, padding included; real: (B,)
+        int64, the same of each row without padding.
     following: (B,) float64, where the next text token stands.
     loose: columns at the end of the prompt that are text in every row.
     held: tokens in the first layer's cache when the last forward was over. pressed: whether another
@@ -36,6 +37,7 @@ class State:
     valid: dict[int, Tensor]
     tail: Tensor
     dense: int
+    real: Tensor
     following: Tensor
     loose: int = 0
     held: int = 0
@@ -102,6 +104,7 @@ class State:
             parts.update({layer: x[:, : x.shape[1] - own] for layer, x in parts.items()})
         self.loose -= own
         self.following = self.following - gone.to(self.following)
+        self.real = self.real - gone
         self.dense -= lost
 
     def extend(self, new: Tensor, given: Tensor | None) -> PositionTable:
@@ -118,6 +121,7 @@ class State:
         else:
             self.following = given.masked_fill(~new[..., None], 0).amax((1, 2)) + 1
         self.tail = torch.cat([self.tail, new], dim=1)
+        self.real = self.real + new.sum(1)
         self.dense += q
         return table_of(given[:, :, None], start, self.following)
 
@@ -156,6 +160,8 @@ def chunk_mask(mask: Any, rows: int, q: int, dense: int, device: Any) -> Tensor:
 
     Raises ValueError where a two-dimensional mask does not span `dense` old and `q` new tokens.
     """
+    if isinstance(mask, dict):  # by kind of attention
+        mask = mask.get("full_attention")
     if mask is None:
         return torch.ones(rows, q, dtype=torch.bool, device=device)
     if not isinstance(mask, Tensor) or mask.ndim not in (2, 4):
@@ -180,20 +186,35 @@ def chunk_mask(mask: Any, rows: int, q: int, dense: int, device: Any) -> Tensor:
     return mask[:, dense:].bool().to(device)
 
 
-def check_turn(state: State, given: Tensor | None, new: Tensor) -> None:
-    """Refuse full ids on a reduced cache: `generate` cuts as many of them off as the cache holds,
-    which are fewer than they were.
+def turn_positions(
+    state: State, given: Tensor | None, embeds: Tensor, new: Tensor, deltas: Tensor | None
+) -> Tensor | None:
+    """(B, q, 3) float64: where the caller of the model has placed new tokens; None if nowhere.
 
-    given: (B, q, 3), where the caller places the new tokens.
+    given: position ids as the language model gets them. new: (B, q) bool, real tokens. deltas:
+    (B', 1), what a model under M-RoPE adds to text positions in later turns. It is that of the
+    last prompt that the model has seen, which need not be this one, so this one's is taken.
+
+    Raises ValueError for full ids on a reduced cache: `generate` cuts as many of them off as the
+    cache holds, which are fewer than they were.
     """
-    if given is None or new.shape[1] == 1:
-        return
-    first = given[:, :, 0].masked_fill(~new, torch.inf).amin(1)
-    if bool((first < state.following).any()):
-        raise ValueError(
-            f"the new tokens would stand at {first.tolist()}, before the end of what is cached "
-            f"({state.following.tolist()}). {ONLY_NEW.format(state.dense + new.shape[1])}"
-        )
+    if given is None:
+        return None
+    begins = state.following
+    if deltas is not None and given.ndim == 3 and len(given) == 1:
+        each = deltas.repeat_interleave(max(1, given.shape[1] // len(deltas)), 0)
+        # A delta of more rows than this prompt has spread its text over them.
+        text = (given[0] - each.to(given.device))[: len(embeds)]
+        given = text + (begins - state.real)[:, None]
+    places: Tensor = positions_of(given, embeds)  # type: ignore[assignment]
+    if new.shape[1] > 1:
+        first = places[:, :, 0].masked_fill(~new, torch.inf).amin(1)
+        if bool((first < begins).any()):
+            raise ValueError(
+                f"the new tokens would stand at {first.tolist()}, before the end of what is cached "
+                f"({begins.tolist()}). {ONLY_NEW.format(state.dense + new.shape[1])}"
+            )
+    return places
 
 
 def causal_mask(

@@ -61,7 +61,8 @@ class Symmetry:
                 for name, x in self.family.blank(kind).items()
             }
             output = owner.encoders[kind].unseen(**given, return_dict=True)
-            self._blank += [x.sum() * 0 for x in output.pooler_output]
+            every = [output.pooler_output, *(getattr(output, "deepstack_features", None) or [])]
+            self._blank += [x.sum() * 0 for features in every for x in features]
 
     def tie(self, embeds: Tensor) -> Tensor:
         """`embeds` with what was encoded for nothing in its graph, for backward to be the same."""

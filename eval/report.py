@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import html
+import importlib.util
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -140,7 +141,8 @@ def _notes(
     problems: Sequence[Problem],
 ) -> list[str]:
     accuracy = next((r.accuracy for r in results if r.accuracy is not None), None)
-    notes = [f"{benchmark.name}: {len(samples)} questions asked"]
+    options = [f"{k}={v}" for k, v in benchmark.describe().items() if v is not None]
+    notes = [f"{len(samples)} questions asked; {', '.join(options)}"]
     if accuracy is None:
         notes.append("The answers are hidden: nothing is scored; hand in the exported file.")
     else:
@@ -165,10 +167,10 @@ def _pictures(
 ) -> dict[str, bytes]:
     if not any(r.line != "dense" and r.accuracy is not None for r in results):
         return {}
-    try:
-        from eval import plots
-    except ImportError:  # curves are an extra; the tables say the same
+    if importlib.util.find_spec("matplotlib") is None:  # an extra; the tables say the same
         return {}
+    from eval import plots
+
     found = {"accuracy.png": plots.accuracy_curve(results, benchmark.name, chance)}
     for column in columns:
         if (picture := plots.group_curves(results, column)) is not None:

@@ -20,12 +20,15 @@ from typing import Any
 import vlm
 from compress import list_methods
 from compress.parse import parse_budget, split_list
-from eval.answerers import DENSE, Arm, ModelAnswerer
+from eval.answerers import ModelAnswerer
+from eval.arms import DENSE, Arm
 from eval.benchmarks.embedded import Embedded
 from eval.records import read_records
 from eval.report import table
 from eval.runner import open_run, run, versions
-from eval.summary import Result, summarise
+from eval.samples import Sample
+from eval.statistics import paired
+from eval.summary import Result, score_all, summarise
 
 COLOURS = ("#333333", "#0072B2", "#E69F00", "#CC79A7", "#009E73", "#D55E00")  # Okabe and Ito
 
@@ -56,6 +59,9 @@ def main(argv: list[str] | None = None) -> int:
     chance = {k: benchmark.chance([s for s in samples if s.groups["category"] == k]) for k in kinds}
     chance["all"] = benchmark.chance(samples)
     text = table(results)
+    if "foveate" in methods and len(methods) > 1:
+        records = {arm: read_records(folder / arm.folder) for arm in arms}
+        text += "\n\n" + duels(benchmark, samples, records, results)
     shown = ", ".join(f"{name} {value:.1%}" for name, value in chance.items())
     print(f"{text}\nchance: {shown}")
     args.output.mkdir(parents=True, exist_ok=True)
@@ -76,6 +82,30 @@ def main(argv: list[str] | None = None) -> int:
     else:
         draw(results, chance, picture)
     return 0
+
+
+def reached(result: Result, budget: Any) -> bool:
+    """Whether the measured mean number of tokens is within 5% of the budget."""
+    return abs(result.figures["tokens"] / float(budget) - 1) < 0.05
+
+
+def duels(
+    benchmark: Embedded, samples: list[Sample], records: dict[Arm, Any], results: list[Result]
+) -> str:
+    """Foveate against every other method that reached the same budget, paired by question."""
+    by_title = {result.title: result for result in results}
+    lines = ["foveate against     budget  won  lost  difference  p (paired, clustered by scene)"]
+    for arm, rows in records.items():
+        mine = Arm("foveate", arm.budget)
+        if arm.method in (None, "foveate") or mine not in records:
+            continue
+        if not reached(by_title[arm.title], arm.budget):
+            continue
+        a, b = (benchmark.units(score_all(benchmark, samples, r)) for r in (rows, records[mine]))
+        found = paired([u.value for u in a], [u.value for u in b], [u.cluster for u in a])
+        line = f"{arm.method!s:<20}{arm.budget:>6}{found.gained:>5}{found.lost:>6}"
+        lines.append(f"{line}{100 * found.difference:>+10.1f}  {found.p:.2g}")
+    return "\n".join(lines)
 
 
 def draw(results: list[Result], chance: dict[str, float], path: Path) -> None:
@@ -132,22 +162,25 @@ def rank(results: list[Result], budgets: list[str], path: Path) -> None:
     found: dict[str, dict[str, Any]] = {}
     for result in results[1:]:
         method, budget = result.title.split()
-        found.setdefault(method, {})[budget] = result.accuracy
-    order = sorted(found, key=lambda name: found[name][budgets[-1]].mean)
+        shown = result.accuracy if reached(result, budget) else None
+        found.setdefault(method, {})[budget] = shown
+    # What cannot reach the smaller budgets (one full layer costs more) comes last.
+    order = sorted(found, key=lambda n: [i.mean if i else 0 for i in found[n].values()][::-1])
     figure, axes = pyplot.subplots(figsize=(8, 0.28 * len(order) + 1.4), constrained_layout=True)
     for number, budget in enumerate(budgets):
-        every = [found[name][budget] for name in order]
+        places = [k for k, name in enumerate(order) if found[name][budget]]
+        every = [found[order[k]][budget] for k in places]
         means = [100 * i.mean for i in every]
         errors = [[100 * (i.mean - i.low) for i in every], [100 * (i.high - i.mean) for i in every]]
         axes.errorbar(
-            means, range(len(order)), xerr=errors, fmt="osD^"[number % 4], markersize=5,
+            means, places, xerr=errors, fmt="osD^"[number % 4], markersize=5,
             color=COLOURS[1 + number], ecolor="#bbbbbb", label=f"{budget} tokens an image",
         )  # fmt: skip
     dense: Any = results[0].accuracy
     axes.axvline(100 * dense.mean, color="black", linestyle=":", label="dense, 144 tokens")
     axes.set_yticks(range(len(order)), order)
     axes.set_xlabel("right answers, % (95% intervals)")
-    axes.legend(frameon=False, loc="lower right")
+    axes.legend(frameon=False, loc="lower left")
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=110)
 

@@ -280,6 +280,23 @@ def dart(hidden, keys, text, text_keys, count):
     return dropped(hidden, kept)
 
 
+def holov(x, s, keep, chunks, diversity=0.09):
+    width = -(-len(x) // chunks)
+    parts = [list(range(a, min(a + width, len(x)))) for a in range(0, len(x), width)]
+    spread = np.zeros(len(x))
+    for part in parts:
+        for i in part:
+            spread[i] = np.var([cos(x[i], x[j]) for j in part])
+    spread = minmax(spread)
+    content = np.array([np.mean([1000 * s[i] + diversity * spread[i] for i in p]) for p in parts])
+    quota = keep * content / content.sum()
+    wanted = np.zeros(len(x))
+    for share, part in zip(quota, parts, strict=True):
+        for place, k in enumerate(best_first(s[part])):
+            wanted[part[k]] = share - place
+    return dropped(x, best_first(wanted)[:keep])
+
+
 def foveate(
     x, s, query, grid, keep, choice="cover", merge=True, purity=0.7, salient=20.0, place=0.5
 ):

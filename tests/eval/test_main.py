@@ -19,6 +19,7 @@ import pytest
 import vlm
 from eval.__main__ import main
 from eval.records import read_records
+from tests.eval import fixtures
 from tests.eval.fixtures import mmbench_rows, write_tsv
 from vlm import mini
 
@@ -112,6 +113,50 @@ def test_a_later_sweep_adds_to_the_report(tmp_path: Path) -> None:
     titles = [r["title"] for r in json.loads((folder / "summary.json").read_text())["results"]]
     assert len(titles) == 3
     assert titles == ["dense", "duet 48", "duet(query='all') 48"]
+
+
+def test_without_matplotlib_there_are_tables(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    command = ["embedded", "--scenes", "1", "--method", "duet", "--budget", "48"]
+    assert main([*command, "--output", str(tmp_path)]) == 0
+    folder = folder_of(tmp_path)
+    assert not list(folder.glob("*.png"))
+    assert_is_whole((folder / "report.html").read_text())
+
+
+def fixture_options(name: str, folder: Path) -> list[str]:
+    if name == "videomme":
+        data = folder / "test.json"
+        data.write_text(json.dumps(fixtures.videomme_rows()))
+        media = fixtures.videomme_media(folder)
+        return ["--data", str(data), "--media", str(media), "--frames", "2", "--subtitles"]
+    if name == "mme":
+        return ["--data", str(fixtures.mme(folder))]
+    data, media, *_ = getattr(fixtures, name)(folder)
+    return ["--data", str(data), "--media", str(media)]
+
+
+@pytest.mark.parametrize("name", ["videomme", "textvqa", "pope", "gqa", "mme", "scienceqa"])
+def test_every_benchmark_from_its_files(tmp_path: Path, name: str) -> None:
+    (tmp_path / "data").mkdir()
+    options = fixture_options(name, tmp_path / "data")
+    sweep = ["--method", "duet", "--budget", "1/9", "--limit", "4", "--batch-size", "2"]
+    assert main([name, *options, *sweep, "--output", str(tmp_path / "out")]) == 0
+    folder = folder_of(tmp_path / "out")
+    dense, duet = json.loads((folder / "summary.json").read_text())["results"]
+    for result in (dense, duet):
+        assert result["accuracy"]["count"] >= 2
+        assert not result["errors"]
+    assert duet["figures"]["tokens"] == pytest.approx(16, abs=1)
+    assert_is_whole((folder / "report.html").read_text())
+    if name == "videomme":
+        assert dense["figures"]["frames"] == 2
+        assert "frames=2" in (folder / "table.txt").read_text()
+        prompt = next(iter(read_records(folder / "dense").values()))["prompt"]
+        assert "This video's subtitles are listed below:\nThe first words\n" in prompt
+        assert prompt.count("<image>") == 2
 
 
 def test_mmbench_from_its_file(tmp_path: Path) -> None:

@@ -8,9 +8,30 @@ from torch import nn
 
 from vlm.families.base import Family, Grid, UnknownFamily, View, VisualInput
 from vlm.families.foveate import FoveateFamily
+from vlm.families.internvl import InternVL
 from vlm.families.llava import Llava
+from vlm.families.llava_next import LlavaNext
+from vlm.families.llava_onevision import LlavaOnevision
+from vlm.families.mistral3 import Mistral3
+from vlm.families.qwen2_5_vl import Qwen2_5VL
+from vlm.families.qwen2_vl import Qwen2VL
+from vlm.families.qwen3_vl import Qwen3VL
+from vlm.families.smolvlm import SmolVLM
+from vlm.families.video_llava import VideoLlava
 
-FAMILIES: tuple[type[Family], ...] = (Llava, FoveateFamily)
+FAMILIES: tuple[type[Family], ...] = (
+    Llava,
+    LlavaNext,
+    LlavaOnevision,
+    VideoLlava,
+    Qwen2VL,
+    Qwen2_5VL,
+    Qwen3VL,
+    InternVL,
+    SmolVLM,
+    Mistral3,
+    FoveateFamily,
+)
 
 
 def unwrapped(model: nn.Module) -> Any:
@@ -50,7 +71,6 @@ __all__ = [
     "Family",
     "FoveateFamily",
     "Grid",
-    "Llava",
     "UnknownFamily",
     "View",
     "VisualInput",

@@ -41,7 +41,8 @@ class VisualInput:
     count: N. views: planes of cells, in the order of their tokens. rows: how many rows of the
     vision tower (class tokens left out) the input is made of. source: (N,) int64 on the host, the
     row that each token is made of, -1 at separators; None where the projector pools rows.
-    planes: grids that cover all N tokens in order, for schemes of positions.
+    planes: grids that cover all N tokens in order, for schemes of positions. note: whatever its
+    family needs to pool rows.
     """
 
     count: int
@@ -49,6 +50,7 @@ class VisualInput:
     rows: int
     source: Tensor | None
     planes: tuple[Grid, ...]
+    note: Any = None
 
     @classmethod
     def plain(cls, grid: Grid, pooled: int = 1) -> VisualInput:
@@ -132,6 +134,11 @@ class Family(ABC):
     def rotary(self) -> nn.Module:
         """The decoder's rotary embedding."""
         return self.language_model.rotary_emb
+
+    @property
+    def deltas(self) -> Tensor | None:
+        """(B, 1): what the model adds to the text positions of later turns, under M-RoPE."""
+        return getattr(self.core, "rope_deltas", None)
 
     def placeholder(self, kind: str) -> int:
         """The token id that stands for visual tokens of a kind."""

@@ -115,13 +115,13 @@ class ExpertsTap(Tap):
 
         return hook
 
-    def take(self) -> Any:
+    def take(self, rows: Sequence[int]) -> Any:
         seen, self._seen = self._seen, {}
         if len(seen) != len(self.layers):
             raise RuntimeError("an expert's scoring layer ran unseen: compress first, compile then")
         return _Scores(self, seen)
 
-    def blocks(self) -> Any:
+    def blocks(self, rows: Sequence[int]) -> Any:
         raise NotImplementedError("experts are read by `take`")
 
     @property
