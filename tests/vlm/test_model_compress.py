@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from transformers import GPT2Config
 
 from compress import compress
+from compress.methods import Duet
+from compress.tokens import VisualTokens
 from tests.vlm import models, towers
 from vlm import mini
 from vlm.families import UnknownFamily, family_of
@@ -100,6 +103,57 @@ def test_all_families_give_their_scores():
 
 
 @torch.no_grad()
+def test_a_map_of_attention_is_one_block_a_view():
+    """Its column means are what each token receives, which another function counts."""
+    model, processor = models.build(("siglip", "sam"), {"window": {"sam": 2}})
+    frames = [models.picture(seed) for seed in range(3)]
+    inputs = processor(videos=[frames], text="<video> what")
+    method = Duet(cluster="attention")
+    with compress(model, method, budget=20) as c:
+        assert models.logits(model, inputs).isfinite().all()
+        fields = c.encoded["video"].fields
+    (whole,), (received,) = fields["attention"], fields["saliency"]
+    per_view = [16] * 6  # three frames of 4 x 4 tokens from each
+    blocks = [torch.ones(n, n, dtype=torch.bool) for n in per_view]
+    assert torch.equal(whole > 0, torch.block_diag(*blocks))
+    torch.testing.assert_close(whole.sum(0) / 16, received, atol=1e-6, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_one_experts_video_is_merged_before_the_fusion():
+    """The features of the video are the fusion of what the method makes of the tower's."""
+    model, processor = models.build(("clip",))
+    frames = [models.picture(seed) for seed in range(3)]
+    inputs = processor(videos=[frames], text="<video> what")
+    method = Duet(layers=(), ratios=())
+    with compress(model, method, budget=12) as c:
+        logits = models.logits(model, inputs)
+        fields = c.encoded["video"].fields
+    expert = model.model.experts["clip"]
+    seen = expert(inputs["pixel_values_videos"], scores=False).features
+    tokens = VisualTokens(
+        seen.flatten(0, 1)[None],
+        (3, 4, 4),
+        keys=fields["keys"][0][None],
+        saliency=fields["saliency"][0][None],
+    )
+    reduced = method.reduce(tokens, 12)
+    assert (reduced.size > 1).any()
+    rows = model.model.fusion("clip", reduced.features, (3, 4))
+    ids = inputs["input_ids"][0]
+    first = int((ids == model.config.video_token_id).nonzero()[0])
+    text = model.get_input_embeddings()(torch.cat([ids[:first], ids[first + 48 :]]))
+    embeds = torch.cat([text[:first], rows[0], text[first:]])[None]
+    places = torch.cat([torch.arange(first), first + reduced.anchor[0]])
+    places = torch.cat([places, torch.arange(first + 48, len(ids))])[None]
+    out = model.model.language_model(
+        inputs_embeds=embeds, position_ids=places, attention_mask=torch.ones_like(places)
+    )
+    expected = model.lm_head(out.last_hidden_state[:, -1])
+    torch.testing.assert_close(logits[:, -1], expected, atol=1e-4, rtol=1e-3)
+
+
+@torch.no_grad()
 def test_tiles_and_videos_are_reduced_too():
     model, processor = models.build(("clip",), max_tiles=4)
     frames = [models.picture(seed) for seed in range(3)]
@@ -108,7 +162,26 @@ def test_tiles_and_videos_are_reduced_too():
     )
     with compress(model, "duet", budget=8) as c:
         assert models.logits(model, inputs).isfinite().all()
-        assert "8" in str(c.report())
+        assert c.report().budget == pytest.approx(8, abs=1)
+
+
+@pytest.mark.parametrize("rule", ["auto", "cls"])
+@torch.no_grad()
+def test_saliency_of_experts_without_a_class_token(rule):
+    model, processor = models.build(("clip", "sam"), FUSIONS["sequence"])
+    inputs = ask(processor, 1)
+    with compress(model, Duet(saliency=rule), budget=10):
+        if rule == "cls":
+            with pytest.raises(ValueError, match="expert 'sam' has no class token"):
+                models.logits(model, inputs)
+        else:
+            assert models.logits(model, inputs).isfinite().all()
+
+
+def test_a_language_model_of_another_build_is_refused_with_a_reason():
+    model, _ = models.build(("clip",), text=GPT2Config(n_embd=32, n_head=2, n_layer=2))
+    with pytest.raises(UnknownFamily, match="GPT2Model has no 'layers'"):
+        family_of(model)
 
 
 def test_a_qformer_is_refused_with_a_reason():

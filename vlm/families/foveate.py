@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vlm.experts.scoring import Seen, saliency
+from vlm.experts.scoring import Seen, saliency, weights
 from vlm.families.base import Family, UnknownFamily, View, VisualInput
 from vlm.families.taps import Tap
 from vlm.fusion import Block
@@ -32,6 +32,12 @@ class FoveateFamily(Family):
                 "a Q-Former's tokens have no place in the picture and no attention in a tower: "
                 "only the MLP fusion can be reduced"
             )
+        for part in ("layers", "norm", "rotary_emb"):
+            if not hasattr(self.language_model, part):
+                raise UnknownFamily(
+                    f"{type(self.language_model).__name__} has no {part!r}: expected a language "
+                    "model with layers, norm and rotary_emb, as Llama has"
+                )
         self.blocks: list[tuple[Block, ...]] = []
 
     def placeholder(self, kind: str) -> int:
@@ -49,10 +55,11 @@ class FoveateFamily(Family):
     def tower(self) -> nn.Module:
         return self.core.experts if len(self.core.experts) > 1 else self.core.vision_tower
 
-    def vision_layers(self, kind: str) -> Sequence[Any]:
-        """Depths that every expert has, counted from the back."""
+    def vision_layers(self, kind: str) -> Sequence[int]:
+        """Depths that every expert has: those of the first half counted from the front, the others
+        from the back, since experts need not be equally deep."""
         depth = min(len(e.family.layers(e.tower)) for e in self.core.experts.values())
-        return range(-depth, 0)
+        return [at if at < depth // 2 else at - depth for at in range(depth)]
 
     def feature_layer(self, kind: str) -> int:
         given = {expert.layer for expert in self.config.expert_configs if expert.layer != "last"}
@@ -65,8 +72,8 @@ class FoveateFamily(Family):
 
     def merge_point(self, kind: str) -> nn.Module | None:
         (name, *others), fusion = list(self.core.experts), self.core.fusion
-        plain = not others and fusion.config.window.get(name, 1) == 1 and kind == "image"
-        plain = plain and self.config.expert_configs[0].max_tiles == 1
+        plain = not others and fusion.config.window.get(name, 1) == 1
+        plain = plain and (kind == "video" or self.config.expert_configs[0].max_tiles == 1)
         return fusion.first[name] if plain else None
 
     def inputs(self, kind: str, call: Mapping[str, Any]) -> list[VisualInput]:
@@ -95,8 +102,7 @@ class ExpertsTap(Tap):
         self.layers = {}
         for name, expert in family.core.experts.items():
             own = expert.config.scoring_layer if expert.config.family == "sam" else depth
-            layers = expert.family.layers(expert.tower)
-            self.layers[name] = layers[max(own, -len(layers))]
+            self.layers[name] = expert.family.layers(expert.tower)[own]
 
     def attach(self) -> list[Any]:
         handles = []
@@ -130,44 +136,76 @@ class ExpertsTap(Tap):
 
 
 class _Scores:
-    """Keys and saliency of all experts, for each token in the order of the sequence."""
+    """What `Heads` tells, for each token in the order of the sequence; see there.
+
+    The tokens of one expert are reduced by themselves, so what one expert tells is never compared
+    with what another does.
+    """
 
     def __init__(self, tap: ExpertsTap, seen: dict[str, dict[str, Seen]]) -> None:
-        self.tap, self.family, self.seen = tap, tap.family, seen
+        self.family, self.seen = tap.family, seen
+        self.layers = tap.layers
 
     def saliency(self, rule: Any) -> Tensor:
-        """(R,) float32; of several experts, each one's divided by its mean over the call."""
+        """(R,) float32; for an expert without attention, the norm of its features."""
         found = {}
+        for name, _, prefix in self._experts():
+            if rule == "cls" and not prefix:
+                raise ValueError(
+                    f"saliency='cls', but expert {name!r} has no class token: use 'received' or "
+                    "'auto'"
+                )
         for name, expert, prefix in self._experts():
             attention = self._attention(name, expert)
             if attention is None:
-                received = expert.family.tokens(self.seen[name][""].output).float().norm(dim=-1)
+                received = self._features(name, expert).norm(dim=-1)
             else:
-                received = saliency(attention, prefix, rule if prefix else "received")
-            if len(self.seen) > 1:
-                received = received / received.mean().clamp(min=torch.finfo(torch.float32).tiny)
+                received = saliency(attention, prefix, rule)
             found[name] = received[..., None]
         return self._in_order(found)[:, 0]
 
     def keys(self) -> Tensor:
-        """(R, sum of widths): each expert's in columns of its own, so that none resembles
-        another's."""
+        """(R, widest Dk), those of narrower experts filled up with zeros."""
         found = {}
         for name, expert, prefix in self._experts():
             attention = self._attention(name, expert)
             if attention is None:
-                found[name] = expert.family.tokens(self.seen[name][""].output)
+                found[name] = self._features(name, expert)
             else:
-                found[name] = attention.key.mean(1)[:, prefix:]
-        widths = [keys.shape[-1] for keys in found.values()]
-        for place, name in enumerate(found):
-            sides = (sum(widths[:place]), sum(widths[place + 1 :]))
-            found[name] = nn.functional.pad(found[name].float(), sides)
-        return self._in_order(found)
+                found[name] = attention.key.mean(1)[:, prefix:].float()
+        widest = max(keys.shape[-1] for keys in found.values())
+        return self._in_order(
+            {n: nn.functional.pad(x, (0, widest - x.shape[-1])) for n, x in found.items()}
+        )
 
     def attention(self) -> list[Tensor]:
-        """Not offered: experts do not attend to one another."""
-        raise ValueError("attention between the tokens of several experts is not known")
+        """One map a visual input, 0 between views: (tokens, tokens) float32, head mean."""
+        number = {name: place for place, name in enumerate(self.seen)}
+        maps, places = {}, {}
+        for name, expert, prefix in self._experts():
+            attention = self._attention(name, expert)
+            if attention is None:
+                raise ValueError(f"expert {name!r} has no attention, so there is no map of it")
+            found = weights(attention)[:, prefix:, prefix:]
+            # Queries are pooled to tokens, then keys.
+            found = self._pooled(name, self._pooled(name, found).mT).mT
+            views, tokens, _ = found.shape
+            maps[name] = found
+            at = torch.cartesian_prod(torch.arange(views), torch.arange(tokens)).float()
+            of = torch.full((len(at), 1), float(number[name]))
+            places[name] = torch.cat([of, at], 1).unflatten(0, (views, tokens))
+        return [self._map(maps, of.long()) for of in self._by_input(places)]
+
+    def _map(self, maps: dict[str, Tensor], of: Tensor) -> Tensor:
+        """of: (N, 3), the expert, view and token that each token of a visual input is."""
+        whole = next(iter(maps.values())).new_zeros(len(of), len(of))
+        for place, found in enumerate(maps.values()):
+            mine = (of[:, 0] == place).nonzero().flatten()
+            view, token = of[mine, 1], of[mine, 2]
+            same = view[:, None] == view
+            pairs = found[view[:, None], token[:, None], token] * same.to(found.device)
+            whole[mine[:, None], mine] = pairs
+        return whole
 
     def _experts(self) -> list[tuple[str, Any, int]]:
         experts = self.family.core.experts
@@ -175,18 +213,27 @@ class _Scores:
 
     def _attention(self, name: str, expert: Any) -> Any:
         read = expert.family.attention
-        return None if read is None else read(self.tap.layers[name], self.seen[name])
+        return None if read is None else read(self.layers[name], self.seen[name])
+
+    def _features(self, name: str, expert: Any) -> Tensor:
+        tokens: Tensor = expert.family.tokens(self.seen[name][""].output)
+        return tokens.float()
+
+    def _pooled(self, name: str, cells: Tensor) -> Tensor:
+        core = self.family.core
+        found: Tensor = core.fusion.per_token(name, cells, core.experts[name].grid)
+        return found
+
+    def _by_input(self, tokens: dict[str, Tensor]) -> list[Tensor]:
+        """(views, tokens, C) by expert to (N, C) by visual input."""
+        stays = torch.ones(len(self.family.blocks), len(tokens), dtype=torch.bool)
+        views = {name: {"features": x} for name, x in tokens.items()}
+        ordered = in_order(views, self.family.core.grids, self.family.blocks, stays)
+        return list(ordered.pooler_output)
 
     def _in_order(self, cells: dict[str, Tensor]) -> Tensor:
         """(views, cells, C) by expert to (R, C)."""
-        core = self.family.core
-        views = {
-            name: {"features": core.fusion.per_token(name, x, core.experts[name].grid)}
-            for name, x in cells.items()
-        }
-        stays = torch.ones(len(self.family.blocks), len(views), dtype=torch.bool)
-        ordered = in_order(views, core.grids, self.family.blocks, stays)
-        return torch.cat(list(ordered.pooler_output))
+        return torch.cat(self._by_input({n: self._pooled(n, x) for n, x in cells.items()}))
 
 
 def _visual_input(blocks: tuple[Block, ...]) -> VisualInput:
