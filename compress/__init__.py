@@ -8,6 +8,7 @@ print(c.report())
 """
 
 from compress.attach import Compression, CompressionError, compress
+from compress.long_video import LongVideo, stream_video, video_prompt
 from compress.methods import Method, get_method, list_methods
 from compress.report import Cost, Report
 from compress.stream import Kept, Stream
@@ -18,6 +19,7 @@ __all__ = [
     "CompressionError",
     "Cost",
     "Kept",
+    "LongVideo",
     "Method",
     "Reduction",
     "Report",
@@ -26,4 +28,6 @@ __all__ = [
     "compress",
     "get_method",
     "list_methods",
+    "stream_video",
+    "video_prompt",
 ]
