@@ -54,8 +54,8 @@ SIZE = 192
 CELLS = 144
 MODELS = {"coarse": ("coarse",), "fine": ("fine",), "both": ("coarse", "fine")}
 BUDGETS = (144, 48, 16)
-VISION = {"steps": 250, "batch": 16, "lr": 1e-3}
-JOINT = {"steps": 200, "batch": 8, "lr": 3e-4}
+VISION = {"steps": 60, "batch": 16, "lr": 5e-4}
+JOINT = {"steps": 80, "batch": 8, "lr": 3e-4}
 
 
 def experts() -> dict[str, Expert]:
@@ -111,7 +111,7 @@ def schedule(step: int, steps: int) -> float:
 
 
 def learn(name: str, parts: list[Any], plan: dict[str, Any], loss_of: Any) -> list[dict[str, Any]]:
-    """Train some modules; returns a line of the log every 25 steps."""
+    """Train some modules; returns a line of the log every 20 steps."""
     weights = [p for part in parts for p in part.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(weights, lr=plan["lr"], betas=(0.9, 0.98), weight_decay=0.01)
     rng = np.random.default_rng(0)
@@ -125,8 +125,8 @@ def learn(name: str, parts: list[Any], plan: dict[str, Any], loss_of: Any) -> li
             group["lr"] = plan["lr"] * schedule(step, plan["steps"])
         optimizer.step()
         optimizer.zero_grad()
-        if (step + 1) % 25 == 0:
-            line = {"part": name, "step": step + 1, "loss": round(float(loss), 4)}
+        if (step + 1) % 20 == 0:
+            line = {"part": name, "step": step + 1, "loss": round(float(loss.detach()), 4)}
             spent = {"seconds": time.time() - began, "cpu": time.process_time() - used}
             log.append({**line, **{k: round(v, 1) for k, v in spent.items()}, "right": right})
             print(json.dumps(log[-1]), flush=True)
@@ -222,7 +222,7 @@ def questions(scenes: int) -> tuple[Embedded, list[Sample]]:
 def main(argv: list[str] | None = None) -> int:
     """Train, ask, compare, write."""
     parser = argparse.ArgumentParser(prog="python -m scripts.study_experts", description=__doc__)
-    parser.add_argument("--scenes", type=int, default=150, help="of the test split")
+    parser.add_argument("--scenes", type=int, default=100, help="of the test split")
     parser.add_argument("--method", default="foveate")
     parser.add_argument("--work", type=Path, default=Path("out/study-experts"))
     parser.add_argument("--output", type=Path, default=Path("docs/results"))
