@@ -52,6 +52,8 @@ def main(name: str, folder: Path) -> None:
 
     case = case_of(name)
     model = case.fresh()
+    # Two processes of a test need no shared-memory kernels, which take minutes to compile.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed("gloo")
     optimizer = torch.optim.SGD(model.parameters(), lr=RATE)
     config: dict[str, Any] = {
