@@ -15,7 +15,7 @@ demo: $(READY)  ## IMAGE=photo.jpg VIDEO=clip.mp4 OUT=out/demo.png are optional
 	$(BIN)/python -m scripts.demo $(if $(IMAGE),--image "$(IMAGE)") $(if $(VIDEO),--video "$(VIDEO)") $(if $(OUT),--out "$(OUT)")
 
 test: style
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow and not gpu"
 
 style: $(READY)
 	$(BIN)/ruff format --check .

@@ -34,7 +34,7 @@ from eval.benchmarks.embedded import write
 from eval.records import replace
 from eval.report import write_report
 from eval.runner import Shard, arms_in, complete, open_run, run
-from eval.samples import Benchmark, DataError, Problem
+from eval.samples import Benchmark, DataError, Problem, first
 from vlm.scenes import SPLITS
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -61,7 +61,7 @@ def _evaluate(args: argparse.Namespace) -> int:
     benchmark = _benchmark(args)
     loaded = benchmark.load()
     _tell(loaded.problems, args.skip_bad)
-    samples = loaded.samples[: args.limit]
+    samples = first(loaded.samples, args.limit)
     if not samples:
         raise DataError(f"{benchmark.name}: no question to ask")
     device = torch.device(args.device or _device())
@@ -125,6 +125,8 @@ def _parser() -> argparse.ArgumentParser:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    # What the DeepSpeed launcher puts first; the environment says it too.
+    parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
     commands = parser.add_subparsers(dest="benchmark", required=True, metavar="benchmark")
     for name, kind in BENCHMARKS.items():
         command = commands.add_parser(
@@ -174,10 +176,9 @@ def _add_common(command: argparse.ArgumentParser) -> None:
     add = group.add_argument
     add("--output", type=Path, default=Path("out/eval"), help="the folder that holds the runs")
     add("--batch-size", type=_count, default=8)
-    add("--limit", type=_count, help="ask the first so many questions only")
+    add("--limit", type=_count, help="ask the first so many questions only, of whole clusters")
     add("--skip-bad", action="store_true", help="leave rows out that cannot be asked")
     add("--seed", type=int, default=0)
-    add("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)  # from launchers
 
 
 def _count(text: str) -> int:

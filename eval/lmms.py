@@ -31,7 +31,7 @@ class Foveate(lmms):
         method, budget, positions: as in `compress`; budget "1/9" and "11%" are understood too.
         frames: frames of a video, evenly taken; with fps, at most so many.
         dtype, device: of the model; the GPU of this process by default, if there is one.
-        batch_size: questions at a time.
+        batch_size: questions at a time. max_batch_size: passed by the harness, not used.
 
     Raises ValueError or TypeError for what is not known, before the model loads.
     """
@@ -49,6 +49,7 @@ class Foveate(lmms):
         dtype: str = "float32",
         device: str | None = None,
         batch_size: int | str = 1,
+        max_batch_size: int | None = None,
         **unknown: Any,
     ) -> None:
         super().__init__()

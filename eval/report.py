@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import html
+import importlib.util
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -47,7 +48,7 @@ def _rows(results: Sequence[Result], column: str | None) -> list[list[str]]:
     """Head and rows; columns that would be empty are left out."""
     kinds = sorted({k for r in results for k in r.by.get(column or "", {})})
     extra = list(dict.fromkeys(name for r in results for name in r.extra))
-    head = ["", "tokens", "accuracy", "95% interval", "of dense", "+/-", "p"]
+    head = ["", "tokens", "accuracy", "95% interval", "of dense", "+/-", "p", "p Holm"]
     head += [*extra, *kinds, "s each", "GMAC", "KV MiB", "peak MiB", "unread", "failed"]
     rows = [[r.title, *_cells(r, column or "", kinds, extra)] for r in results]
     used = [i for i in range(len(head)) if i == 0 or any(row[i] for row in rows)]
@@ -68,6 +69,7 @@ def _cells(result: Result, column: str, kinds: Sequence[str], extra: Sequence[st
         "" if result.share is None else f"{result.share:.1%}",
         "" if against is None else f"+{against.gained} -{against.lost}",
         "" if against is None else f"{against.p:.2g}",
+        "" if result.adjusted is None else f"{result.adjusted:.2g}",
         *(_plain(result.extra[name]) if name in result.extra else "" for name in extra),
         *(f"{by[kind].mean:.1%}" if kind in by else "" for kind in kinds),
         figure("seconds", ".3f"),
@@ -139,7 +141,8 @@ def _notes(
     problems: Sequence[Problem],
 ) -> list[str]:
     accuracy = next((r.accuracy for r in results if r.accuracy is not None), None)
-    notes = [f"{benchmark.name}: {len(samples)} questions asked"]
+    options = [f"{k}={v}" for k, v in benchmark.describe().items() if v is not None]
+    notes = [f"{len(samples)} questions asked; {', '.join(options)}"]
     if accuracy is None:
         notes.append("The answers are hidden: nothing is scored; hand in the exported file.")
     else:
@@ -164,10 +167,10 @@ def _pictures(
 ) -> dict[str, bytes]:
     if not any(r.line != "dense" and r.accuracy is not None for r in results):
         return {}
-    try:
-        from eval import plots
-    except ImportError:  # curves are an extra; the tables say the same
+    if importlib.util.find_spec("matplotlib") is None:  # an extra; the tables say the same
         return {}
+    from eval import plots
+
     found = {"accuracy.png": plots.accuracy_curve(results, benchmark.name, chance)}
     for column in columns:
         if (picture := plots.group_curves(results, column)) is not None:

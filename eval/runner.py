@@ -139,11 +139,12 @@ def run(
 
 
 def arms_in(folder: Path, samples: Sequence[Sample]) -> list[Arm]:
-    """The configurations of a run whose results are all there, dense first, by budget."""
+    """The configurations of a run whose results are all there: dense, then each by budget."""
     found = [
         restore(json.loads(path.read_text(encoding="utf-8"))) for path in folder.glob("*/arm.json")
     ]
-    found.sort(key=lambda arm: (arm.method is not None, arm.title))
+    # Counts above fractions: which of them keeps more depends on the input.
+    found.sort(key=lambda a: (a.method is not None, a.line, a.budget < 1, -a.budget))
     return [arm for arm in found if complete(folder, samples, arm)]
 
 

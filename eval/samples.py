@@ -205,6 +205,14 @@ def collect(rows: Iterable[tuple[str, Row]], make: Callable[[Row], Sample]) -> L
     return Loaded([s for s in samples if counts[s.key] == 1], problems)
 
 
+def first(samples: Sequence[Sample], count: int | None) -> list[Sample]:
+    """The first `count` samples, and those of the last one's cluster that follow; None for all."""
+    end = len(samples) if count is None else min(count, len(samples))
+    while 0 < end < len(samples) and samples[end].cluster == samples[end - 1].cluster != "":
+        end += 1
+    return list(samples[:end])
+
+
 def slug(text: str) -> str:
     """A text as part of a file name."""
     return re.sub(r"[^A-Za-z0-9._=-]+", "-", text).strip("-") or "x"
@@ -231,6 +239,7 @@ __all__ = [
     "Scored",
     "Unit",
     "collect",
+    "first",
     "png",
     "slug",
 ]

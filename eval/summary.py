@@ -4,20 +4,21 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import fmean, median
 from typing import Any
 
 from eval.arms import Arm
 from eval.samples import Benchmark, Sample, Score, Scored, Unit
-from eval.statistics import Interval, Paired, interval, paired
+from eval.statistics import Interval, Paired, holm, interval, paired
 
 
 @dataclass(frozen=True)
 class Result:
     """One configuration's figures. `accuracy` is None where no answer is known (hidden tests).
 
-    share, against: of dense, and the paired test against it. by: column -> value -> interval.
+    share, against: of dense, and the paired test against it; adjusted: its p after Holm, for the
+    number of configurations that are compared. by: column -> value -> interval.
     extra: the benchmark's further figures. figures: means of what was measured. errors: questions
     that were not answered, with the reason; they are in no accuracy. unread: answers that the rules
     could make nothing of; they count as wrong. line: what the points of one curve share.
@@ -33,6 +34,7 @@ class Result:
     errors: dict[str, str] = field(default_factory=dict)
     unread: int = 0
     line: str = "dense"
+    adjusted: float | None = None
 
 
 def score_all(
@@ -85,6 +87,9 @@ def summarise(
             )
         )
     _fill_dense(results)
+    tested = [(i, r.against.p) for i, r in enumerate(results) if r.against is not None]
+    for (i, _), p in zip(tested, holm([p for _, p in tested]), strict=True):
+        results[i] = replace(results[i], adjusted=p)
     return results
 
 

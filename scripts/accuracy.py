@@ -18,21 +18,27 @@ from pathlib import Path
 from typing import Any
 
 import vlm
-from eval.answerers import DENSE, Arm, ModelAnswerer
+from compress import list_methods
+from compress.parse import parse_budget, split_list
+from eval.answerers import ModelAnswerer
+from eval.arms import DENSE, Arm
 from eval.benchmarks.embedded import Embedded
 from eval.records import read_records
 from eval.report import table
 from eval.runner import open_run, run, versions
-from eval.summary import Result, summarise
+from eval.samples import Sample
+from eval.statistics import paired
+from eval.summary import Result, score_all, summarise
 
-BUDGETS = (48, 16)
 COLOURS = ("#333333", "#0072B2", "#E69F00", "#CC79A7", "#009E73", "#D55E00")  # Okabe and Ito
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m scripts.accuracy", description=__doc__)
     parser.add_argument("--scenes", type=int, default=400)
-    parser.add_argument("--methods", default="duet,random,uniform,pool")
+    parser.add_argument("--methods", default="duet,random,uniform,pool", help="or 'all'")
+    parser.add_argument("--budgets", default="48,16", help="tokens an image, of 144")
+    parser.add_argument("--name", default="accuracy", help="of the files that are written")
     parser.add_argument("--model", default="mini")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--work", type=Path, default=Path("out/accuracy"), help="raw answers")
@@ -40,7 +46,9 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     benchmark = Embedded("test", args.scenes)
     samples = benchmark.load().samples
-    arms = [DENSE, *(Arm(m, b) for b in BUDGETS for m in args.methods.split(","))]
+    methods = list_methods() if args.methods == "all" else split_list(args.methods)
+    budgets = [parse_budget(text) for text in split_list(args.budgets)]
+    arms = [DENSE, *(Arm(m, b) for b in budgets for m in methods)]
     model, processor = vlm.load(args.model)
     answerer = ModelAnswerer(model, processor, args.model)
     sizes = {"batch_size": 20, "seed": args.seed}
@@ -51,6 +59,9 @@ def main(argv: list[str] | None = None) -> int:
     chance = {k: benchmark.chance([s for s in samples if s.groups["category"] == k]) for k in kinds}
     chance["all"] = benchmark.chance(samples)
     text = table(results)
+    if "foveate" in methods and len(methods) > 1:
+        records = {arm: read_records(folder / arm.folder) for arm in arms}
+        text += "\n\n" + duels(benchmark, samples, records, results)
     shown = ", ".join(f"{name} {value:.1%}" for name, value in chance.items())
     print(f"{text}\nchance: {shown}")
     args.output.mkdir(parents=True, exist_ok=True)
@@ -63,10 +74,38 @@ def main(argv: list[str] | None = None) -> int:
         "chance": chance,
         "results": [asdict(result) for result in results],
     }
-    (args.output / "accuracy.json").write_text(json.dumps(facts, indent=1, default=repr) + "\n")
-    (args.output / "accuracy.md").write_text(f"```\n{text}\n\nchance: {shown}\n```\n")
-    draw(results, chance, args.output / "accuracy.png")
+    (args.output / f"{args.name}.json").write_text(json.dumps(facts, indent=1, default=repr) + "\n")
+    (args.output / f"{args.name}.md").write_text(f"```\n{text}\n\nchance: {shown}\n```\n")
+    picture = args.output / f"{args.name}.png"
+    if len(methods) > len(COLOURS) - 1:
+        rank(results, [str(b) for b in budgets], picture)
+    else:
+        draw(results, chance, picture)
     return 0
+
+
+def reached(result: Result, budget: Any) -> bool:
+    """Whether the measured mean number of tokens is within 5% of the budget."""
+    return abs(result.figures["tokens"] / float(budget) - 1) < 0.05
+
+
+def duels(
+    benchmark: Embedded, samples: list[Sample], records: dict[Arm, Any], results: list[Result]
+) -> str:
+    """Foveate against every other method that reached the same budget, paired by question."""
+    by_title = {result.title: result for result in results}
+    lines = ["foveate against     budget  won  lost  difference  p (paired, clustered by scene)"]
+    for arm, rows in records.items():
+        mine = Arm("foveate", arm.budget)
+        if arm.method in (None, "foveate") or mine not in records:
+            continue
+        if not reached(by_title[arm.title], arm.budget):
+            continue
+        a, b = (benchmark.units(score_all(benchmark, samples, r)) for r in (rows, records[mine]))
+        found = paired([u.value for u in a], [u.value for u in b], [u.cluster for u in a])
+        line = f"{arm.method!s:<20}{arm.budget:>6}{found.gained:>5}{found.lost:>6}"
+        lines.append(f"{line}{100 * found.difference:>+10.1f}  {found.p:.2g}")
+    return "\n".join(lines)
 
 
 def draw(results: list[Result], chance: dict[str, float], path: Path) -> None:
@@ -79,7 +118,7 @@ def draw(results: list[Result], chance: dict[str, float], path: Path) -> None:
     names = [*sorted(results[0].by["category"]), "all"]
     figure, axes = pyplot.subplots(figsize=(10, 4.2), constrained_layout=True)
     hues = dict(zip(sorted({r.title.split()[0] for r in results}), COLOURS, strict=False))
-    width = 0.84 / len(results)
+    first, width = results[1].title.split()[1:], 0.84 / len(results)
     for number, result in enumerate(results):
         method, *budget = result.title.split()
         intervals: list[Any] = [result.by["category"].get(n, result.accuracy) for n in names]
@@ -93,7 +132,7 @@ def draw(results: list[Result], chance: dict[str, float], path: Path) -> None:
             ],
             label=result.title,
             color=hues[method],
-            alpha=1.0 if budget in ([], [str(BUDGETS[0])]) else 0.5,
+            alpha=1.0 if budget in ([], first) else 0.5,
             ecolor="#777777",
             capsize=2,
         )
@@ -104,11 +143,46 @@ def draw(results: list[Result], chance: dict[str, float], path: Path) -> None:
         )
     axes.set_xticks(range(len(names)), names)
     axes.set_ylabel("right answers, %")
-    axes.set_title("Dense (144 tokens an image) and reduced; darker 48, paler 16; 95% intervals")
+    axes.set_title(
+        "Dense (144 tokens an image) and reduced, the smaller budget paler; 95% intervals"
+    )
     axes.set_ylim(0, 100)
     axes.legend(ncols=5, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.08))
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=120)
+
+
+def rank(results: list[Result], budgets: list[str], path: Path) -> None:
+    """All methods in the order of their accuracy at the smallest budget, a dot a budget."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    found: dict[str, dict[str, Any]] = {}
+    for result in results[1:]:
+        method, budget = result.title.split()
+        shown = result.accuracy if reached(result, budget) else None
+        found.setdefault(method, {})[budget] = shown
+    # What cannot reach the smaller budgets (one full layer costs more) comes last.
+    order = sorted(found, key=lambda n: [i.mean if i else 0 for i in found[n].values()][::-1])
+    figure, axes = pyplot.subplots(figsize=(8, 0.28 * len(order) + 1.4), constrained_layout=True)
+    for number, budget in enumerate(budgets):
+        places = [k for k, name in enumerate(order) if found[name][budget]]
+        every = [found[order[k]][budget] for k in places]
+        means = [100 * i.mean for i in every]
+        errors = [[100 * (i.mean - i.low) for i in every], [100 * (i.high - i.mean) for i in every]]
+        axes.errorbar(
+            means, places, xerr=errors, fmt="osD^"[number % 4], markersize=5,
+            color=COLOURS[1 + number], ecolor="#bbbbbb", label=f"{budget} tokens an image",
+        )  # fmt: skip
+    dense: Any = results[0].accuracy
+    axes.axvline(100 * dense.mean, color="black", linestyle=":", label="dense, 144 tokens")
+    axes.set_yticks(range(len(order)), order)
+    axes.set_xlabel("right answers, % (95% intervals)")
+    axes.legend(frameon=False, loc="lower left")
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=110)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from compress.methods.duet import Duet
 from compress.methods.fastv import FastV
 from compress.methods.fastvid import FastVID
 from compress.methods.foveate import Foveate
+from compress.methods.holov import HoloV
 from compress.methods.mmtok import MMTok
 from compress.methods.pool import Pool
 from compress.methods.prumerge import PruMerge
@@ -38,6 +39,7 @@ METHODS: dict[str, type[Method]] = {
         FastV,
         FastVID,
         Foveate,
+        HoloV,
         MMTok,
         Pool,
         PruMerge,

@@ -31,16 +31,14 @@ class Duet(Method):
         members the others of that pool, by cosine of keys), "attention" (the paper: centres are
         the C most salient of the rest, members those they attend to most; needs `attention`) or
         "visionzip" (anchors evenly spaced over all the rest in raster order, members all others).
-    contextual: share (float) or number (int) of the kept tokens that are contextual; None takes
-        the published split, between published points a linear interpolation.
-    A video is reduced frame by frame, as Video-LLaVA's is.
-    layers, ratios: stages (int: layer, float: fraction of the depth) and counts there as shares of
-        what entered the language model.
+    contextual: share (float) or number (int) of contextual tokens; None: as published, linear
+        between. A video is reduced frame by frame, as Video-LLaVA's is.
+    layers, ratios: stages (int: layer, float: share of the depth), and shares kept of what entered.
 
-    Departures from the released code: the class token is not a cell and is not kept (the released
-    count of dominant tokens includes it); ties go to the lower index; "attention" clusters do not
-    overlap (a cell goes to the centre that attends to it most); "salient" text is chosen by
-    attention from the image (`Method.salient_rows`), not by a part-of-speech tagger.
+    Departures from the released code: the class token is not kept (its count of dominant tokens
+    includes it); ties go to the lower index; "attention" clusters do not overlap (a cell goes to
+    the centre that attends to it most); "salient" text is chosen by its likeness to the image
+    (`Method.salient_rows`), not by a part-of-speech tagger.
     """
 
     space: ClassVar[str] = "tower"

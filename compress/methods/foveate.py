@@ -32,7 +32,8 @@ class Foveate(Method):
 
     merge: every other cell goes to its nearest kept token under K, as a size-weighted mean, unless
     K is below `purity`; False drops them. log_size: attention to a merged token is corrected by
-    log(size). layers, ratios: stages inside the language model, none by default.
+    log(size). layers, ratios: stages inside the language model, by the last token's attention.
+    The defaults were chosen on the validation split of the embedded benchmark (docs/results.md).
 
     Sources of the parts: coverage, MMTok; determinant, CDPruner; saliency, VisionZip; merging and
     log(size), ToMe. New here: one mixture instead of separate quotas, and place in the kernel.
@@ -42,18 +43,18 @@ class Foveate(Method):
     pairwise: ClassVar[bool] = True
 
     even: float = 1.0
-    salient: float = 1.0
+    salient: float = 20.0
     distinct: float = 1.0
     relevant: float = 1.0
     appearance: float | None = 0.5
-    place: float | None = 1.0
+    place: float | None = 0.5
     text_heat: float = 0.02
     choice: str = "cover"
     merge: bool = True
-    purity: float = 0.0
+    purity: float = 0.7
     log_size: bool = False
-    layers: tuple[int | float, ...] = ()
-    ratios: tuple[float, ...] = ()
+    layers: tuple[int | float, ...] = (0.25, 0.5, 0.75)
+    ratios: tuple[float, ...] = (0.5, 0.2, 0.0)
 
     def __post_init__(self) -> None:
         choose(self, choice=("cover", "volume", "top"))

@@ -84,7 +84,8 @@ class SparseVLM(Method):
         self, tokens: LayerTokens, count: int, generator: torch.Generator | None
     ) -> Reduction:
         n = tokens.hidden.shape[1]
-        kept = next(k for k in range(count, -1, -1) if k + self.clusters(n - k) <= count)
+        fitting = (k for k in range(count, -1, -1) if k + self.clusters(n - k) <= count)
+        kept = next(fitting, count)  # too few tokens for even one recycled cluster each
         made = count - kept
         ranked = ops.rank(tokens.need("scores"))
         if made == 0:

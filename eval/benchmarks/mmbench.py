@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -110,6 +110,7 @@ class MMBench(Benchmark):
             key=str(index),
             prompt=self._prompt(row, options),
             media=(Picture(pictures[index]),),
+            cluster=str(pictures.holder(index) % ROLL),
             answer=answer,
             options=options,
             groups={name: row[name] for name in names if row.get(name)},
@@ -162,7 +163,7 @@ class MMBench(Benchmark):
         for one in scored:
             groups[str(one.sample.about["base"])].append(one)
         return [
-            Unit(base, min(values), base, group[0].sample.groups)
+            Unit(base, min(values), group[0].sample.cluster, group[0].sample.groups)
             for base, group in groups.items()
             if len(values := [o.score.value for o in group if o.score.value is not None])
             == len(group)
@@ -176,6 +177,12 @@ class MMBench(Benchmark):
             if s.score.value is not None and int(s.sample.key) == s.sample.about["base"]
         ]
         return {"vanilla": sum(plain) / len(plain)} if plain and self.circular else {}
+
+    def chance(self, samples: Sequence[Sample]) -> float | None:
+        """Of one letter for all, where each question is asked once (turned, none holds)."""
+        if self.circular or self.style == "question" or samples[0].answer is None:
+            return None
+        return max(Counter(s.answer for s in samples).values()) / len(samples)
 
     def export(self, scored: Sequence[Scored], folder: Path) -> list[Path]:
         """The submission file of the evaluation server: the rows with a `prediction`, as XLSX."""
@@ -196,7 +203,8 @@ class _Pictures:
         self.fields = fields
         self.known: dict[int, bytes] = {}
 
-    def __getitem__(self, index: int) -> bytes:
+    def holder(self, index: int) -> int:
+        """The index of the row that has the picture itself."""
         at, seen = index, [index]
         while len(text := self.fields[at] or "") <= 64:
             if not text.strip().isdecimal():
@@ -207,9 +215,13 @@ class _Pictures:
             if at in seen:
                 raise ValueError(f"image refers to itself by {' -> '.join(map(str, seen))}")
             seen.append(at)
+        return at
+
+    def __getitem__(self, index: int) -> bytes:
+        at = self.holder(index)
         if at not in self.known:
             try:
-                self.known[at] = base64.b64decode(text, validate=True)
+                self.known[at] = base64.b64decode(self.fields[at], validate=True)
             except binascii.Error as error:
                 raise ValueError(f"image of index {at} is not base64: {error}") from error
         return self.known[at]

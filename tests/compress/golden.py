@@ -280,20 +280,40 @@ def dart(hidden, keys, text, text_keys, count):
     return dropped(hidden, kept)
 
 
-def foveate(x, s, query, grid, keep, choice="cover", merge=True, purity=0.0):
+def holov(x, s, keep, chunks, diversity=0.09):
+    width = -(-len(x) // chunks)
+    parts = [list(range(a, min(a + width, len(x)))) for a in range(0, len(x), width)]
+    spread = np.zeros(len(x))
+    for part in parts:
+        for i in part:
+            spread[i] = np.var([cos(x[i], x[j]) for j in part])
+    spread = minmax(spread)
+    content = np.array([np.mean([1000 * s[i] + diversity * spread[i] for i in p]) for p in parts])
+    quota = keep * content / content.sum()
+    wanted = np.zeros(len(x))
+    for share, part in zip(quota, parts, strict=True):
+        for place, k in enumerate(best_first(s[part])):
+            wanted[part[k]] = share - place
+    return dropped(x, best_first(wanted)[:keep])
+
+
+def foveate(
+    x, s, query, grid, keep, choice="cover", merge=True, purity=0.7, salient=20.0, place=0.5
+):
     n = len(x)
     text = sum(softmax(np.array([cos(q, v) for v in x]) / 0.02) for q in query)
     distinct = np.sum((x - x.mean(0)) ** 2, 1)
-    parts = [np.ones(n), s, distinct, text]
-    weight = sum(p / p.sum() for p in parts) / 4
+    parts = [(1, np.ones(n)), (salient, s), (1, distinct), (1, text)]
+    weight = sum(w * p / p.sum() for w, p in parts) / (3 + salient)
     apart = np.array([[np.sum((a - b) ** 2) for b in x] for a in x])
     w = grid[2]
     reach = (n / keep) ** 0.5
     near = np.zeros((n, n))
     for i in range(n):
         for j in range(n):
-            place = (i // w - j // w) ** 2 + (i % w - j % w) ** 2
-            near[i, j] = np.exp(-apart[i, j] / (2 * 0.25 * apart.mean()) - place / (2 * reach**2))
+            steps = (i // w - j // w) ** 2 + (i % w - j % w) ** 2
+            far = steps / (2 * (place * reach) ** 2)
+            near[i, j] = np.exp(-apart[i, j] / (2 * 0.25 * apart.mean()) - far)
     picked = []
     while len(picked) < keep:
         gains = []

@@ -17,6 +17,7 @@ from compress.methods import (
     FastV,
     FastVID,
     Foveate,
+    HoloV,
     MMTok,
     PruMerge,
     PyramidDrop,
@@ -154,11 +155,18 @@ def references():
         ("chatunivi-video", ChatUniVi(events=0.5), (6, 3, 3), 21,
          lambda v: clusters.chatunivi_video(v["features"], 6, 3, 7)),
         *(
+            (f"holov-{chunks}-{diversity}", HoloV(chunks, diversity), image, 11,
+             lambda v, chunks=chunks, diversity=diversity: golden.holov(
+                 v["features"], v["saliency"], 11, chunks, diversity))
+            for chunks, diversity in ((16, 0.09), (5, 500.0), (1, 0.0))
+        ),
+        *(
             (f"foveate-{i}", Foveate(**options), image, 9,
              lambda v, options=options: golden.foveate(
                  v["features"], v["saliency"], v["query"], image, 9, **options))
             for i, options in enumerate((
                 {}, {"choice": "volume"}, {"choice": "top"}, {"merge": False}, {"purity": 0.1},
+                {"salient": 1.0, "place": 1.0, "purity": 0.0},
             ))
         ),
     ]  # fmt: skip
@@ -207,6 +215,14 @@ def test_sparsevlm_recycles_as_published():
     kept = (out.size == state.size.gather(1, out.anchor)).sum(1)
     assert out.count == 60
     assert (kept >= 55).all()
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_sparsevlm_without_room_to_recycle(count):
+    state = layer_tokens(n=60)
+    out = SparseVLM().inside(state, count).validate(state.size)
+    assert out.count == count
+    assert out.anchor.tolist() == state.scores.argsort(1, descending=True)[:, :count].tolist()
 
 
 def test_dart_with_little_text():

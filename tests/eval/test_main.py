@@ -19,6 +19,7 @@ import pytest
 import vlm
 from eval.__main__ import main
 from eval.records import read_records
+from tests.eval import fixtures
 from tests.eval.fixtures import mmbench_rows, write_tsv
 from vlm import mini
 
@@ -58,6 +59,10 @@ def test_a_sweep_writes_everything(tmp_path: Path, capsys: pytest.CaptureFixture
     tokens = {r["title"]: r["figures"]["tokens"] for r in facts["results"]}
     assert tokens["dense"] == 144
     assert tokens["duet 48"] == pytest.approx(48, abs=1)
+    assert list(tokens) == ["dense", "duet 48", "duet 0.1111", "random 48", "random 0.1111"]
+    tested = [r for r in facts["results"] if r["against"]]
+    assert len(tested) == 4
+    assert all(r["adjusted"] >= r["against"]["p"] for r in tested)
     config = json.loads((folder / "run.json").read_text())
     assert config["config"]["seed"] == 0
     assert config["versions"]["torch"]
@@ -89,6 +94,14 @@ def assert_is_whole(page: str) -> None:
     assert open_tags == []
 
 
+def test_what_launchers_add_is_understood(tmp_path: Path) -> None:
+    base = ["--scenes", "1", "--output", str(tmp_path), "--limit", "1", "--batch-size", "5"]
+    assert main(["--local_rank=0", "embedded", *base]) == 0
+    (result,) = json.loads((folder_of(tmp_path) / "summary.json").read_text())["results"]
+    assert result["accuracy"]["clusters"] == 1
+    assert result["accuracy"]["count"] == 5  # the first scene whole
+
+
 def test_a_later_sweep_adds_to_the_report(tmp_path: Path) -> None:
     base = ["embedded", "--scenes", "1", "--output", str(tmp_path), "--batch-size", "5"]
     assert main([*base, "--method", "duet", "--budget", "48"]) == 0
@@ -100,6 +113,50 @@ def test_a_later_sweep_adds_to_the_report(tmp_path: Path) -> None:
     titles = [r["title"] for r in json.loads((folder / "summary.json").read_text())["results"]]
     assert len(titles) == 3
     assert titles == ["dense", "duet 48", "duet(query='all') 48"]
+
+
+def test_without_matplotlib_there_are_tables(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    command = ["embedded", "--scenes", "1", "--method", "duet", "--budget", "48"]
+    assert main([*command, "--output", str(tmp_path)]) == 0
+    folder = folder_of(tmp_path)
+    assert not list(folder.glob("*.png"))
+    assert_is_whole((folder / "report.html").read_text())
+
+
+def fixture_options(name: str, folder: Path) -> list[str]:
+    if name == "videomme":
+        data = folder / "test.json"
+        data.write_text(json.dumps(fixtures.videomme_rows()))
+        media = fixtures.videomme_media(folder)
+        return ["--data", str(data), "--media", str(media), "--frames", "2", "--subtitles"]
+    if name == "mme":
+        return ["--data", str(fixtures.mme(folder))]
+    data, media, *_ = getattr(fixtures, name)(folder)
+    return ["--data", str(data), "--media", str(media)]
+
+
+@pytest.mark.parametrize("name", ["videomme", "textvqa", "pope", "gqa", "mme", "scienceqa"])
+def test_every_benchmark_from_its_files(tmp_path: Path, name: str) -> None:
+    (tmp_path / "data").mkdir()
+    options = fixture_options(name, tmp_path / "data")
+    sweep = ["--method", "duet", "--budget", "1/9", "--limit", "4", "--batch-size", "2"]
+    assert main([name, *options, *sweep, "--output", str(tmp_path / "out")]) == 0
+    folder = folder_of(tmp_path / "out")
+    dense, duet = json.loads((folder / "summary.json").read_text())["results"]
+    for result in (dense, duet):
+        assert result["accuracy"]["count"] >= 2
+        assert not result["errors"]
+    assert duet["figures"]["tokens"] == pytest.approx(16, abs=1)
+    assert_is_whole((folder / "report.html").read_text())
+    if name == "videomme":
+        assert dense["figures"]["frames"] == 2
+        assert "frames=2" in (folder / "table.txt").read_text()
+        prompt = next(iter(read_records(folder / "dense").values()))["prompt"]
+        assert "This video's subtitles are listed below:\nThe first words\n" in prompt
+        assert prompt.count("<image>") == 2
 
 
 def test_mmbench_from_its_file(tmp_path: Path) -> None:

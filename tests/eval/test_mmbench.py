@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from eval.benchmarks.mmbench import ROLL, MMBench
-from eval.samples import DataError, Sample, Score, Scored
+from eval.samples import DataError, Sample, Score, Scored, first
 from tests.eval.fixtures import HEAD, mmbench_rows, picture, rolls, write_tsv
 
 
@@ -130,6 +130,17 @@ def test_words_instead_of_letters(tmp_path: Path) -> None:
     sample = benchmark.load().samples[0]
     assert benchmark.score(sample, "a square").value == 1.0
     assert benchmark.score(sample, "B").value == 0.0  # it was shown no letters
+
+
+def test_chance_and_clusters(tmp_path: Path) -> None:
+    plain = written(tmp_path, mmbench_rows(tmp_path), circular=False)
+    samples = plain.load().samples
+    assert plain.chance([*samples, samples[0]]) == 2 / 5  # B twice among A, B, B, C, D
+    assert written(tmp_path, mmbench_rows(tmp_path)).chance(samples) is None
+    assert [s.cluster for s in samples] == ["241", "242", "243", "241"]  # by picture
+    asked = written(tmp_path, mmbench_rows(tmp_path)).load().samples
+    assert [s.key for s in first(asked, 2)] == [s.key for s in asked[:4]]  # all rolls of the first
+    assert first(asked, None) == asked
 
 
 def test_a_judge_is_asked_last(tmp_path: Path) -> None:

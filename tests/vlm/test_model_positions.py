@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from positions import PositionError, PositionTable
+from positions import PlannedRotary, PositionError
 from tests.vlm import models, towers
 from vlm import canvas, mini
 from vlm.model import FoveateConfig, FoveateForConditionalGeneration, FoveateProcessor
-from vlm.model.positions import has_plan, validity
+from vlm.model.positions import has_plan, real_tokens
 
 FUSION = {"window": {"sam": 2}, "scheme": {"sam": {"type": "Compact", "by": "row"}}}
 TEXTS = ["USER: <image>\nWhat shape ASSISTANT:", "and <image> is <image>", "no picture"]
@@ -69,22 +69,25 @@ def test_each_block_has_its_own_positions(built, side):
     assert (models.logits(plain, inputs)[0, -1] - logits[0, -1]).abs().max() > 1e-3
 
 
+@pytest.mark.parametrize("side", ["left", "right"])
 @torch.no_grad()
-def test_decoding_goes_on_where_the_plan_ends(built):
-    """Greedy tokens of a batch equal those of a row by row loop without a cache."""
+def test_decoding_goes_on_where_the_plan_ends(built, side):
+    """Prefill and decode logits equal one forward of each row, without a cache."""
     model, processor = built
-    inputs = batch(processor)
-    found = model.generate(**inputs, max_new_tokens=5, do_sample=False, eos_token_id=-1)
+    texts = TEXTS if side == "left" else TEXTS[1:2]  # generate wants left padding
+    inputs = batch(processor, texts, padding_side=side)
+    how = {"max_new_tokens": 5, "do_sample": False, "eos_token_id": -1}
+    out = model.generate(**inputs, **how, output_logits=True, return_dict_in_generate=True)
     tokens = model.get_image_features(inputs["pixel_values"]).pooler_output
-    for row, own in enumerate([tokens[:1], tokens[1:], []]):
-        ids = inputs["input_ids"][row][inputs["attention_mask"][row].bool()]
-        for _ in range(5):
-            ids = torch.cat([ids, reference(model, ids, own)[-1].argmax()[None]])
-        assert torch.equal(found[row, -5:], ids[-5:])
-    again = model.generate(
-        **inputs, max_new_tokens=5, do_sample=False, eos_token_id=-1, use_cache=False
-    )
-    assert torch.equal(again, found)
+    parts = [tokens[:1], tokens[1:], []] if side == "left" else [tokens]
+    for row, own in enumerate(parts):
+        prompt = inputs["input_ids"][row][inputs["attention_mask"][row].bool()]
+        ids = torch.cat([prompt, out.sequences[row, -5:-1]])
+        expected = reference(model, ids, own)[-5:]
+        found = torch.stack(out.logits, dim=1)[row]
+        torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-3)
+    again = model.generate(**inputs, **how, use_cache=False)
+    assert torch.equal(again, out.sequences)
 
 
 @torch.no_grad()
@@ -161,21 +164,42 @@ class _Broken:
 
 
 @torch.no_grad()
-def test_somebody_elses_plan_counts(built):
-    """What reduces inside the language model plans positions itself, from the model's own plan."""
+def test_the_plan_is_there_for_others_to_use(built):
     model, processor = built
     inputs = batch(processor, TEXTS[:1])
-    expected = models.logits(model, inputs)
     outputs = {"image": model.get_image_features(inputs["pixel_values"])}
-    plans = model.model.plan(inputs["input_ids"], inputs["attention_mask"], outputs)
+    (found,) = model.model.plan(inputs["input_ids"], inputs["attention_mask"], outputs)
     at, cursor = by_hand(model, inputs["input_ids"][0])
-    assert plans[0].positions[:, 0, 0].tolist() == at[0].tolist()
-    assert plans[0].next_position == cursor
-    rotary = model.model.language_model.rotary_emb
-    with PositionTable.from_plans(plans).on(rotary):
-        assert has_plan(rotary)
-        torch.testing.assert_close(models.logits(model, inputs), expected)
-    assert not has_plan(rotary)
+    assert found.positions[:, 0, 0].tolist() == at[0].tolist()
+    assert found.next_position == cursor
+
+
+@torch.no_grad()
+def test_who_plans_on_the_rotary_embedding_is_handed_real_positions(built):
+    """A compression replaces what the language model is given; here, by the same positions."""
+    model, processor = built
+    inputs = batch(processor)
+    expected = models.logits(model, inputs)
+    how = {"max_new_tokens": 4, "do_sample": False, "eos_token_id": -1}
+    said = model.generate(**inputs, **how)
+    given = []
+    language = model.model.language_model
+    planned = PlannedRotary(language.rotary_emb)
+    handle = language.register_forward_pre_hook(
+        lambda m, args, kwargs: given.append(kwargs["position_ids"]), with_kwargs=True
+    )
+    try:
+        assert has_plan(language.rotary_emb)
+        torch.testing.assert_close(models.logits(model, inputs), expected, atol=1e-5, rtol=1e-4)
+        mask = inputs["attention_mask"].bool()
+        for row in range(3):
+            at, _ = by_hand(model, inputs["input_ids"][row][mask[row]])
+            assert given[0][row][mask[row]].tolist() == at[0].tolist()
+        assert torch.equal(model.generate(**inputs, **how), said)
+    finally:
+        planned.remove()
+        handle.remove()
+    assert not has_plan(language.rotary_emb)
 
 
 def test_training_with_schemes_has_gradients_of_the_reference(built):
@@ -271,16 +295,17 @@ def test_features_cut_by_other_hands_are_refused(built):
 # --- masks and hosts ---
 
 
-def test_validity_from_masks_of_all_forms():
+def test_real_tokens_from_masks_of_all_forms():
     mask = torch.tensor([[0, 1, 1, 1], [1, 1, 1, 1]])
     causal = torch.ones(4, 4).tril().bool()
     four = mask.bool()[:, None, None] & causal
     eager = torch.zeros(four.shape).masked_fill(~four, -1e9)
     for form in (mask, four, eager, {"sliding": None, "full_attention": four}):
-        assert validity(form, 2, 4).tolist() == mask.bool().tolist()
-    assert validity(None, 2, 3).all()
-    with pytest.raises(ValueError, match="one column a token"):
-        validity(mask, 2, 5)
+        assert real_tokens(form, 2, 4, 0).tolist() == mask.bool().tolist()
+    assert real_tokens(mask, 2, 2, 2).all()
+    assert real_tokens(None, 2, 3, 0).all()
+    with pytest.raises(ValueError, match="one column"):
+        real_tokens(mask, 2, 5, 0)
 
 
 def test_schemes_need_a_rotary_embedding():

@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from safetensors import SafetensorError
 from transformers import CLIPImageProcessor, PreTrainedConfig, PreTrainedModel
 
 from vlm.experts.base import ExpertError, Family, Pair, Tower
 from vlm.experts.scoring import Attention, Seen, split_heads
+
+# What transformers raises for a checkpoint that it cannot read.
+UNREADABLE = (OSError, ValueError, RuntimeError, SafetensorError)
 
 Loaded = tuple[Tower, dict[str, Any], dict[str, Any]]
 CLIP_MEAN, CLIP_STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
@@ -44,7 +48,7 @@ def load_pretrained(model: type[PreTrainedModel], path: str) -> Loaded:
         loaded: Any = model.from_pretrained(
             path, use_safetensors=True, trust_remote_code=False, output_loading_info=True
         )
-    except (OSError, ValueError, RuntimeError) as error:
+    except UNREADABLE as error:
         raise ExpertError(f"cannot load {model.__name__} from {path}: {error}") from error
     tower, info = loaded
     if missing := sorted(info["missing_keys"]):

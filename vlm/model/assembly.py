@@ -11,6 +11,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedTokenizerBase
 
 from vlm.experts import Expert, ExpertConfig, build_expert
+from vlm.experts.hf import UNREADABLE
 from vlm.fusion import Fusion, FusionConfig
 from vlm.model.configuration import FoveateConfig
 from vlm.model.loading import CheckpointError
@@ -86,7 +87,7 @@ def _language_model(source: Any, dtype: torch.dtype) -> Any:
     }
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(source, **options)
-    except (OSError, ValueError, RuntimeError) as error:
+    except UNREADABLE as error:
         raise CheckpointError(f"cannot load a language model from {source}: {error}") from error
     model, info = loaded
     if info["missing_keys"]:

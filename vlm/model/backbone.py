@@ -219,18 +219,23 @@ class FoveateModel(FoveatePreTrainedModel):
             outputs = self._see(
                 pixel_values, image_tiles, pixel_values_videos, video_frames, video_times
             )
-        elif not outputs and self.training and _distributed():
-            # Every rank has to make the same module calls, also one whose batch is text alone.
+        elif not outputs and self._keeps_ranks_alike:
             embeds = embeds + self._nothing().to(embeds)
-        past = _length(past_key_values)
-        embeds = self._place(input_ids, embeds, outputs, past)
+        embeds = self._place(input_ids, embeds, outputs, past_key_values)
         inputs = planning.placed(outputs, self._placeholders)
-        table = planning.table_for(
-            input_ids, embeds, attention_mask, past_key_values, past, inputs, self.fusion
+        found = planning.place(
+            input_ids, embeds, position_ids, attention_mask, past_key_values, inputs, self.fusion
         )
-        if table is not None:
-            position_ids = torch.arange(past, past + embeds.shape[1], device=embeds.device)[None]
-            position_ids = position_ids.expand(len(embeds), -1)
+        table = None if found is None else found[0]
+        if found is not None:
+            position_ids = found[1]
+            if attention_mask is None:
+                # Without a mask, positions with gaps would be read as packed sequences.
+                length = _length(past_key_values) + embeds.shape[1]
+                attention_mask = torch.ones(len(embeds), length, device=embeds.device).long()
+            if planning.has_plan(self.language_model.rotary_emb):
+                # A compression plans from the positions that it finds; its own plan counts.
+                position_ids, table = planning.real_positions(*found), None
         with planning.planned(getattr(self.language_model, "rotary_emb", None), table):
             decoded = self.language_model(
                 attention_mask=attention_mask,
@@ -239,8 +244,8 @@ class FoveateModel(FoveatePreTrainedModel):
                 inputs_embeds=embeds,
                 **kwargs,
             )
-        if table is not None:
-            planning.remember(decoded.past_key_values, table)
+        if found is not None:
+            planning.remember(decoded.past_key_values, found[0])
         images = outputs.get("image")
         return LlavaModelOutputWithPast(
             last_hidden_state=decoded.last_hidden_state,
@@ -258,21 +263,33 @@ class FoveateModel(FoveatePreTrainedModel):
         frames: Tensor | None,
         times: Tensor | None,
     ) -> dict[str, Any]:
-        """Images and videos through the experts, in one call of each."""
+        """The features of images and of videos."""
+        if images is None or videos is None or not self._keeps_ranks_alike:
+            seen = {}
+            if images is not None:
+                seen["image"] = self.get_image_features(images, image_tiles=tiles)
+            if videos is not None:
+                seen["video"] = self.get_video_features(
+                    videos, video_frames=frames, video_times=times
+                )
+            return seen
         names = list(self.experts)
-        pixels: dict[str, Tensor] = {}
-        inputs: list[tuple[Block, ...]] = []
-        if images is not None:
-            pixels = by_expert("pixel_values", images, names)
-            inputs = blocks_of_images(self.grids, pixels, tiles)
+        pixels = by_expert("pixel_values", images, names)
+        more = by_expert("pixel_values_videos", videos, names)
+        inputs = blocks_of_images(self.grids, pixels, tiles)
         count = len(inputs)
-        if videos is not None:
-            more = by_expert("pixel_values_videos", videos, names)
-            inputs = inputs + blocks_of_videos(self.grids, more, frames, times)
-            pixels = {n: torch.cat([pixels[n], v]) if count else v for n, v in more.items()}
+        inputs = inputs + blocks_of_videos(self.grids, more, frames, times)
+        pixels = {name: torch.cat([pixels[name], more[name]]) for name in names}
         found = self._features(pixels, inputs, None)
-        outputs = {"image": found.part(0, count), "video": found.part(count, len(inputs))}
-        return {name: output for name, output in outputs.items() if output.blocks}
+        return {"image": found.part(0, count), "video": found.part(count, len(inputs))}
+
+    @property
+    def _keeps_ranks_alike(self) -> bool:
+        """Whether every rank has to make the same module calls: each expert once a step.
+
+        What stands in for `get_image_features` (a compression) sees to that itself.
+        """
+        return self.training and _distributed() and "get_image_features" not in vars(self)
 
     def _nothing(self) -> Tensor:
         """Zero, from every expert and every layer of the fusion."""
@@ -289,7 +306,7 @@ class FoveateModel(FoveatePreTrainedModel):
         input_ids: Tensor | None,
         embeds: Tensor,
         outputs: Mapping[str, Any],
-        past: int,
+        cache: Cache | None,
     ) -> Tensor:
         """The embeddings with visual tokens at their placeholders."""
         for modality, token_id in self._placeholders.items():
@@ -298,7 +315,7 @@ class FoveateModel(FoveatePreTrainedModel):
                 tokens = torch.cat(list(found.pooler_output)).to(embeds)
                 mask = self.get_placeholder_mask(input_ids, embeds, tokens, token_id)
                 embeds = embeds.masked_scatter(mask, tokens)
-            elif input_ids is not None and past == 0 and token_id is not None:
+            elif input_ids is not None and _length(cache) == 0 and token_id is not None:
                 count = int((input_ids == token_id).sum())
                 if count:
                     raise ValueError(

@@ -14,6 +14,7 @@ from transformers import (
 )
 
 from vlm.experts import expert_config
+from vlm.experts.hf import UNREADABLE
 from vlm.fusion import FusionConfig
 from vlm.model.configuration import FoveateConfig
 from vlm.model.loading import CheckpointError
@@ -41,7 +42,7 @@ def from_llava(
         options: dict[str, Any] = {"use_safetensors": True, "output_loading_info": True, **kwargs}
         try:
             loaded: Any = LlavaForConditionalGeneration.from_pretrained(source, **options)
-        except (OSError, ValueError, RuntimeError) as error:
+        except UNREADABLE as error:
             raise CheckpointError(f"cannot load a LLaVA from {source}: {error}") from error
         stock, info = loaded
         if problems := sorted(info["missing_keys"]) + sorted(info["unexpected_keys"]):

@@ -9,6 +9,7 @@ from typing import Any
 from transformers import PreTrainedConfig
 
 from vlm.experts import Expert
+from vlm.experts.hf import UNREADABLE
 from vlm.model.configuration import FoveateConfig
 
 
@@ -34,15 +35,25 @@ def load_strictly(
         raise CheckpointError("use_safetensors=False: weights are read from safetensors alone")
     if kwargs.get("config") is None:
         _check_type(path, kwargs)
+    any_size = kwargs.pop("ignore_mismatched_sizes", False)
+    # Sizes are let through here and refused below: transformers names them in its log alone.
+    ours = {"use_safetensors": True, "output_loading_info": True, "ignore_mismatched_sizes": True}
     try:
-        model, info = load(path, *args, use_safetensors=True, output_loading_info=True, **kwargs)
-    except (OSError, RuntimeError) as error:
+        model, info = load(path, *args, **ours, **kwargs)
+    except UNREADABLE as error:
         raise CheckpointError(f"cannot load {path}: {error}") from error
-    problems = []
-    for key, what in [("missing_keys", "lacks"), ("unexpected_keys", "holds foreign")]:
-        if names := sorted(info[key]):
-            problems.append(f"{what} {len(names)} weights ({', '.join(names[:3])}, ...)")
-    if problems and strict:
+    odd = sorted(f"{name} {tuple(a)} for {tuple(b)}" for name, a, b in info["mismatched_keys"])
+    found = {
+        "lacks": sorted(info["missing_keys"]) * strict,
+        "holds foreign": sorted(info["unexpected_keys"]) * strict,
+        "holds misshapen": odd * (not any_size),
+    }
+    problems = [
+        f"{what} weights ({', '.join(names[:3])}; {len(names)} in all)"
+        for what, names in found.items()
+        if names
+    ]
+    if problems:
         raise CheckpointError(
             f"{path} {' and '.join(problems)}: expected the weights of {type(model).__name__} with "
             "this config.json and no others (strict=False lets them pass)"

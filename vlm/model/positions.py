@@ -103,35 +103,40 @@ def _plan_row(
     return dense.after(reductions) if reductions else dense
 
 
-def table_for(
+def place(
     ids: Tensor | None,
     embeds: Tensor,
+    position_ids: Tensor | None,
     mask: Tensor | dict[str, Tensor] | None,
     cache: Cache | None,
-    past: int,
     inputs: Mapping[int, list[Placed]],
     fusion: Fusion,
-) -> PositionTable | None:
-    """Where cached and new tokens stand; None where each stands one step after the one before.
+) -> tuple[PositionTable, Tensor] | None:
+    """Where cached and new tokens stand, and which of the table's tokens the new ones are.
 
-    ids: (B, q) new tokens. embeds: (B, q, D). past: how many are cached.
+    ids: (B, q) new tokens. embeds: (B, q, D). position_ids: integers as `generate` counts them,
+    each row's real tokens from 0. inputs: the visual inputs among the new tokens.
+    Returns the table and (B, q) int64, or None where each token stands one step after the one
+    before, or where the caller has given real positions.
     """
-    known = table_of(cache)
+    known: PositionTable | None = getattr(cache, _ON_CACHE, None)
     reduced = any(item.reduction is not None for items in inputs.values() for item in items)
     if known is None and not reduced and not (fusion.config.scheme and inputs):
         return None
-    new = embeds.shape[1]
+    if position_ids is not None and (position_ids.ndim != 2 or position_ids.is_floating_point()):
+        return None
+    rows, new = embeds.shape[:2]
+    past = 0 if cache is None else int(cache.get_seq_length())
+    index = _index(position_ids, mask, rows, new, past).to(embeds.device)
     if known is not None and new == 1 and not inputs:
-        return known
-    valid = validity(mask, len(embeds), past + new).cpu()
-    ids = torch.full((len(embeds), new), -1) if ids is None else ids
-    plans = plan_batch(ids, valid[:, past:], inputs, fusion, starts(known, valid, past))
-    return extend(known, plans, valid, past).to(embeds.device)
-
-
-def table_of(cache: Cache | None) -> PositionTable | None:
-    """The plan that a cache was filled by, None if by no plan."""
-    return getattr(cache, _ON_CACHE, None)
+        return known, index
+    valid = real_tokens(mask, rows, new, past).cpu()
+    ids = torch.full((rows, new), -1) if ids is None else ids
+    # Where each row's first new token is; a row without any goes on from its last.
+    first = index.cpu().gather(1, valid.long().argmax(1, keepdim=True))
+    start = first.double() if known is None else known.lookup(first)[:, :, 0, 0].cpu()
+    plans = plan_batch(ids, valid, inputs, fusion, start[:, 0].tolist())
+    return _extended(known, plans, first[:, 0].tolist()).to(embeds.device), index
 
 
 def remember(cache: Cache | None, table: PositionTable) -> None:
@@ -140,59 +145,70 @@ def remember(cache: Cache | None, table: PositionTable) -> None:
         setattr(cache, _ON_CACHE, table)
 
 
-def validity(mask: Tensor | dict[str, Tensor] | None, rows: int, length: int) -> Tensor:
-    """(rows, length) bool: real tokens, from an attention mask of any of the usual forms."""
+def real_tokens(mask: Tensor | dict[str, Tensor] | None, rows: int, new: int, past: int) -> Tensor:
+    """(rows, new) bool: which new tokens are no padding, from a mask of any of the usual forms."""
     if isinstance(mask, dict):
         mask = mask.get("full_attention", next(iter(mask.values())))
     if mask is None:
-        return torch.ones(rows, length, dtype=torch.bool)
+        return torch.ones(rows, new, dtype=torch.bool)
     if mask.ndim == 4:
-        last = mask[:, 0, -1, :length]
+        # The last query sees every real token.
+        last = mask[:, 0, -1, past : past + new]
         mask = last if last.dtype == torch.bool else last == 0
-    if mask.shape[1] < length:
+    if mask.shape[1] < new:
         raise ValueError(
-            f"attention_mask of {mask.shape[1]} columns for {length} tokens, cached ones included: "
-            "expected one column a token"
+            f"attention_mask of {mask.shape[1]} columns for {new} new tokens: expected one column "
+            "for each, and for each cached one"
         )
-    return mask[:, -length:].bool().expand(rows, -1)
+    return mask[:, -new:].bool().expand(rows, -1)
 
 
-def extend(
-    table: PositionTable | None, plans: Sequence[Plan], valid: Tensor, past: int
+def _index(position_ids: Tensor | None, mask: Any, rows: int, new: int, past: int) -> Tensor:
+    if position_ids is not None:
+        return position_ids.expand(rows, -1)
+    if isinstance(mask, Tensor) and mask.ndim == 2:
+        return (mask.long().cumsum(1) - 1).clamp(min=0)[:, -new:].expand(rows, -1)
+    return torch.arange(past, past + new).expand(rows, -1)
+
+
+def _extended(
+    known: PositionTable | None, plans: Sequence[Plan], first: Sequence[int]
 ) -> PositionTable:
-    """The table of `past` cached tokens and the new ones that `plans` place.
+    """What `known` says of each row's first tokens, then its plan, then one step a token.
 
-    valid: (B, past + q) bool.
+    Rows hold real tokens alone, in order, so that their index does not depend on padding.
     """
-    new = PositionTable.from_plans(plans, valid[:, past:])
-    if past == 0:
-        return new
-    shape = (len(new), past, new.slots, 3)
-    known = torch.zeros(shape, dtype=torch.float64, device=new.positions.device)
-    if table is not None:
-        old = table.to(new.positions.device)
-        known[:] = old.lookup(torch.arange(past)[None])[:, :, :1]
-        new = PositionTable(new.positions, new.next_position, new.exact | old.exact, new.layout)
-    return PositionTable(
-        torch.cat((known, new.positions), dim=1), new.next_position, new.exact, new.layout
-    )
+    before = torch.arange(max(first), dtype=torch.float64)[None, :, None].expand(len(plans), -1, 3)
+    if known is not None and max(first):
+        index = torch.arange(max(first), device=known.positions.device)[None]
+        before = known.lookup(index)[:, :, 0].cpu()
+    rows = [
+        torch.cat((old[:count], plan.positions[:, 0]))
+        for old, count, plan in zip(before, first, plans, strict=True)
+    ]
+    length = max(len(row) for row in rows)
+    ends = []
+    for at, (row, own) in enumerate(zip(rows, plans, strict=True)):
+        more = own.next_position + torch.arange(length - len(row), dtype=torch.float64)
+        rows[at] = torch.cat((row, more[:, None].expand(-1, 3)))
+        ends.append(own.next_position + len(more))
+    positions = torch.stack(rows)[:, :, None]
+    inexact = (positions.float().double() != positions).flatten(1).any(1)
+    return PositionTable(positions, torch.tensor(ends, dtype=torch.float64), inexact)
 
 
-def starts(table: PositionTable | None, valid: Tensor, past: int) -> list[float]:
-    """Where the first new token of each row stands, after `past` cached ones."""
-    if table is None:
-        return [float(n) for n in valid[:, :past].sum(1)]
-    since = valid[:, table.length : past].sum(1)
-    return [float(p + n) for p, n in zip(table.next_position.tolist(), since.tolist(), strict=True)]
+def real_positions(table: PositionTable, index: Tensor) -> Tensor:
+    """Positions as a language model takes them, float64: (B, q), or (3, B, q) on three axes."""
+    found = table.lookup(index)[:, :, 0]
+    if bool((found == found[..., :1]).all()):
+        return found[..., 0]
+    return found.permute(2, 0, 1)
 
 
 @contextmanager
-def planned(rotary: nn.Module | None, table: PositionTable | None) -> Iterator[None]:
-    """Look positions up in `table` while the language model runs.
-
-    Where somebody else has planned positions on this rotary embedding, theirs count.
-    """
-    if table is None or rotary is None or has_plan(rotary):
+def planned(rotary: Any, table: PositionTable | None) -> Iterator[None]:
+    """Look positions up in `table` while the language model runs."""
+    if table is None:
         yield
         return
     with table.on(rotary):
@@ -200,6 +216,6 @@ def planned(rotary: nn.Module | None, table: PositionTable | None) -> Iterator[N
 
 
 def has_plan(rotary: nn.Module) -> bool:
-    """Whether planned positions are attached to a rotary embedding."""
+    """Whether somebody else has planned positions attached to a rotary embedding."""
     hooks = rotary._forward_pre_hooks.values()
     return any(isinstance(getattr(hook, "__self__", None), PlannedRotary) for hook in hooks)

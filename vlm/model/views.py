@@ -110,17 +110,17 @@ class View:
 def arrangement(picture: Image.Image, size: Pair, most: int) -> Pair:
     """(down, across), at most `most` tiles of `size`, that fits a picture's shape and size best.
 
-    As LLaVA-NeXT chooses its resolution: of the arrangements that keep most of the picture's pixels
-    (scaled to fit in, never up), the one that wastes least, and the smallest of those.
+    As LLaVA-NeXT chooses its resolution: the one that keeps most of the picture's pixels (scaled to
+    fit in, never up); of several that keep as many, the one with the fewest tiles.
     """
     width, height = picture.size
-    best, found = (-1, 0), (1, 1)
+    best, found = -1, (1, 1)
     for down in range(1, most + 1):
         for across in range(1, most // down + 1):
             tall, wide = down * size[0], across * size[1]
             scale = min(tall / height, wide / width)
             kept = min(int(height * scale) * int(width * scale), height * width)
-            score = (kept, kept - tall * wide)
-            if score > best:
-                best, found = score, (down, across)
+            # The fewest tiles of several equals come first in this order.
+            if kept > best:
+                best, found = kept, (down, across)
     return found

@@ -1,0 +1,69 @@
+"""Train: deepspeed --module train recipes/finetune.yaml --model ./base --data data.json ...
+
+or, in one process, python -m train. Any key of the recipe can follow as key=value
+(optimizer.batch=64, compress.budget=128, data.window=4096).
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from train.fields import RecipeError
+from train.recipe_files import load_recipe
+from train.records import DataError
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m train", description=__doc__)
+    add = parser.add_argument
+    add("recipe", help="a YAML file, or the name of one of train/recipes")
+    add("overrides", nargs="*", metavar="key=value", help="keys of the recipe to set")
+    add("--model", help="a folder of a checkpoint, or a model's name")
+    add("--data", nargs="+", metavar="FILE", help="JSON or JSON-lines files of samples")
+    add("--media", help="the folder that holds their images and videos")
+    add("--output", help="a new folder for the run")
+    add("--validation", help="a share of the samples to hold out, or a file of samples")
+    add("--deepspeed", help="settings: zero1, zero2, zero3, zero3_offload, ..., a file, or null")
+    add("--resume", action="store_true", help="go on from the last whole checkpoint in --output")
+    add("--dry-run", action="store_true", help="print what would run, and load no weights")
+    add("--processes", type=int, default=1, help="with --dry-run: how many there would be")
+    # The launcher names each process to it.
+    add("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; the exit status."""
+    options = _parser().parse_intermixed_args(arguments)
+    overrides = list(options.overrides)
+    for key, value in (
+        ("model", options.model),
+        ("data.files", options.data and f"[{', '.join(map(repr, options.data))}]"),
+        ("data.media", options.media),
+        ("output", options.output),
+        ("data.validation", options.validation),
+        ("deepspeed", options.deepspeed),
+    ):
+        if value is not None:
+            overrides.append(f"{key}={value}")
+    try:
+        recipe = load_recipe(options.recipe, overrides)
+        # Late, so that a mistake in the recipe shows before seconds of imports.
+        if options.dry_run:
+            from train.dryrun import dry_run
+
+            print(dry_run(recipe, options.processes))
+            return 0
+        from train.run import train
+
+        train(recipe, options.resume)
+    except (RecipeError, DataError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,68 @@
+"""Adapters and what learns beside them: saved, read again, and merged into a whole model."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+BESIDE = "beside_adapters.safetensors"
+_PREFIX = "base_model.model."
+
+
+def is_adapted(model: Any) -> bool:
+    """Whether the model is a PeftModel."""
+    return hasattr(model, "peft_config") and hasattr(model, "get_base_model")
+
+
+def save_beside(model: nn.Module, folder: Path, state: dict[str, Tensor] | None) -> None:
+    """Write what learns and is no adapter (a projector), which PEFT leaves out.
+
+    state: gathered weights, under ZeRO-3.
+    """
+    learning = [n for n, p in model.named_parameters() if p.requires_grad and "lora_" not in n]
+    held: Any = dict(model.named_parameters()) if state is None else state
+    found = {n.removeprefix(_PREFIX): held[n].detach().cpu().contiguous() for n in learning}
+    if found:
+        save_file(found, folder / BESIDE)
+
+
+def load_beside(model: nn.Module, folder: Path) -> None:
+    """Read it again."""
+    path = folder / BESIDE
+    if path.is_file():
+        parameters = dict(model.named_parameters())
+        with torch.no_grad():
+            for name, value in load_file(path).items():
+                parameters[_PREFIX + name].copy_(value)
+
+
+def merge(model: nn.Module) -> None:
+    """Add each adapter to its layer's weights, layer by layer; under ZeRO-3 gathered one by one."""
+    from peft.tuners.lora import LoraLayer
+
+    for module in model.modules():
+        if isinstance(module, LoraLayer):
+            with _gathered(list(module.parameters())):
+                module.merge()
+
+
+def _gathered(parameters: list[nn.Parameter]) -> Any:
+    if not any(hasattr(p, "ds_id") for p in parameters):
+        return nullcontext()
+    import deepspeed
+
+    return deepspeed.zero.GatheredParameters(parameters, modifier_rank=0)
+
+
+def merged_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A merged PeftModel's weights under the names of the model without adapters."""
+    return {
+        name.removeprefix(_PREFIX).replace(".base_layer.", "."): value
+        for name, value in state.items()
+        if "lora_" not in name
+    }

@@ -1,0 +1,123 @@
+"""What a recipe would do: itself in full, groups of parameters, tokens and memory a step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+
+from compress import get_method
+from train.dataset import split
+from train.parts import add_adapters, freeze, groups, sizes
+from train.preflight import check_recipe
+from train.recipe import Recipe
+from train.recipe_files import to_yaml
+from train.reduction import make_method
+from train.run import make_encoder
+from vlm.families import family_of
+
+GIB = 2**30
+
+
+def dry_run(recipe: Recipe, world: int = 1) -> str:
+    """Describe a run on `world` processes. Reads the model's configuration, and no weights.
+
+    Raises what a run would raise before it loads the model.
+    """
+    accumulation, settings = check_recipe(recipe, world)
+    name = str(recipe.model)
+    with torch.device("meta"):
+        base: Any = AutoModelForImageTextToText.from_config(AutoConfig.from_pretrained(name))
+    model = base
+    if recipe.lora is not None:
+        model = add_adapters(base, recipe.lora)
+    freeze(model, recipe)
+    encoder = make_encoder(recipe, AutoProcessor.from_pretrained(name))
+    cells = int((encoder.blank("image")["mm_token_type_ids"] != 0).sum())
+    lines = [to_yaml(recipe).rstrip(), "", _batch(recipe, world, accumulation), "", "parameters"]
+    for part, (whole, learning) in sizes(model).items():
+        lines.append(f"  {part:<16}{whole:>16,}  of which learn {learning:>16,}")
+    lines.append("groups")
+    for group in groups(model, recipe):
+        lines.append(
+            f"  {group.part:<16}{group.count:>16,}  rate {group.rate:g}, decay {group.decay:g}"
+        )
+    depth = len(family_of(base).layers)
+    kept = _kept(recipe, cells, depth)
+    lines += ["", f"visual tokens an image: {cells} dense, {kept:g} on average over {depth} layers"]
+    reduced = dense = float(recipe.data.window)
+    if recipe.data.files:
+        reduced, dense, text = _tokens(recipe, encoder, cells, kept)
+        lines.append(text)
+    stage = (settings or {}).get("zero_optimization", {}).get("stage", 0)
+    lines += ["", *_memory(recipe, model, base, world, stage, reduced, dense)]
+    return "\n".join(lines)
+
+
+def _batch(recipe: Recipe, world: int, accumulation: int) -> str:
+    return (
+        f"a step: {world} processes x {recipe.optimizer.micro_batch} samples x {accumulation} "
+        f"forwards = {recipe.optimizer.batch} samples"
+    )
+
+
+def _kept(recipe: Recipe, cells: int, depth: int) -> float:
+    if recipe.compress is None:
+        return float(cells)
+    method = get_method(make_method(recipe.compress))
+    averages = [method.allocate(cells, depth, b).average for b in recipe.compress.budgets]
+    return float(np.mean(averages))
+
+
+def _tokens(recipe: Recipe, encoder: Any, cells: int, kept: float) -> tuple[float, float, str]:
+    """Mean tokens a sample, reduced and dense, and a line about the data."""
+    training, held = split(recipe.data, recipe.seed)
+    frames = 1 if encoder.sees_video else recipe.data.frames
+    inputs = training.media @ np.array([1, frames])
+    text = training.tokens(0, 0).mean()
+    dense, reduced = text + cells * inputs.mean(), text + kept * inputs.mean()
+    batch = recipe.optimizer.batch
+    steps = recipe.optimizer.steps or round(recipe.optimizer.epochs * -(-len(training) // batch))
+    line = (
+        f"data: {len(training)} samples, {len(held) if held else 0} held out, "
+        f"{len(training.faults)} bad; {steps} steps\n"
+        f"tokens a step (text estimated from its length): {batch * dense:,.0f} dense, "
+        f"{batch * reduced:,.0f} reduced"
+    )
+    return reduced, dense, line
+
+
+def _memory(
+    recipe: Recipe, model: Any, base: Any, world: int, stage: int, reduced: float, dense: float
+) -> list[str]:
+    """Estimated bytes on each device: what ZeRO spreads, and the activations of one forward."""
+    whole = sum(p.numel() for p in model.parameters())
+    learning = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    half = 2 if recipe.precision == "bf16" else 4
+    deepspeed = recipe.deepspeed is not None
+    held: float = half if deepspeed or recipe.lora else 4
+    if recipe.lora is not None and recipe.lora.quantize:
+        held = 0.55  # 4 bits and their scales
+    config = family_of(base).language_model.config
+    hidden, depth = config.hidden_size, config.num_hidden_layers
+    micro = recipe.optimizer.micro_batch
+    tokens, logits = (
+        micro * min(reduced, recipe.data.window),
+        micro * min(dense, recipe.data.window),
+    )
+    # One layer's intermediates are about 34 bytes a token and hidden unit at 16 bits (Korthikanti
+    # et al., arXiv 2205.05198, section 4.1), less the attention map that fused kernels leave out.
+    layer = 17 * half * tokens * hidden
+    layers = depth * tokens * hidden * half + layer if recipe.checkpointing else depth * layer
+    rows = {
+        "weights": held * whole / (world if stage == 3 else 1),
+        "gradients": half * learning / (world if stage >= 2 else 1),
+        "optimizer": (12 if deepspeed and half == 2 else 8) * learning / (world if stage else 1),
+        "activations": layers,
+        "logits": logits * config.vocab_size * (half + 4),
+    }
+    lines = ["memory on each device (estimated; offload not counted)"]
+    lines += [f"  {name:<16}{size / GIB:>10.2f} GiB" for name, size in rows.items()]
+    return [*lines, f"  {'sum':<16}{sum(rows.values()) / GIB:>10.2f} GiB"]

@@ -1,0 +1,246 @@
+"""From a sample to what the model is fed: media read, words as tokens, labels on answers only."""
+
+from __future__ import annotations
+
+import bisect
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers.utils.chat_template_utils import render_jinja_template
+
+from train.samples import Sample, SampleError
+from vlm.media import inside, read_image, read_video
+
+TEMPLATES = Path(__file__).parent / "templates"
+IGNORED = -100
+TOKENS = ("input_ids", "labels", "mm_token_type_ids")
+Span = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """Turns samples into features with a model's processor.
+
+    processor: of the model (`AutoProcessor`). media: the folder of images and videos.
+    template, window, frames, fps, pad_to_square: see `train.recipe.Data`.
+    """
+
+    processor: Any
+    media: Path | None = None
+    template: str = "chat"
+    window: int = 2048
+    frames: int = 8
+    fps: float | None = None
+    pad_to_square: bool = False
+
+    @cached_property
+    def chat_template(self) -> str:
+        """The Jinja text. Raises SampleError where there is none."""
+        if self.template == "chat":
+            own = self.processor.chat_template
+            if not own:
+                raise SampleError("data.template is 'chat' and the model has no chat template")
+            return own
+        shipped = TEMPLATES / f"{self.template}.jinja"
+        return (shipped if shipped.is_file() else Path(self.template)).read_text(encoding="utf-8")
+
+    @property
+    def sees_video(self) -> bool:
+        """Whether the model takes videos; to others a video is given as images, one a frame."""
+        return getattr(self.processor, "video_processor", None) is not None
+
+    def __call__(self, sample: Sample) -> dict[str, Any]:
+        """Features of one sample.
+
+        Returns `input_ids` and `labels` (S,) int64, labels -100 everywhere but on answers;
+        `mm_token_type_ids` (S,), not 0 at visual tokens; what the processor makes of the media;
+        and `cut`, the number of tokens that the window cut off.
+
+        Raises SampleError where nothing could be learned from the sample, MediaError where a file
+        cannot be read.
+        """
+        messages, images, videos = self._messages(sample)
+        text, spans = self.render(messages)
+        media: dict[str, Any] = {"images": images} if images else {}
+        if videos:
+            media["videos"] = [video.frames for video in videos]
+            media["video_metadata"] = [_metadata(video) for video in videos]
+            media["do_sample_frames"] = False
+        features = self._features(text, spans, media)
+        return features | self._fit(*(features[name] for name in TOKENS))
+
+    def _features(self, text: str, spans: list[Span], media: dict[str, Any]) -> dict[str, Any]:
+        """What the processor makes of a text and its media, and labels."""
+        bos = self.processor.tokenizer.bos_token
+        out = self.processor(
+            text=[text],
+            add_special_tokens=not (bos and text.startswith(bos)),
+            return_offsets_mapping=True,
+            return_text_replacement_offsets=True,
+            return_mm_token_type_ids=True,
+            **media,
+        )
+        replaced = out.pop("text_replacement_offsets")[0]
+        offsets = out.pop("offset_mapping")[0]
+        out.pop("attention_mask")
+        ids = torch.tensor(out.pop("input_ids")[0])
+        kinds = torch.tensor(out.pop("mm_token_type_ids")[0])
+        answer = in_spans(offsets, [shift(span, replaced) for span in spans])
+        labels = torch.where(answer & (kinds == 0), ids, IGNORED)
+        found = dict(zip(TOKENS, (ids, labels, kinds), strict=True))
+        return found | {name: _tensor(value) for name, value in out.items()}
+
+    def blank(self, kind: str) -> dict[str, Any]:
+        """Features of a sample that holds one blank input of `kind` and next to no words."""
+        side = 224
+        content = [{"type": kind}, {"type": "text", "text": "."}]
+        answer = {"role": "assistant", "content": [{"type": "text", "text": "."}]}
+        text, _ = self.render([{"role": "user", "content": content}, answer])
+        media: dict[str, Any] = {"images": [Image.new("RGB", (side, side))]}
+        if kind == "video":
+            media = {"videos": [np.zeros((2, side, side, 3), dtype=np.uint8)]}
+            media["do_sample_frames"] = False
+        return self._features(text, [], media)
+
+    def render(self, messages: list[dict[str, Any]]) -> tuple[str, list[Span]]:
+        """The text of a conversation and the spans of its answers, in characters.
+
+        A template that marks them with {% generation %} is taken at its word. Of others, an
+        answer is what its turn adds to the text that ends in the prompt for it.
+        """
+        if "generation %}" in self.chat_template:
+            text, spans = self._template(messages, spans=True)
+            return text, [(first, last) for first, last in spans]
+        text, _ = self._template(messages)
+        spans = []
+        for number, message in enumerate(messages):
+            if message["role"] != "assistant":
+                continue
+            before, _ = self._template(messages[:number], prompt=True)
+            after, _ = self._template(messages[: number + 1])
+            if not (text.startswith(after) and after.startswith(before)):
+                raise SampleError(
+                    "this chat template writes earlier turns in another way once later ones "
+                    "follow, so that answers cannot be found: give data.template a Jinja file "
+                    "that marks them with {% generation %}"
+                )
+            # A template's blank between turns is not the model's to say.
+            spans.append((len(before), len(after.rstrip())))
+        return text, spans
+
+    def _template(
+        self, messages: list[dict[str, Any]], prompt: bool = False, spans: bool = False
+    ) -> tuple[str, list[Any]]:
+        made: Any = render_jinja_template(
+            conversations=[messages],
+            chat_template=self.chat_template,
+            add_generation_prompt=prompt,
+            return_assistant_tokens_mask=spans,
+            **self.processor.tokenizer.special_tokens_map,
+        )
+        rendered, found = made
+        return rendered[0], found[0] if found else []
+
+    def _messages(self, sample: Sample) -> tuple[list[dict[str, Any]], list[Any], list[Any]]:
+        """Messages as templates read them, and the media in order."""
+        messages, images, videos = [], [], []
+        for role, parts in sample.messages:
+            content: list[dict[str, str]] = []
+            for kind, value in parts:
+                if kind == "text":
+                    content.append({"type": "text", "text": value})
+                elif kind == "image":
+                    images.append(self._square(read_image(self._path(value))))
+                    content.append({"type": "image"})
+                else:
+                    video = self._video(value)
+                    if self.sees_video:
+                        videos.append(video)
+                        content.append({"type": "video"})
+                    else:
+                        images += [self._square(Image.fromarray(frame)) for frame in video.frames]
+                        content += [{"type": "image"}] * len(video)
+            messages.append({"role": role, "content": content})
+        return messages, images, videos
+
+    def _path(self, name: str) -> Path:
+        if self.media is None:
+            raise SampleError(f"{name!r} is to be read and no folder of media is given (--media)")
+        try:
+            return inside(self.media, name)
+        except ValueError as error:
+            raise SampleError(str(error)) from error
+
+    def _video(self, name: str) -> Any:
+        if self.fps is None:
+            return read_video(self._path(name), frames=self.frames)
+        return read_video(self._path(name), fps=self.fps, max_frames=self.frames)
+
+    def _square(self, image: Image.Image) -> Image.Image:
+        side = max(image.size)
+        if not self.pad_to_square or image.size == (side, side):
+            return image
+        mean = tuple(round(255 * part) for part in self.processor.image_processor.image_mean)
+        square = Image.new("RGB", (side, side), mean)
+        square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
+        return square
+
+    def _fit(self, ids: Tensor, labels: Tensor, kinds: Tensor) -> dict[str, Any]:
+        """Cut to the window: text at the end may go, visual tokens and all answers may not."""
+        length, window = len(ids), self.window
+        if not bool((labels != IGNORED).any()):
+            raise SampleError("no token is to be learned: the answers are empty as tokens")
+        if length > window:
+            if bool(kinds[window:].any()):
+                raise SampleError(
+                    f"it has {length} tokens and the window is {window}: visual tokens would be cut"
+                )
+            if not bool((labels[:window] != IGNORED).any()):
+                raise SampleError(
+                    f"it has {length} tokens and the window is {window}: no answer would be left"
+                )
+        return {
+            "input_ids": ids[:window],
+            "labels": labels[:window],
+            "mm_token_type_ids": kinds[:window],
+            "cut": max(0, length - window),
+        }
+
+
+def shift(span: Span, replaced: list[dict[str, Any]]) -> Span:
+    """A span of the template's text in the text whose placeholders were written out."""
+    ends = [one["span"][1] for one in replaced]
+    gained = [0] + [one["new_span"][1] - one["span"][1] for one in replaced]
+    first, last = (char + gained[bisect.bisect_right(ends, char)] for char in span)
+    return first, last
+
+
+def in_spans(offsets: list[Span], spans: list[Span]) -> Tensor:
+    """(S,) bool: tokens that hold a character of one of the spans."""
+    inside_one = torch.zeros(len(offsets), dtype=torch.bool)
+    starts, ends = torch.tensor(offsets).reshape(-1, 2).unbind(1)
+    for first, last in spans:
+        inside_one |= (starts < last) & (ends > first)
+    return inside_one
+
+
+def _tensor(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value
+    if isinstance(value, list) and value and isinstance(value[0], Tensor):
+        return torch.stack(value)
+    return torch.as_tensor(value)
+
+
+def _metadata(video: Any) -> dict[str, Any]:
+    return {
+        "total_num_frames": round(video.duration * video.fps),
+        "fps": video.fps,
+        "frames_indices": video.indices.tolist(),
+    }

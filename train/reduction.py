@@ -1,0 +1,106 @@
+"""The reduction and the positions that a recipe asks for, attached to a model in training."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from compress import Compression, compress
+from compress.methods import METHODS, Method, Random
+from positions import PositionError, Scheme
+from positions.__main__ import parse_scheme
+from train.fields import RecipeError, nearest
+from train.recipe import Recipe, Reduction
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A scheme with a source of draws of its own, which `compress` does not hand to schemes."""
+
+    scheme: Scheme
+    generator: torch.Generator
+
+    def homes(self, item: Any, start: float, generator: torch.Generator | None) -> Any:
+        """Home positions of one input (see `positions.Scheme`)."""
+        return self.scheme.homes(item, start, self.generator)
+
+
+class Reducer:
+    """A compression that follows the steps of a run.
+
+    Draws (of methods, of V2PE's increments, of the budget) depend on the seed, the step and, but
+    for the budget, on the process: a run that was cut off and goes on draws the same again.
+    """
+
+    def __init__(self, model: Any, recipe: Recipe, rank: int) -> None:
+        self._seed, self._rank = recipe.seed, rank
+        self._budgets = recipe.compress.budgets if recipe.compress else (1.0,)
+        self._generator = torch.Generator()
+        method = make_method(recipe.compress) if recipe.compress else Random()
+        positions = make_positions(recipe.positions)
+        if not isinstance(positions, str):
+            positions = Drawn(positions, self._generator)
+        self.compression: Compression = compress(
+            model, method, self._budgets[0], positions=positions, generator=self._generator
+        )
+        self.begin(0)
+
+    def begin(self, step: int) -> None:
+        """Seed the draws of a step, and draw its budget."""
+        self._draw(step)
+        rng = np.random.default_rng((self._seed, step))
+        self._set(self._budgets[rng.integers(len(self._budgets))])
+
+    def settle(self) -> None:
+        """For validation: the same draws each time, and the first budget."""
+        self._draw(0)
+        self._set(self._budgets[0])
+
+    def _draw(self, step: int) -> None:
+        state = np.random.SeedSequence((self._seed, step, self._rank)).generate_state(2)
+        self._generator.manual_seed(int(state[0]) << 32 | int(state[1]))
+
+    def _set(self, budget: int | float) -> None:
+        if budget != self.compression.budget:
+            self.compression.budget = budget
+            self.compression._allocations.clear()
+
+
+def wanted(recipe: Recipe) -> bool:
+    """Whether the recipe asks for anything that a stock model does not do by itself."""
+    return recipe.compress is not None or recipe.positions != "home"
+
+
+def make_method(reduction: Reduction) -> Method:
+    """The method with its options. Raises RecipeError naming what is not known."""
+    if reduction.method not in METHODS:
+        raise RecipeError(
+            f"compress.method is {reduction.method!r}; {nearest(reduction.method, sorted(METHODS))}"
+        )
+    kind = METHODS[reduction.method]
+    known = [field.name for field in dataclasses.fields(kind)]
+    for key in reduction.options:
+        if key not in known:
+            raise RecipeError(
+                f"compress.options.{key}: {reduction.method} has no such option; "
+                f"{nearest(key, known)}"
+            )
+    options = {k: tuple(v) if isinstance(v, list) else v for k, v in reduction.options.items()}
+    try:
+        return kind(**options)
+    except (ValueError, TypeError) as error:
+        raise RecipeError(f"compress.options: {error}") from error
+
+
+def make_positions(name: str) -> str | Scheme:
+    """ "home", "compact", or the scheme of a short name. Raises RecipeError on any other."""
+    if name in ("home", "compact"):
+        return name
+    try:
+        return parse_scheme(name)
+    except PositionError as error:
+        raise RecipeError(f"positions: {error}, or 'home' or 'compact'") from error
