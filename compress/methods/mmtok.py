@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import torch
 
-from compress import ops
+from compress import greedy, ops
 from compress.methods.base import Method
 from compress.tokens import Reduction, VisualTokens
 
@@ -40,18 +40,18 @@ class MMTok(Method):
     def pick(self, tokens: VisualTokens, keep: int, generator: torch.Generator | None) -> Reduction:
         with torch.no_grad():
             picks = [
-                ops.cover(self._table(tokens, part), keep)
+                greedy.cover(self._table(tokens, part), keep)
                 for part in ops.batches(len(tokens.features), tokens.count)
             ]
         return ops.keep(tokens.features, torch.cat(picks))
 
     def _table(self, tokens: VisualTokens, part: slice) -> torch.Tensor:
-        """(b, N, N + Q): what each cell gives each need."""
+        """(b, N + Q, N): what each need gets from each cell."""
         tower = (tokens.features if tokens.tower is None else tokens.tower)[part]
-        cells = (ops.cosine(tower, tower) / self.cell_heat).softmax(2)
-        table = cells.transpose(1, 2) * (self.weight / tokens.count)
+        cells = ops.gram(ops.unit(tower)).div_(self.cell_heat).softmax(2)
+        table = cells.mul_(self.weight / tokens.count)
         if tokens.query is None:
-            return table.contiguous()
+            return table
         text = ops.cosine(tokens.query[part], tokens.features[part])
         share = (text / self.text_heat).softmax(2)
         if tokens.query_mask is None:
@@ -59,4 +59,4 @@ class MMTok(Method):
         else:
             mask = tokens.query_mask[part]
             share = share * (mask / mask.sum(1, keepdim=True).clamp(min=1))[..., None]
-        return torch.cat([table, share.transpose(1, 2)], 2)
+        return torch.cat([table, share], 1)

@@ -52,7 +52,7 @@ class VisPruner(Method):
         """(b, count) of `rest` (b, R), thinned."""
         if count == 0:
             return rest[:, :0]
-        near = ops.cosine(features, features)
+        near = ops.gram(ops.unit(features))
         while rest.shape[1] > count:
             even, odd = rest[:, ::2], rest[:, 1::2]
             gone = min(self.step, rest.shape[1] - count, even.shape[1])
