@@ -9,6 +9,7 @@ print(c.report())
 
 from compress.attach import Compression, CompressionError, compress
 from compress.methods import Method, get_method, list_methods
+from compress.reduce import reduce
 from compress.report import Cost, Report
 from compress.tokens import Reduction, VisualTokens
 
@@ -23,4 +24,5 @@ __all__ = [
     "compress",
     "get_method",
     "list_methods",
+    "reduce",
 ]

@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from compress import reduce
 from compress.methods import (
     DivPrune,
     Duet,
@@ -19,7 +20,6 @@ from compress.methods import (
     list_methods,
     windows,
 )
-from compress.reduce import reduce
 from compress.tokens import VisualTokens
 from tests.compress.cases import inputs, layer_tokens
 
