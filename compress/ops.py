@@ -62,7 +62,9 @@ def unit(x: Tensor) -> Tensor:
 
 def cosine(a: Tensor, b: Tensor) -> Tensor:
     """(B, N, D), (B, M, D) -> (B, N, M) cosine similarity; 0 with a zero vector."""
-    return unit(a) @ unit(b).transpose(1, 2)
+    a, b = unit(a), unit(b)
+    kind = torch.promote_types(a.dtype, b.dtype)
+    return a.to(kind) @ b.to(kind).mT
 
 
 def gram(x: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ def relevance(features: Tensor, query: Tensor, mask: Tensor | None) -> Tensor:
     total = text.masked_fill(~mask[..., None], 0.0).sum(1, keepdim=True)
     mean = total / mask.sum(1).clamp(min=1)[:, None, None]
     x = ops.wide(features)
-    return (x @ mean.mT)[..., 0] / x.norm(dim=2).clamp(min=1e-12)
+    return (x @ mean.mT.to(x.dtype))[..., 0] / x.norm(dim=2).clamp(min=1e-12)
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ class ChatUniVi(Method):
     it once a scale. Rows ascend within a scale only. Departures from the released code: means
     count merged cells (it averages averages), ties go to the lower index (it adds noise). If an
     event's finest scale would exceed a frame's cells, there are more events. An event of more than
-    8,192 tokens is first clustered in windows of whole frames, to 8,192 in all, so that time and
+    2,048 tokens is first clustered in windows of whole frames, to 2,048 in all, so that time and
     memory stay linear in the length of a video.
     """
 
@@ -42,6 +42,7 @@ class ChatUniVi(Method):
     events: float = 1 / 16
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("neighbours", "later_neighbours"):
             if getattr(self, name) < 1:
                 raise ValueError(f"ChatUniVi: {name} is {getattr(self, name)}; at least 1")
@@ -75,7 +76,7 @@ class ChatUniVi(Method):
 
     def _joint(self, x: Tensor, size: Tensor, count: int, scale: int, frames: int) -> Reduction:
         """The tokens of an event's frames (1, n, D) clustered together."""
-        most = max(count, windows.CELLS)
+        most = max(count, windows.CELLS // 4)
         if x.shape[1] <= most:
             return self._cluster(x, size, count, scale)
 
@@ -83,7 +84,7 @@ class ChatUniVi(Method):
             return self._cluster(part.features, part.size, keep, scale)
 
         whole = VisualTokens(x, (frames, 1, x.shape[1] // frames), size=size)
-        first = windows.by_window(whole, most, alone)
+        first = windows.by_window(whole, most, alone, most)
         return first.then(self._cluster(first.features, first.size, count, scale))
 
     def _levels(self, x: Tensor, counts: list[int]) -> list[Reduction]:

@@ -57,6 +57,7 @@ class Foveate(Method):
     ratios: tuple[float, ...] = (0.5, 0.2, 0.0)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         choose(self, choice=("cover", "volume", "top"))
         parts = (self.even, self.salient, self.distinct, self.relevant)
         if min(parts) < 0 or not self.even + self.distinct > 0:

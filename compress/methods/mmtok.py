@@ -33,6 +33,9 @@ class MMTok(Method):
     weight: float = 0.5
 
     def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.weight < 0:
+            raise ValueError(f"MMTok: weight is {self.weight}; it must not be negative")
         for name in ("text_heat", "cell_heat"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"MMTok: {name} is {getattr(self, name)}; it must be above 0")

@@ -32,6 +32,7 @@ class VisPruner(Method):
     step: int = 8
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 <= self.important <= 1:
             raise ValueError(f"VisPruner: important is {self.important}; it must be in 0..1")
         if self.step < 1:
