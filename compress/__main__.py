@@ -10,8 +10,10 @@ from typing import Any
 from PIL import Image
 
 import vlm
-from compress import compress, get_method, list_methods
-from compress.overlay import legend, overlay, sheet
+from compress import Cost, Report, compress, get_method, list_methods
+from compress.overlay import legend, overlay, panel, sheet, stack
+from compress.parse import parse_budget, parse_method, split_list
+from compress.report import runs
 
 PROMPT = "Describe the picture."
 
@@ -23,35 +25,67 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("media", type=Path, help="a picture, or a video")
     parser.add_argument("--method", default="duet", help="a name, several with commas, or 'all'")
-    parser.add_argument("--budget", default="0.33", help="tokens (64) or a share (0.11)")
+    parser.add_argument("--budget", default="0.33", help="tokens (64) or a share (0.11, 1/9)")
     parser.add_argument("--prompt", default=PROMPT, help="the question that comes with it")
     parser.add_argument("--frames", type=int, default=6, help="frames of a video")
     parser.add_argument("--model", default="mini", help="'mini', a folder, or a hub model's name")
     parser.add_argument("--out", type=Path, default=Path("out/compress.png"))
     args = parser.parse_args(argv)
     try:
-        names = list_methods() if args.method == "all" else args.method.split(",")
-        methods = [get_method(name) for name in names]
-        budget = float(args.budget) if "." in args.budget else int(args.budget)
+        names = list_methods() if args.method == "all" else split_list(args.method)
+        methods = [get_method(parse_method(name)) for name in names]
+        budget = parse_budget(args.budget)
         frames = read_frames(args.media, args.frames)
         model, processor = vlm.load(args.model)
-        rows = []
+        reports, rows = [], []
         for name, method in zip(names, methods, strict=True):
             with compress(model, method, budget) as attached:
                 ask(model, processor, frames, args.prompt)
-                print(attached.report(), end="\n\n")
-                rows += [
-                    overlay(frame, attached.record.stages(index), title=name)
-                    for index, frame in enumerate(frames)
-                ]
+                reports.append(attached.report())
+                stages = [attached.record.stages(index) for index in range(len(frames))]
+            if len(methods) > 1:
+                rows += [_telling(name, *both) for both in zip(frames, stages, strict=True)]
+            else:
+                rows += [overlay(*both, title=name) for both in zip(frames, stages, strict=True)]
     except (ValueError, TypeError, OSError) as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 1
-    drawn = sheet(rows, columns=1)
-    write(
-        sheet([drawn, legend(drawn.width - 20, f"{args.media.name}, budget {budget}")], 1), args.out
-    )
+    if len(methods) > 1:
+        print(compare(names, reports))
+        several = len(frames) if len(frames) > 1 else 6
+        drawn = sheet(rows, columns=min(several, len(rows)))
+    else:
+        print(reports[0])
+        drawn = stack(rows)
+    title = f"{args.media.name}, budget {args.budget}"
+    write(stack([legend(drawn.width, title), drawn]), args.out)
     return 0
+
+
+def _telling(name: str, frame: Image.Image, stages: list[Any]) -> Image.Image:
+    """The first stage that takes tokens away, under the method's name."""
+    reduced = (s for s in stages if s[2].count < s[1][0] * s[1][1] * s[1][2])
+    words, grid, reduction = next(reduced, stages[-1])
+    where = "" if words.startswith("before") else f", {words}"
+    return panel(frame, name + where, grid, reduction)
+
+
+def compare(names: list[str], reports: list[Report]) -> str:
+    """One line a method: measured budget, tokens a layer, cost."""
+    lines = [
+        f"{'method':13}{'mean':>8}{'GMAC':>9}{'KiB cache':>11}{'ms reduce':>11}  tokens a layer"
+    ]
+    dense = reports[0].dense
+    lines.append(f"{'dense':13}{dense.layers[0] / reports[0].inputs:8.2f}{_costs(dense)}")
+    lines += [
+        f"{n:13}{r.budget:8.2f}{_costs(r.reduced)}" for n, r in zip(names, reports, strict=True)
+    ]
+    return "\n".join(lines)
+
+
+def _costs(cost: Cost) -> str:
+    spent = "-" if cost.reduce is None else f"{cost.reduce:.2f}"
+    return f"{cost.macs / 1e9:9.3f}{cost.cache / 1024:11.1f}{spent:>11}  {runs(cost.layers)}"
 
 
 def read_frames(path: Path, frames: int) -> list[Image.Image]:

@@ -1,23 +1,25 @@
 """`compress(model, method, budget)`: a reversible reduction of a model's visual tokens.
 
-Hooks, and nothing else, on the modules of a stock model (reference: transformers >= 5.20, where
-the rotary embedding runs once a forward and `generate` tracks `position_ids`):
+Hooks on the modules of a stock model (transformers >= 5.20, where the rotary embedding runs once a
+forward and `generate` tracks `position_ids`), and its two encoding functions wrapped:
 
-    vision scoring layer   queries and keys are read as they pass            (Tap)
+    get_image_features     what is encoded, and the features that the language model will get
+    vision scoring layers  queries and keys are read as they pass                (vlm.families.taps)
     merge point            merged features are written in their anchors' place, N rows stay
     core                   token ids are remembered where visual inputs come with them
-    language model         the rows that stay are gathered; masks and indices for them
-    rotary embedding       indices are looked up in the table of real positions (PlannedRotary)
-    decoder layers         at the layers of the schedule fewer visual tokens go on
+    language model         the rows that stay are gathered; masks and indices for them   (prefill)
+    rotary embedding       indices are looked up in the table of real positions    (PlannedRotary)
+    decoder layers         at the layers of the schedule fewer visual tokens go on         (stage)
     final norm             hidden states get their old length back, so that labels stay aligned
 
-What later forwards have to know is bound to the cache object and goes when it goes.
+What later forwards have to know is bound to the cache object and goes where it goes (state).
 """
 
 from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
+from numbers import Integral
 from types import TracebackType
 from typing import Any
 
@@ -25,21 +27,24 @@ import torch
 from torch import Tensor, nn
 
 from compress.budget import Allocation, resolve_budget
-from compress.encoded import Encoded, reduce_inputs
+from compress.encode import Encoder
+from compress.encoded import Encoded
+from compress.errors import CompressionError
+from compress.export import export
 from compress.methods import Method, get_method
-from compress.prefill import Pass, State, begin, enter_stage
+from compress.prefill import begin
 from compress.report import Record, Report
 from compress.scores import take
+from compress.stage import Pass, add_deepstack, enter_stage
+from compress.state import State, chunk_mask, length_of, turn_positions
+from compress.zero import Symmetry
 from positions import PlannedRotary, Scheme
-from vlm.families import Family, family_of
+from vlm.families import Family, family_of, unwrapped
 
-_ATTACHED: weakref.WeakKeyDictionary[nn.Module, Compression]
+_ATTACHED: weakref.WeakKeyDictionary[nn.Module, Any] = weakref.WeakKeyDictionary()
 
-_TAPPED = frozenset({"saliency", "keys", "attention"})
-
-
-class CompressionError(ValueError):
-    """A model or an input that this compression cannot serve, and what would be right."""
+# Attention implementations whose masks can hold numbers to be added.
+_ADDITIVE = ("sdpa", "eager")
 
 
 class Compression:
@@ -55,28 +60,32 @@ class Compression:
         generator: torch.Generator | None = None,
     ) -> None:
         self.family: Family = family_of(model)
-        if self.family.core in _ATTACHED:
-            other = _ATTACHED[self.family.core]
+        other: Compression | None = _ATTACHED.get(self.family.core)
+        if other is not None:
             raise CompressionError(
                 f"{type(model).__name__} has a compression already ({other.method!r}, budget "
                 f"{other.budget!r}); call remove() on it, or leave its with block, first"
             )
-        self.method = get_method(method)
-        self.budget = budget
+        self.method: Method = get_method(method)
+        self.budget: int | float = budget
         resolve_budget(budget, self.family.cells or 2**62)
         known = positions in ("home", "compact") if isinstance(positions, str) else None
         if known is False or not (known or hasattr(positions, "homes")):
             raise ValueError(f"positions is {positions!r}: expected 'home', 'compact' or a Scheme")
+        self._check_attention()
         self.positions, self.generator = positions, generator
         self.record = Record(self.family)
-        self.encoded: Encoded | None = None
+        self.encoded: dict[str, Encoded] = {}
         self._allocations: dict[int, Allocation] = {}
-        self._states: weakref.WeakKeyDictionary[Any, State] = weakref.WeakKeyDictionary()
         self._ids: Tensor | None = None
+        self._placed = False
         self._labels: Tensor | None = None
-        self._tower_call: dict[str, Any] = {}
+        self._ahead = 0
         self._pass: Pass | None = None
         self._handles: list[Any] = []
+        self._planned = PlannedRotary(self.family.rotary)
+        self.symmetry = Symmetry(self.family)
+        self.encoders = {kind: Encoder(self, kind) for kind in self.family.kinds}
         self._attach(model)
         _ATTACHED[self.family.core] = self
 
@@ -87,8 +96,9 @@ class Compression:
         for handle in self._handles:
             handle.remove()
         self._handles = []
+        for encoder in self.encoders.values():
+            encoder.remove()
         self._planned.remove()
-        self._states.clear()
         if _ATTACHED.get(self.family.core) is self:
             del _ATTACHED[self.family.core]
 
@@ -103,12 +113,36 @@ class Compression:
     ) -> None:
         self.remove()
 
+    def __reduce__(self) -> Any:
+        raise TypeError(
+            "a model with a compression attached cannot be pickled or copied: call remove() first, "
+            "and compress() the copy (save_pretrained works as ever)"
+        )
+
     def report(self) -> Report:
         """What the last prefill cost, beside what it would have cost dense.
 
         Raises RuntimeError before the first one.
         """
         return self.record.report()
+
+    def export(self) -> list[dict[str, Tensor]]:
+        """What the last prefill kept of each visual input, as plain tensors on the host.
+
+        For serving engines, and for `safetensors`. N tokens dense, M kept before the language
+        model, m from decoder layer l on:
+
+            grid (3,)          t, h, w of the dense tokens
+            keep (N,) bool     tokens that a kept one stands for itself at
+            assign (N,) int64  the kept token that each went to, -1 if dropped
+            anchor (M,) int64  the dense token that each kept one stands for
+            size (M,) int64    tokens merged in each
+            positions (M, K, 3) float64
+            layers.{l}.assign, layers.{l}.anchor, layers.{l}.size   the same from layer l on
+
+        Raises RuntimeError before the first prefill.
+        """
+        return export(self.record)
 
     def overlay(self, image: Any, path: Any = None, index: int = 0) -> Any:
         """Draw what was kept, merged and dropped over `image`; one panel a stage.
@@ -124,29 +158,52 @@ class Compression:
         return picture
 
     def allocation(self, cells: int) -> Allocation:
-        """The counts that the budget gives a visual input of `cells` cells."""
+        """The counts that the budget gives a visual input of `cells` tokens; all of them where it
+        has no more than a budget that is a count."""
         if cells not in self._allocations:
+            budget = self.budget
+            if isinstance(budget, Integral):
+                budget = min(int(budget), cells)
             depth = len(self.family.layers)
-            self._allocations[cells] = self.method.allocate(cells, depth, self.budget)
+            self._allocations[cells] = self.method.allocate(cells, depth, budget)
         return self._allocations[cells]
+
+    def answers(self, shape: tuple[int, ...]) -> Tensor | None:
+        """(B, S) bool on the host: tokens that the model is to say, which rank no visual token."""
+        if self._labels is not None and tuple(self._labels.shape) == tuple(shape):
+            return self._labels.cpu() != -100
+        if self._ahead:
+            spoken = torch.zeros(shape, dtype=torch.bool)
+            spoken[:, -self._ahead :] = True
+            return spoken
+        return None
 
     # ------------------------------------------------------------ hooks
 
+    def _check_attention(self) -> None:
+        config: Any = self.family.language_model.config
+        sliding = getattr(config, "sliding_window", None) is not None
+        every = ["sliding_attention" if sliding else "full_attention"]
+        kinds = getattr(config, "layer_types", None) or every
+        if set(kinds) != {"full_attention"}:
+            raise CompressionError(
+                f"{type(self.family.language_model).__name__} has layers of the kinds "
+                f"{sorted(set(kinds))}: only full attention can lose tokens on the way"
+            )
+        if self.method.bias_by_size and config._attn_implementation not in _ADDITIVE:
+            raise CompressionError(
+                f"{self.method!r} adds log(size) to attention logits, which attention "
+                f"implementation {config._attn_implementation!r} does not take: expected one of "
+                f"{', '.join(_ADDITIVE)}, or the method without its correction by size"
+            )
+
     def _attach(self, model: nn.Module) -> None:
         family, add = self.family, self._handles.append
-        self._planned = PlannedRotary(family.rotary)
-        wanted = self.method.needs | self.method.wants
-        self._fields = frozenset(wanted & _TAPPED)
-        self._tap = family.tap() if self._fields else None
-        if self._tap is not None:
-            self._handles += self._tap.attach()
-        add(model.register_forward_pre_hook(self._see_labels, with_kwargs=True))
+        for outer in {id(m): m for m in (model, unwrapped(model))}.values():
+            add(outer.register_forward_pre_hook(self._see_call, with_kwargs=True))
         add(family.core.register_forward_pre_hook(self._see_ids, with_kwargs=True))
-        add(family.tower.register_forward_pre_hook(self._see_tower, with_kwargs=True))
-        point = family.merge_point
-        if point.side == "input":
-            add(point.module.register_forward_pre_hook(self._merge_input))
-        add(point.module.register_forward_hook(self._merge_output))
+        for encoder in self.encoders.values():
+            self._handles += encoder.attach()
         lm = family.language_model
         add(lm.register_forward_pre_hook(self._enter, with_kwargs=True))
         add(lm.register_forward_hook(self._leave))
@@ -154,11 +211,15 @@ class Compression:
             add(layer.register_forward_pre_hook(self._layer(number), with_kwargs=True))
         add(family.norm.register_forward_pre_hook(self._restore))
 
-    def _see_labels(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+    def _see_call(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         self._labels = kwargs.get("labels")
+        ahead = kwargs.get("logits_to_keep", 0)
+        # More than one logit: the tokens before the last are candidates, or a completion.
+        self._ahead = max(ahead - 1, 0) if isinstance(ahead, int) else 0
 
     def _see_ids(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-        given = any(kwargs.get(name) is not None for name in self.family.media)
+        media = [kwargs.get(name) for name in self.family.media]
+        given = any(x is not None and (not isinstance(x, dict) or any(x.values())) for x in media)
         ids = kwargs.get("input_ids", args[0] if args else None)
         if given and ids is None:
             raise CompressionError(
@@ -166,109 +227,106 @@ class Compression:
                 "tokens are read off the ids, so call the model with input_ids"
             )
         self._ids = ids if given else None
-
-    def _see_tower(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-        self.record.restart()
-        self._tower_call = {"args": args, **kwargs}
-
-    def _merge_input(self, module: nn.Module, args: tuple[Any, ...]) -> Any:
-        merged = self._encode(args[0])
-        return None if merged is None else (merged, *args[1:])
-
-    def _merge_output(self, module: nn.Module, args: Any, output: Tensor) -> Any:
-        merged = None
-        if self.family.merge_point.side == "output":
-            merged = self._encode(output)
-        if self.encoded is not None:
-            out = output if merged is None else merged
-            self.encoded.projected = self.family.split(out, self.encoded.grids)
-        return merged
-
-    def _encode(self, features: Tensor) -> Tensor | None:
-        """Read the scoring layer; merge where the method works on the tower's features."""
-        self.record.clock.start("reduce")
-        grids = self.family.grids(features, self._tower_call)
-        self.encoded = Encoded(grids)
-        if self._tap is not None:
-            with torch.no_grad():
-                rule = self.method.saliency_rule
-                self.encoded.fields = self._tap.read(self._fields, rule, grids)
-        inputs = self.family.split(features, grids)
-        if "tower" in self.method.needs | self.method.wants:
-            self.encoded.fields["tower"] = inputs
-        merged = None
-        if self.method.space == "tower":
-            keeps = [self.allocation(cells).keep for cells in self.encoded.cells]
-            self.encoded.reductions = reduce_inputs(
-                self.method, inputs, grids, keeps, self.encoded.fields, self.generator
-            )
-            if keeps != self.encoded.cells:
-                rows = [
-                    x.index_copy(0, r.anchor[0], r.features[0].to(x.dtype))
-                    for x, r in zip(inputs, self.encoded.reductions, strict=True)
-                ]
-                merged = torch.cat(rows).reshape(features.shape)
-        self.record.clock.stop("reduce")
-        return merged
+        self._placed = kwargs.get("position_ids") is not None
+        if kwargs.get("mm_encoder_outputs") is not None:  # generate encodes before the core runs
+            self.symmetry.fill(self)
 
     def _enter(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
         """Before the language model: a prompt with visual inputs, or what follows one."""
         self._pass = None
         ids, self._ids = self._ids, None
         cache = kwargs.get("past_key_values")
-        state = None if cache is None else self._states.get(cache)
-        visual = None
+        state = State.of(cache)
+        if state is not None:
+            self._check_rows(state, kwargs["inputs_embeds"])
+            state.follow(cache)
+        if state is None and not (cache is not None and length_of(cache)):
+            self.symmetry.fill(self)
+            kwargs["inputs_embeds"] = self.symmetry.tie(kwargs["inputs_embeds"])
         if ids is not None:
-            visual = torch.isin(ids.cpu(), torch.tensor(self.family.placeholders))
-        if visual is not None and bool(visual.any()):
-            if self.encoded is None:
-                raise CompressionError(
-                    "the visual features were made before this compression was attached: call the "
-                    "model or generate with pixel values"
-                )
-            self._pass = begin(self, kwargs, ids, visual, state)
-        elif state is not None:
-            self._pass = state.go_on(kwargs)
-        else:
+            trusted = state is None or self._placed
+            self._pass = begin(self, kwargs, ids, state, trusted)
+        prompt = None if self._pass is None else self._pass.prompt
+        if state is None:
+            layers = frozenset() if prompt is None else prompt.stage_layers
+            self.symmetry.agree(self, layers, kwargs["inputs_embeds"].device)
+        elif self._pass is None:
+            self._pass = self._go_on(state, kwargs)
+        if self._pass is None:
             self._planned.table = None
-            return None
-        self._planned.table = self._pass.state.table
+            return args, kwargs
+        self._planned.table = self._pass.table
         return args, kwargs | self._pass.arguments
+
+    def _check_rows(self, state: State, embeds: Tensor) -> None:
+        if len(embeds) != len(state.tail):
+            raise CompressionError(
+                f"{len(embeds)} rows come with a cache that was filled with {len(state.tail)} rows "
+                "under a compression: expected the same rows, in the same order"
+            )
+
+    def _go_on(self, state: State, kwargs: dict[str, Any]) -> Pass:
+        """A forward on the cache with text alone: decoding, or a second turn."""
+        embeds: Tensor = kwargs["inputs_embeds"]
+        rows, q = embeds.shape[:2]
+        new = chunk_mask(kwargs.get("attention_mask"), rows, q, state.dense, embeds.device)
+        given = kwargs.get("position_ids") if self._placed else None
+        given = turn_positions(state, given, embeds, new, self.family.deltas)
+        index = torch.arange(state.length, state.length + q, device=embeds.device)
+        table = state.extend(new, given if self.positions == "home" else None)
+        arguments = {
+            "attention_mask": state.seen(0).long(),
+            "position_ids": index.expand(rows, -1),
+        }
+        return Pass(state, arguments, table)
 
     def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
         done, self._pass = self._pass, None
-        self._labels = None
+        self._labels, self._ahead = None, 0
+        self.symmetry.over()
         if done is None:
             return
-        cache = output["past_key_values"] if "past_key_values" in output else None
+        cache = output.get("past_key_values")
         if cache is not None:
-            self._states[cache] = done.state
-        if done.prefill:
-            self.record.end(done, cache, repr(self.method))
+            done.state.bind(cache)
+        if done.prompt is not None:
+            self.record.end(done.prompt, cache, repr(self.method))
 
     def _layer(self, number: int) -> Callable[..., Any]:
         def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             going = self._pass
             if going is None:
+                self.symmetry.score(self, number, args[0], kwargs)
                 return None
             kwargs.update(going.given)
-            if number in going.stage_layers:
-                args = (enter_stage(self, going, number, args[0], kwargs), *args[1:])
-            if number and number in going.state.valid:
-                going.given = going.for_stage(number, self.family, kwargs, args[0])
+            hidden: Tensor = args[0]
+            if going.prompt is not None:
+                hidden = add_deepstack(going.prompt, number, hidden)
+                if number in going.prompt.stage_layers:
+                    self.record.clock.start("reduce")
+                    hidden = enter_stage(self, going, number, hidden, kwargs)
+                    self.record.clock.stop("reduce")
+                elif number:
+                    self.symmetry.score(self, number, hidden, kwargs)
+                if number + 1 in going.prompt.stage_layers:
+                    going.prompt.entered = (hidden, kwargs["position_embeddings"])
+            if going.needs_mask(number):
+                going.mask_from(number, self.family, kwargs, hidden)
                 kwargs.update(going.given)
-            return args, kwargs
+            return (hidden, *args[1:]), kwargs
 
         return before
 
     def _restore(self, module: nn.Module, args: tuple[Any, ...]) -> Any:
         going = self._pass
-        if going is None or going.back is None:
+        if going is None:
             return None
-        return (take(args[0], going.back), *args[1:])
-
-
-_ATTACHED = weakref.WeakKeyDictionary()
+        hidden = args[0]
+        if going.prompt is not None:
+            hidden = add_deepstack(going.prompt, len(self.family.layers), hidden)
+        if going.back is not None:
+            hidden = take(hidden, going.back)
+        return (hidden, *args[1:])
 
 
 def compress(
@@ -288,11 +346,12 @@ def compress(
     Without a `with` block it stays until `remove()`.
 
     Args:
-        model: a transformers model of a known family (`vlm.families`).
+        model: a transformers model of a known family (`vlm.families`), or a wrapper of one (PEFT,
+            DDP, a DeepSpeed engine). Wrap first, compress then.
         method: a name (`list_methods()`) or an instance, such as `Duet(query="all")`.
         budget: mean number of visual tokens per visual input over the decoder layers; an int is a
             count, a float in (0, 1] a fraction of the dense count. The nearest reachable one is
-            taken, and reported.
+            taken, and reported. An input with fewer tokens than a count keeps all it has.
         positions: "home" leaves every token that is kept at the position that the model itself
             would have given it, and text where it would have stood; "compact" numbers the tokens
             that are left anew; a `positions.Scheme` plans its own.
@@ -300,7 +359,7 @@ def compress(
 
     Raises:
         ValueError: an unknown method, option or family; a budget out of range; a model that has a
-            compression already.
+            compression already, or whose attention cannot be reduced.
         TypeError: an argument of a wrong kind.
     """
     return Compression(model, method, budget, positions=positions, generator=generator)

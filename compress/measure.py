@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import statistics
 from collections import defaultdict
-from contextlib import contextmanager
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -45,7 +45,7 @@ def measure(
         "dense": defaultdict(list),
         "reduced": defaultdict(list),
     }
-    report, dense_cache = None, 0
+    dense_cache = 0
     for turn in range(repeats + 1):
         with _stopwatch(family, Clock()) as (clock, caches):
             memory = _run(model, inputs, new_tokens)
@@ -58,7 +58,6 @@ def measure(
                 totals = dict(clock.totals)
             _note(seen["reduced"], totals, memory, turn)
             report = attached.report()
-    assert report is not None
     figures = {side: _medians(values, new_tokens) for side, values in seen.items()}
     return replace(
         report,
@@ -100,19 +99,19 @@ def _stopwatch(family: Family, clock: Clock) -> Iterator[tuple[Clock, list[int]]
     """Time the tower and the language model by hooks; the reduction's own time is left out."""
     clock.exact = True
     caches: list[int] = []
-    inside = {"at": 0.0, "name": ""}
+    name, before = "", 0.0
 
     def spent() -> float:
         return clock.totals.get("reduce", 0.0) + clock.totals.get("plan", 0.0)
 
     def begin(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-        inside["name"] = "decode" if caches else "prefill"
-        inside["at"] = spent()
-        clock.start(inside["name"])
+        nonlocal name, before
+        name, before = "decode" if caches else "prefill", spent()
+        clock.start(name)
 
     def finish(module: nn.Module, args: Any, output: Any) -> None:
-        clock.stop(inside["name"])
-        clock.totals[inside["name"]] -= spent() - inside["at"]
+        clock.stop(name)
+        clock.totals[name] -= spent() - before
         caches.append(cache_bytes(output["past_key_values"]))
 
     tower, lm = family.tower, family.language_model

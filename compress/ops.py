@@ -6,12 +6,15 @@ distance, means) are float32 or better whatever the features' type. Ties go to t
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
 from compress.tokens import Reduction
 
-PAIRS = 2**24  # similarities held at once where a full N x N table is not needed: 64 MiB
+PAIRS = 2**24  # similarities held at once where no full N x N table is needed: 64 MiB of float32
+TABLES = 2**27  # entries of full N x N tables held at once, over the inputs of a batch: 512 MiB
 
 
 def wide(x: Tensor) -> Tensor:
@@ -25,6 +28,7 @@ def rows(x: Tensor, index: Tensor) -> Tensor:
     return x.gather(1, index.reshape(*index.shape, *extra).expand(*index.shape, *x.shape[2:]))
 
 
+@torch.no_grad()
 def rank(scores: Tensor) -> Tensor:
     """(B, N) -> (B, N) indices by score descending, then index ascending."""
     return scores.sort(dim=1, descending=True, stable=True).indices
@@ -46,7 +50,7 @@ def others(index: Tensor, total: int) -> Tensor:
 def spread(total: int, count: int, device: torch.device) -> Tensor:
     """(count,) indices at the middles of `count` equal parts of 0..total-1."""
     step = torch.arange(count, device=device)
-    return ((2 * step + 1) * total) // (2 * count)
+    return ((2 * step + 1) * total) // max(1, 2 * count)
 
 
 def unit(x: Tensor) -> Tensor:
@@ -135,6 +139,7 @@ def merge(
     return Reduction(merged, assign, anchor, total)
 
 
+@torch.no_grad()
 def to_nearest(similarity_of: Tensor, centres: Tensor, members: Tensor | None = None) -> Tensor:
     """Row of the most cosine-similar centre for each token -> assign (B, N), -1 for the rest.
 
@@ -153,6 +158,7 @@ def to_nearest(similarity_of: Tensor, centres: Tensor, members: Tensor | None = 
     return assign.scatter(1, centres, own)
 
 
+@torch.no_grad()
 def text_raters(text: Tensor, visual: Tensor, mask: Tensor | None = None) -> Tensor:
     """Text tokens that the image speaks to (SparseVLM, section 3.2) -> (B, Q) bool.
 
@@ -166,3 +172,173 @@ def text_raters(text: Tensor, visual: Tensor, mask: Tensor | None = None) -> Ten
     mean = share.sum(1, keepdim=True) / mask.sum(1, keepdim=True).clamp(min=1)
     raters = (share > mean) & mask
     return torch.where(raters.any(1, keepdim=True), raters, mask)
+
+
+@torch.no_grad()
+def by_quota(scores: Tensor, quota: Tensor, count: int, every: bool = True) -> Tensor:
+    """(B, count) cells: of each frame its highest scores, as many as its quota says.
+
+    scores: (B, T, n); quota: (B, T) float, summing to about `count`. Whole parts go first, then
+    the largest remainders; what does not fit in a frame goes where the quota is exceeded least. A
+    score of -inf is taken only when nothing else is left. every: each frame has its best cell
+    first, if `count` allows. Exact, without a host sync.
+    """
+    order = scores.sort(dim=2, descending=True, stable=True).indices
+    place = torch.arange(scores.shape[2], device=scores.device).expand_as(order)
+    place = torch.empty_like(order).scatter_(2, order, place)  # rank within the frame
+    wanted = quota[..., None] - place
+    if every and count >= scores.shape[1]:
+        wanted = wanted.masked_fill(place == 0, torch.inf)
+    wanted = wanted.masked_fill(scores == -torch.inf, -torch.inf)
+    return top(wanted.flatten(1), count)
+
+
+def batches(count: int, cells: int) -> Iterator[slice]:
+    """Slices of a batch of `count` inputs whose N x N tables fit in memory together."""
+    step = max(1, TABLES // (cells * cells))
+    for start in range(0, count, step):
+        yield slice(start, min(start + step, count))
+
+
+@torch.no_grad()
+def farthest(vectors: Tensor, count: int) -> Tensor:
+    """Max-min diversity (DivPrune, section 3): (B, N, D) -> (B, count) indices in pick order.
+
+    Distance is 1 - cosine. The first pick is the token farthest from its nearest other, then each
+    the farthest from its nearest pick.
+    """
+    picks = []
+    for part in batches(*vectors.shape[:2]):
+        near = cosine(vectors[part], vectors[part])
+        alone = near.diagonal_scatter(torch.full_like(near[:, 0], -2.0), dim1=1, dim2=2)
+        pick = alone.amax(2).argmin(1, keepdim=True)
+        del alone
+        chosen, cover = [pick], torch.full_like(near[:, 0], -2.0)
+        for _ in range(count - 1):
+            cover = torch.maximum(cover, rows(near, pick)[:, 0]).scatter_(1, pick, torch.inf)
+            pick = cover.argmin(1, keepdim=True)
+            chosen.append(pick)
+        picks.append(torch.cat(chosen, 1))
+    return torch.cat(picks)
+
+
+@torch.no_grad()
+def volume(kernel: Tensor, count: int) -> Tensor:
+    """Greedy MAP of a determinantal point process -> (B, count) indices in pick order.
+
+    kernel: (B, N, N) positive semi-definite. Each pick has the largest part of its diagonal not
+    yet spanned (Chen et al. 2018, algorithm 1; CDPruner). Once what is left of a token is below
+    1e-5 of it (rank used up, or a duplicate), it ranks after all others, by its diagonal.
+    """
+    left = kernel.diagonal(dim1=1, dim2=2).clone()
+    limit = 1e-5 * left
+    late = left - left.amax(1, keepdim=True) - 1.0
+    done = torch.zeros_like(left, dtype=torch.bool)
+    basis = kernel.new_zeros(len(kernel), count, kernel.shape[1])
+    chosen = []
+    for step in range(count):
+        score = torch.where(left > limit, left, late).masked_fill_(done, -torch.inf)
+        pick = score.argmax(1, keepdim=True)
+        chosen.append(pick)
+        done.scatter_(1, pick, True)
+        seen = basis[:, :step]
+        spanned = seen.gather(2, pick[:, None].expand(-1, step, 1)).transpose(1, 2)
+        row = rows(kernel, pick)[:, 0] - (spanned @ seen)[:, 0]
+        rest = left.gather(1, pick)
+        fresh = rest > limit.gather(1, pick)
+        row = torch.where(fresh, row / rest.clamp(min=1e-30).sqrt(), 0.0)
+        basis[:, step] = row
+        left -= row.square()
+    return torch.cat(chosen, 1)
+
+
+@torch.no_grad()
+def cover(table: Tensor, count: int, lazy: bool | None = None, block: int = 32) -> Tensor:
+    """Greedy facility location: table (B, N, R) >= 0, what token j gives need r -> (B, count).
+
+    Each pick adds most to sum_r max over picks of table[j, r] (MMTok, section 3). In pick order.
+    Gains never grow, so if `lazy` only tokens whose last known gain is among the `block` highest
+    are computed again, until the best is a fresh one: the same picks, far less work, but the host
+    looks at every pick. By default that is done on a CPU, and on a GPU all are computed.
+    """
+    lazy = not table.is_cuda if lazy is None else lazy
+    met = table.new_zeros(table.shape[0], 1, table.shape[2])
+    gain = table.sum(2)
+    stale = torch.zeros_like(gain, dtype=torch.bool)
+    chosen = []
+    for _ in range(count):
+        if not lazy:
+            gain = torch.where(gain < 0, gain, (table - met).clamp_(min=0).sum(2))
+        pick = gain.argmax(1, keepdim=True)
+        while lazy and bool(stale.gather(1, pick).any()):
+            old = gain.masked_fill(~stale, -torch.inf).topk(min(block, gain.shape[1]), 1)
+            fresh = (rows(table, old.indices) - met).clamp_(min=0).sum(2)
+            fresh = torch.where(old.values < 0, gain.gather(1, old.indices), fresh)
+            gain.scatter_(1, old.indices, fresh)
+            stale.scatter_(1, old.indices, False)
+            pick = gain.argmax(1, keepdim=True)
+        chosen.append(pick)
+        gain.scatter_(1, pick, -torch.inf)
+        met = torch.maximum(met, rows(table, pick))
+        stale = gain >= 0
+    return torch.cat(chosen, 1)
+
+
+def squared_distances(x: Tensor, y: Tensor) -> Tensor:
+    """(B, N, D), (B, M, D) -> (B, N, M) squared Euclidean distance / D, float32 or better."""
+    x, y = wide(x), wide(y)
+    base = x.square().sum(2)[..., None] + y.square().sum(2)[:, None]
+    return torch.baddbmm(base, x, y.transpose(1, 2), alpha=-2).clamp(min=0) / x.shape[2]
+
+
+@torch.no_grad()
+def density_peaks(x: Tensor, neighbours: int) -> Tensor:
+    """DPC-KNN score of each token (Du et al. 2016; Chat-UniVi): (B, N, D) -> (B, N).
+
+    Density is exp(-mean squared distance to the `neighbours` nearest, itself included); delta the
+    distance to the nearest denser token (of equal density the lower index is denser), for the
+    densest the largest distance of all; distances are divided by sqrt(D). The score is
+    log(density * delta). Memory linear in N.
+    """
+    b, n, _ = x.shape
+    step = max(1, PAIRS // (b * n))
+    place = torch.arange(n, device=x.device)
+    sparse, widest = [], wide(x).new_zeros(b)
+    for part in place.split(step):
+        apart = squared_distances(x[:, part], x)
+        apart[:, torch.arange(len(part), device=x.device), part] = 0.0
+        widest = torch.maximum(widest, apart.amax((1, 2)))
+        near = apart.topk(min(neighbours, n), dim=2, largest=False).values
+        sparse.append(near.mean(2))
+    thin = torch.cat(sparse, 1)  # -log density
+    deltas = []
+    for part in place.split(step):
+        if step < n:
+            apart = squared_distances(x[:, part], x)
+        here, there = thin[:, part, None], thin[:, None]
+        denser = (there < here) | ((there == here) & (place < part[:, None]))
+        delta = apart.masked_fill(~denser, torch.inf).amin(2)
+        deltas.append(torch.where(denser.any(2), delta, widest[:, None]))
+    return torch.cat(deltas, 1).log() / 2 - thin
+
+
+@torch.no_grad()
+def to_closest(x: Tensor, centres: Tensor) -> Tensor:
+    """assign (B, N): row of the centre (B, M) at the smallest distance; centres to their own."""
+    b, m = centres.shape
+    targets = rows(x, centres)
+    step = max(1, PAIRS // (b * m))
+    parts = [squared_distances(part, targets).argmin(2) for part in x.split(step, dim=1)]
+    own = torch.arange(m, device=x.device).expand(b, m)
+    return torch.cat(parts, 1).scatter(1, centres, own)
+
+
+def dpc_knn(x: Tensor, count: int, neighbours: int) -> tuple[Tensor, Tensor]:
+    """DPC-KNN clusters of x (B, N, D): centres (B, count), best score first, and assign (B, N).
+
+    `neighbours` above `count` becomes min(3, max(count // 2, 1)), as in Chat-UniVi.
+    """
+    if neighbours > count:
+        neighbours = min(3, max(count // 2, 1))
+    centres = top(density_peaks(x, neighbours), count)
+    return centres, to_closest(x, centres)

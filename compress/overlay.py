@@ -40,19 +40,35 @@ def overlay(
     for t, frame in enumerate(frames):
         shown = _fit(frame)
         panels = [_captioned(shown, title if len(frames) == 1 else f"{title} {t + 1}", "")]
-        for name, grid, reduction in stages:
-            assign, anchor = reduction.assign[0].cpu().numpy(), reduction.anchor[0].cpu().numpy()
-            size = grid[1] * grid[2]
-            cut = slice(t * size, (t + 1) * size)
-            here = assign[cut].reshape(grid[1], grid[2])
-            marks = np.zeros(len(assign), dtype=bool)
-            marks[anchor] = True
-            groups = np.bincount(assign[assign >= 0], minlength=len(anchor))
-            text = _count(groups, len(assign)) if len(frames) == 1 else ""
-            drawn = _cells(shown, here, groups, marks[cut].reshape(here.shape))
-            panels.append(_captioned(drawn, name, text))
+        panels += [panel(frame, *stage, step=t) for stage in stages]
         rows.append(sheet(panels, columns=len(panels)))
-    return sheet(rows, columns=1)
+    return stack(rows)
+
+
+def panel(
+    picture: Image.Image, name: str, grid: Grid, reduction: Reduction, step: int = 0
+) -> Image.Image:
+    """One stage over the picture of time step `step` of the grid, with its name and counts."""
+    assign, anchor = reduction.assign[0].cpu().numpy(), reduction.anchor[0].cpu().numpy()
+    size = grid[1] * grid[2]
+    cut = slice(step * size, (step + 1) * size)
+    here = assign[cut].reshape(grid[1], grid[2])
+    marks = np.zeros(len(assign), dtype=bool)
+    marks[anchor] = True
+    groups = np.bincount(assign[assign >= 0], minlength=len(anchor))
+    text = _count(groups, len(assign)) if grid[0] == 1 else ""
+    drawn = _cells(_fit(picture), here, groups, marks[cut].reshape(here.shape))
+    return _captioned(drawn, name, text)
+
+
+def stack(pictures: Sequence[Image.Image]) -> Image.Image:
+    """Pictures under one another, each in its own height."""
+    size = max(p.width for p in pictures), sum(p.height for p in pictures)
+    out, top = Image.new("RGB", size, _PAPER), 0
+    for picture in pictures:
+        out.paste(picture, (0, top))
+        top += picture.height
+    return out
 
 
 def sheet(pictures: Sequence[Image.Image], columns: int) -> Image.Image:

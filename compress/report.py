@@ -12,7 +12,7 @@ import torch
 from compress.tokens import Grid, Reduction
 
 if TYPE_CHECKING:
-    from compress.prefill import Pass
+    from compress.stage import Prompt
     from vlm.families import Family
 
 
@@ -102,13 +102,13 @@ class Report:
             f"{len(self.reduced.layers)} layers, of {self.dense.layers[0] / self.inputs:.0f} "
             f"({self.inputs} inputs, {self.reduced.text} text tokens)"
         )
-        lines = [head, f"  tokens a layer, dense    {_runs(self.dense.layers)}"]
-        lines.append(f"  tokens a layer, reduced  {_runs(self.reduced.layers)}")
+        lines = [head, f"  tokens a layer, dense    {runs(self.dense.layers)}"]
+        lines.append(f"  tokens a layer, reduced  {runs(self.reduced.layers)}")
         lines += [f"  {unit:<28}{a:>14}{b:>14}" for unit, a, b in rows]
         return "\n".join(lines)
 
 
-def _runs(counts: Sequence[int]) -> str:
+def runs(counts: Sequence[int]) -> str:
     """(144, 144, 8) -> '144 x 2, 8 x 1'."""
     runs: list[list[int]] = []
     for count in counts:
@@ -149,6 +149,7 @@ class Record:
     grids: list[Grid] = field(default_factory=list)
     _first: list[Reduction] = field(default_factory=list)
     _later: list[tuple[int, list[Reduction]]] = field(default_factory=list)
+    _positions: list[torch.Tensor] = field(default_factory=list)
     _report: Report | None = None
     _over: bool = True
 
@@ -158,10 +159,11 @@ class Record:
             self.clock.totals.update(reduce=0.0, plan=0.0)
             self._over = False
 
-    def end(self, done: Pass, cache: Any, name: str) -> None:
+    def end(self, done: Prompt, cache: Any, name: str) -> None:
         """The language model has run a prompt with visual inputs."""
         self._over = True
         self.grids, self._first, self._later = done.grids, done.first, done.stages
+        self._positions = done.positions
         config: Any = self.family.language_model.config
         depth, each = config.num_hidden_layers, len(done.grids)
         counts = [sum(r.count for r in done.first)] * depth
@@ -194,6 +196,15 @@ class Record:
                 "nothing to report: no prompt with visual inputs has run under this compression yet"
             )
         return self._report
+
+    def positions(self) -> list[torch.Tensor]:
+        """(M, K, 3) float64 of each visual input's tokens that entered the language model."""
+        self.report()
+        return self._positions
+
+    def layers(self) -> list[int]:
+        """The decoder layers at which there were fewer tokens."""
+        return [layer for layer, _ in self._later]
 
     def stages(self, index: int) -> list[tuple[str, Grid, Reduction]]:
         """Name, grid and reduction of each stage for visual input `index` of the last prefill."""

@@ -14,30 +14,16 @@ class Rows:
     """The layout of a batch of B sequences padded to S tokens.
 
     mask: (B, S) bool, False at padding. slots: for each row and each of its visual inputs, the
-    places (n,) int64 of its tokens in the row, in the order in which the input has them. left:
-    whether padding goes to the left.
+    places (n,) int64 of its tokens in the row, in the order in which the input has them.
     """
 
     mask: Tensor
     slots: list[list[Tensor]]
-    left: bool
-
-    @classmethod
-    def of(cls, visual: Tensor, mask: Tensor, counts: Sequence[Sequence[int]]) -> Rows:
-        """Cut each row's visual tokens into its visual inputs.
-
-        visual: (B, S) bool, the placeholders; mask: (B, S) bool; counts: cells of each input.
-        """
-        slots = [
-            list(places.nonzero().flatten().split(list(row)))
-            for places, row in zip(visual, counts, strict=True)
-        ]
-        return cls(mask, slots, bool((~mask[:, 0]).any()))
 
     @property
-    def lengths(self) -> Tensor:
-        """(B,) int64: tokens of each row, padding left out."""
-        return self.mask.sum(1)
+    def left(self) -> bool:
+        """Whether padding goes to the left."""
+        return bool((~self.mask[:, 0]).any())
 
     def visual(self) -> Tensor:
         """(B, S) bool: True at visual tokens."""
@@ -57,12 +43,13 @@ class Rows:
         one: hidden states gathered by `back` have the old length again, and text that follows a
         dropped token is predicted from the last token that is left (references: forward-fill).
         """
-        text = self.mask & ~self.visual()
-        sources, places = [], []
+        text = self.text()
+        sources, places, orders = [], [], []
         for row, inputs in enumerate(self.slots):
             stay = [slots[k] for slots, k in zip(inputs, kept[row], strict=True)]
             standing = torch.cat([text[row].nonzero().flatten(), *(s.sort().values for s in stay)])
-            order = standing.argsort(stable=True)
+            order = standing.argsort(stable=True)  # cells may stand for several rows
+            orders.append(order)
             taken = torch.cat([text[row].nonzero().flatten(), *stay])
             sources.append(taken[order])
             places.append(standing[order])
@@ -73,54 +60,61 @@ class Rows:
         back = torch.zeros(self.mask.shape, dtype=torch.int64)
         slots_after: list[list[Tensor]] = []
         everywhere = torch.arange(self.mask.shape[1])
+        left = self.left
         for row, (source, place) in enumerate(zip(sources, places, strict=True)):
-            first = width - len(source) if self.left else 0
+            first = width - len(source) if left else 0
             mask[row, first : first + len(source)] = True
             index[row, first : first + len(source)] = source
             back[row] = first + (torch.searchsorted(place, everywhere, right=True) - 1).clamp(min=0)
-            slots_after.append(
-                [
-                    first + torch.searchsorted(place, slots[k].sort().values)
-                    for slots, k in zip(self.slots[row], kept[row], strict=True)
-                ]
-            )
-        return Rows(mask, slots_after, self.left), index, back
+            blocks = [len(source) - sum(len(k) for k in kept[row]), *(len(k) for k in kept[row])]
+            new = first + orders[row].argsort()
+            slots_after.append(list(new.split(blocks))[1:])
+        return Rows(mask, slots_after), index, back
 
-    def queries(self, rule: str, labels: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Which text tokens rank the visual ones: places (B, Q) int64, and mask (B, Q) bool.
+    def text(self) -> Tensor:
+        """(B, S) bool: True at text, False at visual tokens and padding."""
+        return self.mask & ~self.visual()
 
-        rule: "last" the last text token, or with labels each token that an answer follows
-            directly (PyramidDrop's rule for training); "all" every text token after the first
-            visual one, or with labels those of them that are no answer.
-        labels: (B, S), -100 where nothing is predicted; None in generation. Text that is not
-            there ("<image>" at the very end) leaves the last token of the row.
+    def after_visual(self, answers: Tensor | None) -> list[Tensor]:
+        """For each row, the places of the text tokens after its first visual input.
+
+        answers: (B, S) bool, tokens that the model is to say; they are left out.
+        """
+        found = []
+        for row, text in enumerate(self.text()):
+            places = text.nonzero().flatten()
+            ends = [int(slots.max()) for slots in self.slots[row] if len(slots)]
+            places = places[places > min(ends)] if ends else places
+            found.append(places if answers is None else places[~answers[row, places]])
+        return found
+
+    def queries(self, rule: str, answers: Tensor | None) -> list[Tensor]:
+        """Which tokens of each row rank the visual ones, as places (Q,).
+
+        rule: "last" the last text token, or where there are answers each token that one follows
+            directly (PyramidDrop's rule for training); "all" the text tokens after the first
+            visual input. Text that is not there ("<image>" at the very end) leaves the last token.
         """
         chosen = []
-        for row, text in enumerate(self.mask & ~self.visual()):
+        for row, after in enumerate(self.after_visual(answers)):
             last = self.mask[row].nonzero().flatten()[-1:]
-            after = text.nonzero().flatten()
-            if self.slots[row]:
-                after = (
-                    after[
-                        after > min(int(places.min()) for places in self.slots[row] if len(places))
-                    ]
-                    if any(len(p) for p in self.slots[row])
-                    else after
-                )
-            asked = None if labels is None else labels[row]
-            if rule == "last":
-                found = last
-                if asked is not None and bool((asked != -100).any()):
-                    begins = (asked[1:] != -100) & (asked[:-1] == -100)
-                    found = begins.nonzero().flatten()
-                elif len(after):
-                    found = after[-1:]
+            if rule == "all":
+                found = after
+            elif answers is not None and bool(answers[row].any()):
+                real = self.mask[row].nonzero().flatten()
+                spoken = answers[row, real]
+                found = real[:-1][spoken[1:] & ~spoken[:-1]]
             else:
-                found = after if asked is None else after[asked[after] == -100]
+                found = after[-1:]
             chosen.append(found if len(found) else last)
-        width = max(len(places) for places in chosen)
-        where = torch.zeros(len(chosen), width, dtype=torch.int64)
-        real = torch.zeros(len(chosen), width, dtype=torch.bool)
-        for row, places in enumerate(chosen):
-            where[row, : len(places)], real[row, : len(places)] = places, True
-        return where, real
+        return chosen
+
+
+def padded(places: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Places of each row as (B, Q) int64, and (B, Q) bool: True where there is one."""
+    width = max(len(one) for one in places)
+    where = torch.zeros(len(places), width, dtype=torch.int64)
+    real = torch.zeros(len(places), width, dtype=torch.bool)
+    for row, one in enumerate(places):
+        where[row, : len(one)], real[row, : len(one)] = one, True
+    return where, real

@@ -107,10 +107,17 @@ class VisualTokens(_Fields):
             for f in fields(self)
             if isinstance(value := getattr(self, f.name), Tensor) and value.is_floating_point()
         }
-        good = torch.stack([value.isfinite().all() for value in given.values()]).tolist()
+        # a sum is the cheapest look at all values; one that overflows is looked at again
+        sums = [x.sum(dtype=torch.promote_types(x.dtype, torch.float32)) for x in given.values()]
+        good = torch.stack([total.double() for total in sums]).isfinite().tolist()
         for name, fine in zip(given, good, strict=True):
-            if not fine:
+            if not fine and not bool(given[name].isfinite().all()):
                 raise ValueError(f"{name} holds NaN or infinity; a method cannot rank such values")
+
+    def take(self, part: slice) -> VisualTokens:
+        """Some inputs of the batch."""
+        given = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "grid"}
+        return replace(self, **{k: v[part] for k, v in given.items() if v is not None})
 
     def fold(self, starts: list[int], grid: Grid) -> VisualTokens:
         """Runs of prod(grid) cells from each of k starts as inputs of their own: (B * k, ...)."""

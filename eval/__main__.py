@@ -1,77 +1,204 @@
-"""`python -m eval <benchmark> ...`: from a benchmark's file to a table."""
+"""Ask a model a benchmark's questions, dense and reduced, and write tables, curves and a report.
+
+    python -m eval mmbench --data mmbench_dev_en.tsv --model ./out --method duet --budget 64
+    python -m eval videomme --data test.parquet --media ./videos --model ./out --frames 64 \\
+        --methods duet,random --budgets 0.5,0.1
+    python -m eval make-embedded --split test --scenes 200 --output ./embedded
+
+Every configuration of a sweep answers the same questions, dense among them. A run that was cut off
+goes on where it was when it is started again. Spread over processes with torchrun, accelerate or
+the DeepSpeed launcher.
+"""
 
 from __future__ import annotations
 
 import argparse
+import importlib
+import json
+import os
 import sys
-from fractions import Fraction
+import typing
+from collections.abc import Sequence
+from dataclasses import MISSING, fields
 from pathlib import Path
+from typing import Any
 
-from eval.answerers import DENSE, Arm, ModelAnswerer
-from eval.benchmarks.embedded import Embedded, write
-from eval.records import read_records
-from eval.report import table
-from eval.runner import Shard, complete, open_run, run
-from eval.summary import summarise
+import torch
+
+import vlm
+from compress.parse import parse_budget, parse_method, split_list
+from eval.answerers import ModelAnswerer
+from eval.arms import DENSE, Arm
+from eval.benchmarks import BENCHMARKS
+from eval.benchmarks.embedded import write
+from eval.records import replace
+from eval.report import write_report
+from eval.runner import Shard, arms_in, complete, open_run, run
+from eval.samples import Benchmark, DataError, Problem, first
 from vlm.scenes import SPLITS
 
-
-def budget(text: str) -> int | float:
-    """An int is a count; "0.25", "1/9" and "11%" are fractions of the dense count."""
-    if text.isdecimal():
-        return int(text)
-    if text.endswith("%"):
-        return float(text[:-1]) / 100
-    return float(Fraction(text))
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+SHOWN = 10  # problems that are printed
 
 
-def _list(text: str) -> list[str]:
-    return [part for part in text.split(",") if part]
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status, 2 for what the user has to put right."""
+    args = _parser().parse_args(argv)
+    try:
+        if args.benchmark == "make-embedded":
+            for path in write(args.output, args.split, args.scenes):
+                print(path)
+            return 0
+        return _evaluate(args)
+    except (DataError, ValueError, TypeError, FileNotFoundError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def _evaluate(args: argparse.Namespace) -> int:
+    # Everything that can be wrong is looked at before the model loads.
+    arms = _arms(args)
+    benchmark = _benchmark(args)
+    loaded = benchmark.load()
+    _tell(loaded.problems, args.skip_bad)
+    samples = first(loaded.samples, args.limit)
+    if not samples:
+        raise DataError(f"{benchmark.name}: no question to ask")
+    device = torch.device(args.device or _device())
+    model, processor = vlm.load(args.model, dtype=DTYPES[args.dtype], device=device)
+    answerer = ModelAnswerer(model, processor, args.model, share_vision=len(arms) > 1)
+    sizes = {"batch_size": args.batch_size, "seed": args.seed}
+    folder = open_run(args.output, benchmark, samples, answerer, **sizes)
+    shard = Shard.from_launcher()
+    if loaded.problems:
+        text = json.dumps([vars(p) for p in loaded.problems], indent=1, ensure_ascii=False)
+        replace(folder / "problems.json", text + "\n")
+    run(folder, samples, answerer, arms, shard=shard, **sizes)
+    if not all(complete(folder, samples, arm) for arm in arms):
+        print(f"shard {shard.rank} of {shard.world} is done; the last one writes the report")
+        return 0
+    text, paths = write_report(
+        folder,
+        benchmark,
+        samples,
+        arms_in(folder, samples),
+        problems=loaded.problems,
+        seed=args.seed,
+    )
+    print(text, *paths, sep="\n")
+    return 0
+
+
+def _arms(args: argparse.Namespace) -> list[Arm]:
+    methods = [parse_method(m) for text in args.methods for m in split_list(text)]
+    budgets = [parse_budget(b) for text in args.budgets for b in split_list(text)]
+    if bool(methods) != bool(budgets):
+        raise ValueError("--method and --budget go together: give both, or neither for dense alone")
+    reduced = [Arm(m, b, args.positions) for m in methods for b in budgets]
+    return list(dict.fromkeys(([] if args.no_dense and reduced else [DENSE]) + reduced))
+
+
+def _tell(problems: Sequence[Problem], skip: bool) -> None:
+    if not problems:
+        return
+    print(f"{len(problems)} rows cannot be asked as they are:", file=sys.stderr)
+    for problem in problems[:SHOWN]:
+        print(f"  {problem.row}: {problem.what}", file=sys.stderr)
+    if len(problems) > SHOWN:
+        print(f"  ... and {len(problems) - SHOWN} more", file=sys.stderr)
+    if not skip:
+        raise DataError("put them right, or leave them out, counted, with --skip-bad")
+
+
+def _device() -> str:
+    if torch.cuda.is_available():
+        return f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+    return "cpu"
+
+
+# ------------------------------------------------------------------ options
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m eval", description=__doc__)
-    commands = parser.add_subparsers(dest="benchmark", required=True)
-    embedded = commands.add_parser("embedded", help="scenes that are drawn, open answers")
-    embedded.add_argument("--split", choices=SPLITS, default="test")
-    embedded.add_argument("--scenes", type=int, default=200)
-    embedded.add_argument("--data", type=Path, help="open.jsonl that make-embedded wrote")
-    embedded.add_argument("--model", default="mini")
-    embedded.add_argument("--methods", "--method", type=_list, default=[])
-    embedded.add_argument("--budgets", "--budget", type=_list, default=[])
-    embedded.add_argument("--batch-size", type=int, default=20)
-    embedded.add_argument("--seed", type=int, default=0)
-    embedded.add_argument("--output", type=Path, default=Path("out/eval"))
+    parser = argparse.ArgumentParser(
+        prog="python -m eval",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    # What the DeepSpeed launcher puts first; the environment says it too.
+    parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
+    commands = parser.add_subparsers(dest="benchmark", required=True, metavar="benchmark")
+    for name, kind in BENCHMARKS.items():
+        command = commands.add_parser(
+            name,
+            help=kind.help,
+            description=sys.modules[kind.__module__].__doc__,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        _add_fields(command.add_argument_group("the benchmark", kind.__doc__), kind)
+        _add_common(command)
     make = commands.add_parser("make-embedded", help="write the embedded benchmark as files")
     make.add_argument("--split", choices=SPLITS, default="test")
-    make.add_argument("--scenes", type=int, default=200)
+    make.add_argument("--scenes", type=_count, default=200)
     make.add_argument("--output", type=Path, required=True)
     return parser
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the command line; the exit status."""
-    args = _parser().parse_args(argv)
-    if args.benchmark == "make-embedded":
-        for path in write(args.output, args.split, args.scenes):
-            print(path)
-        return 0
-    import vlm
+def _add_fields(group: Any, kind: type[Benchmark]) -> None:
+    """An option for each field of a benchmark, of the type and default that the field has."""
+    hints = typing.get_type_hints(kind)
+    for item in fields(kind):
+        option, hint = f"--{item.name.replace('_', '-')}", hints[item.name]
+        if item.name == "judge":
+            group.add_argument(option, type=_function, metavar="MODULE:FUNCTION")
+        elif hint is bool:
+            group.add_argument(option, action=argparse.BooleanOptionalAction, default=item.default)
+        else:
+            kinds = [k for k in typing.get_args(hint) if k is not type(None)] or [hint]
+            convert = kinds[0] if kinds[0] in (int, float, Path) else str
+            if item.default is MISSING:
+                group.add_argument(option, type=convert, required=True)
+            else:
+                group.add_argument(option, type=convert, default=item.default)
 
-    benchmark = Embedded(args.split, args.scenes, args.data)
-    samples = benchmark.load().samples
-    arms = [DENSE, *(Arm(m, budget(b)) for m in args.methods for b in args.budgets)]
-    model, processor = vlm.load(args.model)
-    answerer = ModelAnswerer(model, processor, args.model)
-    sizes = {"batch_size": args.batch_size, "seed": args.seed}
-    folder = open_run(args.output, benchmark, samples, answerer, **sizes)
-    run(folder, samples, answerer, arms, shard=Shard.from_launcher(), **sizes)
-    if all(complete(folder, samples, arm) for arm in arms):
-        results = summarise(benchmark, samples, {a: read_records(folder / a.folder) for a in arms})
-        text = f"{table(results)}\nchance {benchmark.chance(samples):.1%}"
-        (folder / "table.txt").write_text(text + "\n", encoding="utf-8")
-        print(f"{text}\n{folder}")
-    return 0
+
+def _add_common(command: argparse.ArgumentParser) -> None:
+    group = command.add_argument_group("the model and what is done to it")
+    add = group.add_argument
+    add("--model", default="mini", help="'mini', a folder, or a hub name (default: mini)")
+    add("--methods", "--method", action="append", default=[], help="duet,random,duet(query='all')")
+    add("--budgets", "--budget", action="append", default=[], help="64,0.11,1/9,25%%")
+    add("--positions", choices=("home", "compact"), default="home")
+    add("--no-dense", action="store_true", help="leave the unreduced model out")
+    add("--dtype", choices=DTYPES, default="float32")
+    add("--device", help="default: the GPU, if there is one")
+    group = command.add_argument_group("the run")
+    add = group.add_argument
+    add("--output", type=Path, default=Path("out/eval"), help="the folder that holds the runs")
+    add("--batch-size", type=_count, default=8)
+    add("--limit", type=_count, help="ask the first so many questions only, of whole clusters")
+    add("--skip-bad", action="store_true", help="leave rows out that cannot be asked")
+    add("--seed", type=int, default=0)
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text}: expected at least 1")
+    return value
+
+
+def _function(text: str) -> Any:
+    module, _, name = text.partition(":")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise argparse.ArgumentTypeError(f"{text}: expected module:function ({error})") from error
+
+
+def _benchmark(args: argparse.Namespace) -> Benchmark:
+    kind = BENCHMARKS[args.benchmark]
+    return kind(**{item.name: getattr(args, item.name) for item in fields(kind)})
 
 
 if __name__ == "__main__":

@@ -11,54 +11,31 @@ from typing import Any, Protocol
 
 import torch
 from PIL import Image
+from transformers.video_utils import VideoMetadata
 
-from compress import Compression, Method, compress, get_method
-from eval.samples import slug
-
-
-@dataclass(frozen=True)
-class Arm:
-    """One configuration of a sweep. method None is dense; budget as in `compress`."""
-
-    method: str | Method | None = None
-    budget: int | float = 1.0
-    positions: str = "home"
-
-    def describe(self) -> dict[str, Any]:
-        """The configuration as JSON: the method with all its fields, and the budget."""
-        if self.method is None:
-            return {"method": None}
-        method = repr(get_method(self.method))
-        return {"method": method, "budget": self.budget, "positions": self.positions}
-
-    @property
-    def title(self) -> str:
-        """For tables: "dense", "duet 64", "Duet(query='all') 0.11 compact"."""
-        if self.method is None:
-            return "dense"
-        name = self.method if isinstance(self.method, str) else repr(self.method)
-        budget = f"{self.budget:.4g}" if isinstance(self.budget, float) else str(self.budget)
-        return f"{name} {budget}" + ("" if self.positions == "home" else f" {self.positions}")
-
-    @property
-    def folder(self) -> str:
-        """A folder name that tells configurations apart."""
-        if self.method is None:
-            return "dense"
-        digest = hashlib.sha256(repr(sorted(self.describe().items())).encode()).hexdigest()[:6]
-        return slug(f"{self.title[:40]}-{digest}")
-
-
-DENSE = Arm()
+from compress import Compression, compress
+from eval.arms import DENSE, Arm
+from eval.vision import SharedVision
+from vlm.families import family_of
+from vlm.media import Video
 
 
 @dataclass(frozen=True)
 class Question:
-    """A sample with its media read: PIL images, or lists of frames with their times."""
+    """A sample with its media read: PIL images, or `vlm.Video`s.
+
+    The media stand before the prompt, unless `content` says otherwise: texts and media in order.
+    """
 
     prompt: str
     media: tuple[Any, ...] = ()
     max_new_tokens: int = 16
+    content: tuple[Any, ...] = ()
+
+    @property
+    def parts(self) -> tuple[Any, ...]:
+        """Texts and media in the order in which they are put to the model."""
+        return self.content or (*self.media, self.prompt)
 
 
 @dataclass(frozen=True)
@@ -93,18 +70,20 @@ class ModelAnswerer:
         model: a model with `generate`.
         processor: its processor, with a chat template.
         name: what the model is called in results.
+        share_vision: run the vision tower once for all configurations of a batch.
 
     Raises:
         ValueError: the processor has no chat template.
     """
 
-    def __init__(self, model: Any, processor: Any, name: str) -> None:
+    def __init__(self, model: Any, processor: Any, name: str, share_vision: bool = True) -> None:
         if getattr(processor, "chat_template", None) is None:
             raise ValueError(
                 f"the processor of {name} has no chat template, so how to ask it is not known; "
                 "give it one (processor.chat_template = ...)"
             )
         self.model, self.processor, self.name = model, processor, name
+        self._vision = SharedVision(family_of(model)) if share_vision else None
         self._prepared: tuple[Sequence[Question], list[str], Any] | None = None
 
     def describe(self) -> dict[str, Any]:
@@ -120,10 +99,20 @@ class ModelAnswerer:
         }
 
     def answer(self, questions: Sequence[Question], arm: Arm, seed: int) -> list[Reply]:
-        """Generate the replies of one batch. See `Answerer`."""
+        """Generate the replies of one batch. See `Answerer`.
+
+        Figures: "seconds" of `generate` a question, as if it had run the tower by itself, and on a
+        CUDA device "memory", peak bytes; with a method, those of its report.
+        """
         rendered, inputs = self._prepare(questions)
-        begin = time.perf_counter()
-        with self._attached(arm, seed) as compression, torch.inference_mode():
+        shared = nullcontext() if self._vision is None else self._vision
+        gpu = self.model.device.type == "cuda"
+        if self._vision is not None:
+            self._vision.restart()
+        if gpu:
+            torch.cuda.reset_peak_memory_stats(self.model.device)
+        with shared, self._attached(arm, seed) as compression, torch.inference_mode():
+            begin = time.perf_counter()
             out = self.model.generate(
                 **inputs,
                 max_new_tokens=max(q.max_new_tokens for q in questions),
@@ -133,15 +122,22 @@ class ModelAnswerer:
                 top_p=None,
                 top_k=None,
             )
-            if out.is_cuda:
-                torch.cuda.synchronize()
+            if gpu:
+                torch.cuda.synchronize(self.model.device)
             seconds = time.perf_counter() - begin
-            figures = {} if compression is None else _measured(compression)
+            figures = {} if compression is None else _measured(compression, len(questions))
+        if self._vision is not None:
+            seconds += self._vision.saved
         figures["seconds"] = seconds / len(questions)
+        if gpu:
+            figures["memory"] = float(torch.cuda.max_memory_allocated(self.model.device))
         texts = self.processor.batch_decode(
             out[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True
         )
-        return [Reply(t, r, dict(figures)) for t, r in zip(texts, rendered, strict=True)]
+        return [
+            Reply(text, prompt, {**figures, **_frames(question)})
+            for text, prompt, question in zip(texts, rendered, questions, strict=True)
+        ]
 
     def _attached(self, arm: Arm, seed: int) -> Any:
         if arm.method is None:
@@ -155,18 +151,24 @@ class ModelAnswerer:
         """Rendered prompts and model inputs; kept for the other arms of the same batch."""
         if self._prepared is not None and self._prepared[0] is questions:
             return self._prepared[1:]
+        if self._vision is not None:
+            self._vision.next_batch()
+        shown = [[part for p in q.parts for part in self._parts(p)] for q in questions]
         rendered = [
             self.processor.apply_chat_template(
-                [{"role": "user", "content": _content(q)}], add_generation_prompt=True
+                [{"role": "user", "content": list(map(_content, parts))}],
+                add_generation_prompt=True,
             )
-            for q in questions
+            for parts in shown
         ]
-        images = [[m for m in q.media if isinstance(m, Image.Image)] for q in questions]
+        images = [[m for m in parts if isinstance(m, Image.Image)] for parts in shown]
+        videos = [m for parts in shown for m in parts if isinstance(m, Video)]
         bos = self.processor.tokenizer.bos_token
         begun = bos is not None and rendered[0].startswith(bos)
         inputs = self.processor(
             text=rendered,
-            images=images if any(images) else None,
+            **({"images": images} if any(images) else {}),
+            **(_videos(videos) if videos else {}),
             padding=True,
             padding_side="left",
             add_special_tokens=not begun,
@@ -175,14 +177,44 @@ class ModelAnswerer:
         self._prepared = (questions, rendered, inputs)
         return rendered, inputs
 
+    def _parts(self, part: Any) -> list[Any]:
+        """A part as the model takes it: a video is its frames where only images are known."""
+        if isinstance(part, Video) and getattr(self.processor, "video_processor", None) is None:
+            return [Image.fromarray(frame) for frame in part.frames]
+        return [part]
 
-def _content(question: Question) -> list[dict[str, Any]]:
-    parts: list[dict[str, Any]] = [{"type": "image"} for _ in question.media]
-    return [*parts, {"type": "text", "text": question.prompt}]
+
+def _content(part: Any) -> dict[str, Any]:
+    if isinstance(part, str):
+        return {"type": "text", "text": part}
+    return {"type": "video" if isinstance(part, Video) else "image"}
 
 
-def _measured(compression: Compression) -> dict[str, float]:
-    """What the compression reports of its last prefill, as flat numbers."""
+def _videos(videos: Sequence[Video]) -> dict[str, Any]:
+    """Arguments of a processor: the frames as they were sampled, with their times."""
+    metadata = [
+        VideoMetadata(
+            total_num_frames=max(1, round(video.duration * video.fps)),
+            fps=video.fps,
+            duration=video.duration,
+            frames_indices=video.indices.tolist(),
+        )
+        for video in videos
+    ]
+    frames = [torch.from_numpy(video.frames).permute(0, 3, 1, 2) for video in videos]
+    return {"videos": frames, "video_metadata": metadata, "do_sample_frames": False}
+
+
+def _frames(question: Question) -> dict[str, float]:
+    counts = [len(part) for part in question.parts if isinstance(part, Video)]
+    return {"frames": float(sum(counts))} if counts else {}
+
+
+def _measured(compression: Compression, questions: int) -> dict[str, float]:
+    """What the compression reports of its last prefill, as flat numbers.
+
+    Tokens and multiply-adds are those of one visual input, bytes those of one question.
+    """
     report = compression.report()
     cost, dense = report.reduced, report.dense
     return {
@@ -190,8 +222,8 @@ def _measured(compression: Compression) -> dict[str, float]:
         "dense": dense.layers[0] / report.inputs,
         "macs": cost.macs / report.inputs,
         "dense_macs": dense.macs / report.inputs,
-        "cache": float(cost.cache),
-        "dense_cache": float(dense.cache),
+        "cache": cost.cache / questions,
+        "dense_cache": dense.cache / questions,
     }
 
 
@@ -204,3 +236,6 @@ def fingerprint(model: torch.nn.Module) -> str:
         digest.update(f"{name} {tuple(tensor.shape)}".encode())
         digest.update(flat[::step][:16].double().cpu().numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+__all__ = ["DENSE", "Answerer", "Arm", "ModelAnswerer", "Question", "Reply", "fingerprint"]

@@ -1,18 +1,40 @@
-"""What a person reads: a table as text."""
+"""What a person reads: a table as text, `report.html`, curves; and the same figures as JSON."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import base64
+import html
+import importlib.util
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
 
-from eval.summary import Result
+from eval.arms import Arm
+from eval.records import read_records, replace
+from eval.samples import Benchmark, Problem, Sample
+from eval.statistics import Interval
+from eval.summary import Result, score_all, summarise
+
+STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 75rem; margin: 2rem auto; padding: 0 1rem;
+  color: #1a1a1a; background: #fff; }
+table { border-collapse: collapse; margin: 1rem 0; font-variant-numeric: tabular-nums; }
+th, td { padding: .25rem .7rem; text-align: right; border-bottom: 1px solid #ddd;
+  white-space: nowrap; }
+th:first-child, td:first-child { text-align: left; }
+thead th { border-bottom: 2px solid #555; }
+img { max-width: 100%; } pre { background: #f4f4f4; padding: .8rem; overflow-x: auto;
+  white-space: pre-wrap; } .wide { overflow-x: auto; } .warn { border-left: 4px solid #D55E00;
+  padding: .3rem .8rem; background: #fdf3ec; }
+"""
 
 
 def table(results: Sequence[Result], *, column: str | None = "category") -> str:
     """Results as aligned text, one line a configuration, one column a value of `column`."""
-    kinds = sorted({k for r in results for k in r.by.get(column or "", {})})
-    head = ["", "tokens", "accuracy", "95% interval", "of dense", "+/-", "p", *kinds, "s each"]
-    rows = [head, *(_row(result, column or "", kinds) for result in results)]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
+    rows = _rows(results, column)
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return "\n".join(
         "  ".join(
             cell.ljust(width) if i == 0 else cell.rjust(width)
@@ -22,18 +44,198 @@ def table(results: Sequence[Result], *, column: str | None = "category") -> str:
     )
 
 
-def _row(result: Result, column: str, kinds: Sequence[str]) -> list[str]:
+def _rows(results: Sequence[Result], column: str | None) -> list[list[str]]:
+    """Head and rows; columns that would be empty are left out."""
+    kinds = sorted({k for r in results for k in r.by.get(column or "", {})})
+    extra = list(dict.fromkeys(name for r in results for name in r.extra))
+    head = ["", "tokens", "accuracy", "95% interval", "of dense", "+/-", "p", "p Holm"]
+    head += [*extra, *kinds, "s each", "GMAC", "KV MiB", "peak MiB", "unread", "failed"]
+    rows = [[r.title, *_cells(r, column or "", kinds, extra)] for r in results]
+    used = [i for i in range(len(head)) if i == 0 or any(row[i] for row in rows)]
+    return [[row[i] for i in used] for row in (head, *rows)]
+
+
+def _cells(result: Result, column: str, kinds: Sequence[str], extra: Sequence[str]) -> list[str]:
     accuracy, against, figures = result.accuracy, result.against, result.figures
-    tokens = figures.get("tokens")
     by = result.by.get(column, {})
+
+    def figure(name: str, form: str, scale: float = 1.0) -> str:
+        return format(figures[name] * scale, form) if name in figures else ""
+
     return [
-        result.title,
-        "" if tokens is None else f"{tokens:.1f}",
+        figure("tokens", ".1f"),
         "" if accuracy is None else f"{accuracy.mean:.1%}",
         "" if accuracy is None else f"{accuracy.low:.1%} .. {accuracy.high:.1%}",
         "" if result.share is None else f"{result.share:.1%}",
         "" if against is None else f"+{against.gained} -{against.lost}",
         "" if against is None else f"{against.p:.2g}",
+        "" if result.adjusted is None else f"{result.adjusted:.2g}",
+        *(_plain(result.extra[name]) if name in result.extra else "" for name in extra),
         *(f"{by[kind].mean:.1%}" if kind in by else "" for kind in kinds),
-        f"{figures['seconds']:.3f}" if "seconds" in figures else "",
+        figure("seconds", ".3f"),
+        figure("macs", ".3g", 1e-9),
+        figure("cache", ".2f", 2**-20),
+        figure("memory", ".0f", 2**-20),
+        str(result.unread or ""),
+        str(len(result.errors) or ""),
     ]
+
+
+def _plain(value: float) -> str:
+    return f"{value:.1%}" if 0 <= value <= 1 else f"{value:.1f}"
+
+
+def write_report(
+    folder: Path,
+    benchmark: Benchmark,
+    samples: Sequence[Sample],
+    arms: Sequence[Arm],
+    *,
+    problems: Sequence[Problem] = (),
+    seed: int = 0,
+) -> tuple[str, list[Path]]:
+    """Score what lies in a run's folder and write all its outputs: the table, and the paths.
+
+    `table.txt`, `summary.json`, `report.html`, `accuracy.png`, `by-<column>.png`, and for each
+    configuration, in its own folder, the files of the benchmark's own tools and `scored.jsonl`.
+    """
+    records = {arm: read_records(folder / arm.folder) for arm in arms}
+    results = summarise(benchmark, samples, records, seed=seed)
+    chance = benchmark.chance(samples) if samples else None
+    paths = []
+    for arm in arms:
+        scored = score_all(benchmark, samples, records[arm])
+        lines = (
+            json.dumps(
+                {"key": s.sample.key, "answer": s.sample.answer, "text": s.text}
+                | ({"error": s.error} if s.error else asdict(s.score)),
+                ensure_ascii=False,
+            )
+            for s in scored
+        )
+        replace(folder / arm.folder / "scored.jsonl", "\n".join(lines) + "\n")
+        paths += benchmark.export(scored, folder / arm.folder)
+    columns = sorted({column for result in results for column in result.by})
+    small = [c for c in columns if len({v for r in results for v in r.by.get(c, {})}) <= 8]
+    text = table(results, column=small[0] if len(small) == 1 else None)
+    notes = _notes(benchmark, samples, results, chance, problems)
+    text = "\n".join([text, "", *notes])
+    paths.append(replace(folder / "table.txt", text + "\n"))
+    facts = {"chance": chance, "notes": notes, "results": [asdict(r) for r in results]}
+    paths.append(replace(folder / "summary.json", json.dumps(facts, indent=1, default=repr) + "\n"))
+    pictures = _pictures(benchmark, results, columns, chance)
+    paths += [replace(folder / name, data) for name, data in pictures.items()]
+    config = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    asked = (row for rows in records.values() for row in rows.values())
+    prompt = next((row["prompt"] for row in asked if "prompt" in row), "")
+    page = _page(benchmark, results, columns, notes, pictures, config, prompt)
+    paths.append(replace(folder / "report.html", page))
+    return text, paths
+
+
+def _notes(
+    benchmark: Benchmark,
+    samples: Sequence[Sample],
+    results: Sequence[Result],
+    chance: float | None,
+    problems: Sequence[Problem],
+) -> list[str]:
+    accuracy = next((r.accuracy for r in results if r.accuracy is not None), None)
+    options = [f"{k}={v}" for k, v in benchmark.describe().items() if v is not None]
+    notes = [f"{len(samples)} questions asked; {', '.join(options)}"]
+    if accuracy is None:
+        notes.append("The answers are hidden: nothing is scored; hand in the exported file.")
+    else:
+        how = {
+            "wilson": "Wilson's interval; p is of McNemar's exact test against dense",
+            "bootstrap": f"bootstrap over {accuracy.clusters} clusters; p is of a sign-flip test "
+            "by cluster against dense",
+        }
+        notes.append(f"{benchmark.metric} over {accuracy.count}; {how[accuracy.rule]}")
+    if chance is not None:
+        notes.append(f"chance (the best constant answers): {chance:.1%}")
+    if problems:
+        notes.append(f"LEFT OUT: {len(problems)} rows that cannot be asked (problems.json)")
+    failed = max((len(r.errors) for r in results), default=0)
+    if failed:
+        notes.append(f"NOT SCORED: up to {failed} questions whose media could not be read")
+    return notes
+
+
+def _pictures(
+    benchmark: Benchmark, results: Sequence[Result], columns: Sequence[str], chance: float | None
+) -> dict[str, bytes]:
+    if not any(r.line != "dense" and r.accuracy is not None for r in results):
+        return {}
+    if importlib.util.find_spec("matplotlib") is None:  # an extra; the tables say the same
+        return {}
+    from eval import plots
+
+    found = {"accuracy.png": plots.accuracy_curve(results, benchmark.name, chance)}
+    for column in columns:
+        if (picture := plots.group_curves(results, column)) is not None:
+            found[f"by-{column}.png"] = picture
+    return found
+
+
+def _page(
+    benchmark: Benchmark,
+    results: Sequence[Result],
+    columns: Sequence[str],
+    notes: Sequence[str],
+    pictures: Mapping[str, bytes],
+    config: Mapping[str, Any],
+    prompt: str,
+) -> str:
+    parts = [f"<h1>{html.escape(benchmark.name)}</h1>"]
+    for note in notes:
+        loud = ' class="warn"' if note.split(":")[0].isupper() else ""
+        parts.append(f"<p{loud}>{html.escape(note)}</p>")
+    parts.append(_html_table(_rows(results, None)))
+    for name, data in pictures.items():
+        source = base64.b64encode(data).decode()
+        parts.append(f'<img alt="{html.escape(name)}" src="data:image/png;base64,{source}">')
+    for column in columns:
+        parts.append(
+            f"<h2>By {html.escape(column)}</h2>{_html_table(_group_rows(results, column))}"
+        )
+    for result in results:
+        if result.errors:
+            shown = "\n".join(f"{key}: {error}" for key, error in list(result.errors.items())[:50])
+            parts.append(f"<h2>Not answered: {html.escape(result.title)}</h2>")
+            parts.append(f"<pre>{html.escape(shown)}</pre>")
+    if prompt:
+        parts.append(f"<h2>One prompt, as the model got it</h2><pre>{html.escape(prompt)}</pre>")
+    text = html.escape(json.dumps(config, indent=1, ensure_ascii=False))
+    parts.append(f"<h2>Configuration</h2><pre>{text}</pre>")
+    return (
+        f'<!doctype html>\n<html lang="en"><meta charset="utf-8"><title>'
+        f"{html.escape(benchmark.name)}</title><style>{STYLE}</style>\n"
+        + "\n".join(parts)
+        + "\n</html>\n"
+    )
+
+
+def _group_rows(results: Sequence[Result], column: str) -> list[list[str]]:
+    """A row for each value of a column, a column for each configuration."""
+    values = sorted({value for result in results for value in result.by.get(column, {})})
+    rows = [[column, "n", *(result.title for result in results)]]
+    for value in values:
+        found = [result.by.get(column, {}).get(value) for result in results]
+        count = max(i.count for i in found if i is not None)
+        rows.append([value, str(count), *map(_shown, found)])
+    return rows
+
+
+def _shown(found: Interval | None) -> str:
+    return "" if found is None else f"{found.mean:.1%} ({found.low:.0%} .. {found.high:.0%})"
+
+
+def _html_table(rows: Sequence[Sequence[str]]) -> str:
+    head, *body = [[html.escape(cell) for cell in row] for row in rows]
+    top = "".join(f"<th>{cell}</th>" for cell in head)
+    lines = ["".join(f"<td>{cell}</td>" for cell in row) for row in body]
+    rest = "".join(f"<tr>{line}</tr>" for line in lines)
+    return (
+        f'<div class="wide"><table><thead><tr>{top}</tr></thead><tbody>{rest}</tbody></table></div>'
+    )

@@ -21,9 +21,10 @@ from typing import Any
 
 from tqdm import tqdm
 
-from eval.answerers import Answerer, Arm, Question
+from eval.answerers import Answerer, Question
+from eval.arms import Arm, restore
 from eval.records import RecordFile, read_records, write_once
-from eval.samples import Benchmark, DataError, MediaError, Picture, Sample, slug
+from eval.samples import Benchmark, Clip, DataError, MediaError, Picture, Sample, slug
 
 PACKAGES = ("foveate", "torch", "torchvision", "transformers", "numpy", "pillow", "decord")
 
@@ -108,17 +109,18 @@ def run(
     with ExitStack() as stack:
         files = {}
         for arm in arms:
-            text = json.dumps(arm.describe(), indent=1, sort_keys=True) + "\n"
+            text = json.dumps({"title": arm.title, **arm.describe()}, indent=1) + "\n"
             write_once(folder / arm.folder / "arm.json", text)
             files[arm.folder] = RecordFile(folder / arm.folder, shard.rank)
             stack.callback(files[arm.folder].close)
         mine = batches[shard.rank :: shard.world]
+        read: dict[Any, Any] = {}  # of the batch before: questions on one video follow one another
         bar = tqdm(mine, unit="batch", disable=not progress or shard.rank > 0)
         for batch in bar:
             waiting = [arm for arm in arms if any(s.key not in done[arm.folder] for s in batch)]
             if not waiting:
                 continue
-            asked, questions, failed = _load(batch)
+            asked, questions, failed = _load(batch, read)
             for arm in waiting:
                 bar.set_postfix_str(arm.title)
                 draw = zlib.crc32(f"{seed} {batch[0].key}".encode())
@@ -136,21 +138,44 @@ def run(
                 files[arm.folder].append([r for r in rows if r["key"] not in done[arm.folder]])
 
 
+def arms_in(folder: Path, samples: Sequence[Sample]) -> list[Arm]:
+    """The configurations of a run whose results are all there: dense, then each by budget."""
+    found = [
+        restore(json.loads(path.read_text(encoding="utf-8"))) for path in folder.glob("*/arm.json")
+    ]
+    # Counts above fractions: which of them keeps more depends on the input.
+    found.sort(key=lambda a: (a.method is not None, a.line, a.budget < 1, -a.budget))
+    return [arm for arm in found if complete(folder, samples, arm)]
+
+
 def complete(folder: Path, samples: Sequence[Sample], arm: Arm) -> bool:
     """Whether every question has its result in this configuration."""
     return {s.key for s in samples} <= set(read_records(folder / arm.folder))
 
 
-def _load(batch: Sequence[Sample]) -> tuple[list[Sample], list[Question], list[tuple[str, str]]]:
+def _load(
+    batch: Sequence[Sample], read: dict[Any, Any]
+) -> tuple[list[Sample], list[Question], list[tuple[str, str]]]:
+    """Samples that can be asked, their questions, and the keys and errors of the others.
+
+    read: media by their description; what this batch shows replaces what the last one did.
+    """
     asked, questions, failed = [], [], []
+    known: dict[Any, Any] = {}
     for sample in batch:
         try:
-            media = tuple(medium.load() for medium in sample.media)
+            for medium in sample.media:
+                if medium not in known:
+                    known[medium] = read[medium] if medium in read else medium.load()
         except MediaError as error:
             failed.append((sample.key, str(error)))
             continue
+        media = tuple(known[medium] for medium in sample.media)
+        prompt = sample.complete(sample.prompt, media) if sample.complete else sample.prompt
         asked.append(sample)
-        questions.append(Question(sample.prompt, media, sample.max_new_tokens))
+        questions.append(Question(prompt, media, sample.max_new_tokens))
+    read.clear()
+    read.update(known)
     return asked, questions, failed
 
 
@@ -159,9 +184,11 @@ def _digest(samples: Sequence[Sample]) -> str:
     for s in samples:
         digest.update(json.dumps([s.key, s.prompt, s.answer, dict(s.options)]).encode())
         for medium in s.media:
-            if isinstance(medium, Picture):
-                source = medium.source
-                digest.update(source if isinstance(source, bytes) else source.name.encode())
+            if isinstance(medium, Picture) and isinstance(medium.source, bytes):
+                digest.update(medium.source)
+            elif isinstance(medium, Picture | Clip):
+                path = medium.path if isinstance(medium, Clip) else medium.source
+                digest.update(Path(str(path)).name.encode())
     return digest.hexdigest()
 
 

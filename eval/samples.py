@@ -5,14 +5,16 @@ from __future__ import annotations
 import io
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from PIL import Image
 
-from vlm.media import MediaError, read_image
+from vlm.media import MediaError, Video, read_image, read_video
+
+Row = TypeVar("Row")
 
 
 class DataError(ValueError):
@@ -44,6 +46,28 @@ class Drawing:
 
 
 @dataclass(frozen=True)
+class Clip:
+    """Frames of one video: `frames` by the rule `sampling`, or `fps` a second up to `frames`.
+
+    short: whether a video that has fewer frames than asked is taken all the same.
+    """
+
+    path: Path
+    frames: int | None = None
+    fps: float | None = None
+    sampling: str = "uniform"
+    short: bool = False
+    kind: ClassVar[str] = "video"
+
+    def load(self) -> Video:
+        """The frames with their times. Raises MediaError."""
+        if self.fps is not None:
+            return read_video(self.path, fps=self.fps, max_frames=self.frames)
+        exact = not self.short
+        return read_video(self.path, self.frames, sampling=self.sampling, exact_count=exact)
+
+
+@dataclass(frozen=True)
 class Sample:
     """One question, as it is put to a model.
 
@@ -51,7 +75,8 @@ class Sample:
     without placeholders of media. media: what is shown before it. answer: what `score` compares
     with, or None where the benchmark hides it. options: letter -> text, of a multiple choice.
     groups: column -> value, for the breakdown. cluster: questions that are not independent share
-    it (default: the key). about: further columns that exported files need.
+    it (default: the key). about: further columns that exported files need. complete: makes the
+    prompt out of `prompt` and the media as they were read, where it depends on them.
     """
 
     key: str
@@ -63,6 +88,7 @@ class Sample:
     cluster: str = ""
     max_new_tokens: int = 16
     about: Mapping[str, Any] = field(default_factory=dict)
+    complete: Callable[[str, tuple[Any, ...]], str] | None = None
 
 
 @dataclass(frozen=True)
@@ -118,6 +144,7 @@ class Benchmark:
     """
 
     name: ClassVar[str] = ""
+    help: ClassVar[str] = ""
     metric: ClassVar[str] = "accuracy"
 
     def load(self) -> Loaded:
@@ -155,15 +182,35 @@ class Benchmark:
 
 
 def _plain(value: Any) -> Any:
+    if callable(value):
+        return f"{value.__module__}:{value.__qualname__}"
     return str(value) if isinstance(value, Path) else value
 
 
-def one_each(samples: Iterable[Sample]) -> tuple[list[Sample], list[Problem]]:
-    """Leave out the questions whose key another one has: which of them is meant, none can say."""
-    samples = list(samples)
+def collect(rows: Iterable[tuple[str, Row]], make: Callable[[Row], Sample]) -> Loaded:
+    """The samples that `make` makes of named rows; those it refuses become problems.
+
+    Questions that share a key are left out too: which of them is meant, none can say.
+    """
+    samples, problems = [], []
+    for name, row in rows:
+        try:
+            samples.append(make(row))
+        except KeyError as error:
+            problems.append(Problem(name, f"no {error}"))
+        except (ValueError, TypeError) as error:
+            problems.append(Problem(name, str(error)))
     counts = Counter(s.key for s in samples)
-    problems = [Problem(k, f"{n} rows have this key") for k, n in counts.items() if n > 1]
-    return [s for s in samples if counts[s.key] == 1], problems
+    problems += [Problem(k, f"{n} rows have this key") for k, n in counts.items() if n > 1]
+    return Loaded([s for s in samples if counts[s.key] == 1], problems)
+
+
+def first(samples: Sequence[Sample], count: int | None) -> list[Sample]:
+    """The first `count` samples, and those of the last one's cluster that follow; None for all."""
+    end = len(samples) if count is None else min(count, len(samples))
+    while 0 < end < len(samples) and samples[end].cluster == samples[end - 1].cluster != "":
+        end += 1
+    return list(samples[:end])
 
 
 def slug(text: str) -> str:
@@ -180,6 +227,7 @@ def png(image: Image.Image) -> bytes:
 
 __all__ = [
     "Benchmark",
+    "Clip",
     "DataError",
     "Drawing",
     "Loaded",
@@ -190,7 +238,8 @@ __all__ = [
     "Score",
     "Scored",
     "Unit",
-    "one_each",
+    "collect",
+    "first",
     "png",
     "slug",
 ]

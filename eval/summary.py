@@ -4,21 +4,24 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import fmean, median
 from typing import Any
 
-from eval.answerers import Arm
+from eval.arms import Arm
 from eval.samples import Benchmark, Sample, Score, Scored, Unit
-from eval.statistics import Interval, Paired, interval, paired
+from eval.statistics import Interval, Paired, holm, interval, paired
 
 
 @dataclass(frozen=True)
 class Result:
     """One configuration's figures. `accuracy` is None where no answer is known (hidden tests).
 
-    by: column -> value -> interval. figures: means of what was measured. errors: questions that
-    were not answered, with the reason; they are in no accuracy.
+    share, against: of dense, and the paired test against it; adjusted: its p after Holm, for the
+    number of configurations that are compared. by: column -> value -> interval.
+    extra: the benchmark's further figures. figures: means of what was measured. errors: questions
+    that were not answered, with the reason; they are in no accuracy. unread: answers that the rules
+    could make nothing of; they count as wrong. line: what the points of one curve share.
     """
 
     title: str
@@ -29,6 +32,9 @@ class Result:
     extra: dict[str, float] = field(default_factory=dict)
     figures: dict[str, float] = field(default_factory=dict)
     errors: dict[str, str] = field(default_factory=dict)
+    unread: int = 0
+    line: str = "dense"
+    adjusted: float | None = None
 
 
 def score_all(
@@ -56,7 +62,7 @@ def summarise(
 
     records: configuration -> question key -> row, as `read_records` gives them.
     """
-    arms = sorted(records, key=lambda arm: arm.method is not None)
+    arms = sorted(records, key=lambda arm: arm.method is not None)  # stable
     scored = {arm: score_all(benchmark, samples, records[arm]) for arm in arms}
     units = {arm: benchmark.units(scored[arm]) for arm in arms}
     dense = next((units[arm] for arm in arms if arm.method is None), None)
@@ -76,9 +82,25 @@ def summarise(
                 benchmark.extra(scored[arm]),
                 _figures(records[arm]),
                 {s.sample.key: s.error for s in scored[arm] if s.error},
+                sum(s.score.read is None for s in scored[arm] if not s.error),
+                arm.line,
             )
         )
+    _fill_dense(results)
+    tested = [(i, r.against.p) for i, r in enumerate(results) if r.against is not None]
+    for (i, _), p in zip(tested, holm([p for _, p in tested]), strict=True):
+        results[i] = replace(results[i], adjusted=p)
     return results
+
+
+def _fill_dense(results: Sequence[Result]) -> None:
+    """What the reports of the others say that dense costs."""
+    for name in ("", "macs", "cache"):
+        source = f"dense_{name}" if name else "dense"
+        known = [r.figures[source] for r in results if source in r.figures]
+        for result in results:
+            if result.line == "dense" and known:
+                result.figures[name or "tokens"] = known[0]
 
 
 def _compare(dense: Sequence[Unit], mine: Sequence[Unit], seed: int) -> tuple[float | None, Paired]:
@@ -110,4 +132,5 @@ def _figures(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
         for name, value in row.get("figures", {}).items():
             seen[name].append(float(value))
     # Times have a long tail (the first batch, other work on the machine); counts are exact.
-    return {n: fmean(v) if n in ("tokens", "dense") else median(v) for n, v in seen.items()}
+    timed = ("seconds",)
+    return {n: median(v) if n in timed else fmean(v) for n, v in seen.items()}

@@ -90,7 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         made = plan(segments, scheme, start=options.start, generator=generator)
         if options.merge:
             rows, columns = _sides(options.merge, 2)
-            merged: dict[Any, Any] = {
+            merged = {
                 index: Windows.of(item, rows, columns)
                 for index, item in enumerate(segments)
                 if not isinstance(item, Text)

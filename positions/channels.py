@@ -5,14 +5,15 @@ several slots (PPE) differ in nothing but this table:
 
     angle[b, s, c] = position[b, s, slot[c], axis[c]] * inv_freq[c]
 
-Channels are counted from the highest frequency, c = 0 .. head_dim / 2 - 1.
+Channels are counted as they lie in a head, c = 0 .. head_dim / 2 - 1: from the highest frequency in
+nearly every model (`frequency` says where not).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -25,11 +26,16 @@ SlotLayout = Literal["contiguous", "strided"]
 
 @dataclass(frozen=True, eq=False)
 class ChannelTable:
-    """axis: (C,) int64 in {0: t, 1: h, 2: w}; slot: (C,) int64 in 0 .. slots - 1."""
+    """What each of C rotary channels reads.
+
+    axis: (C,) int64 in {0: t, 1: h, 2: w}.   slot: (C,) int64 in 0 .. slots - 1.
+    frequency: (C,) int64, the index of its frequency in `inv_freq`; by default its own number.
+    """
 
     axis: Tensor
     slot: Tensor
     slots: int = 1
+    frequency: Tensor | None = None
 
     @property
     def axes(self) -> int:
@@ -65,11 +71,19 @@ class ChannelTable:
         recompose = getattr(rotary_emb, "recomposition_frequencies", None)
         if recompose is None:
             return cls.flat(count)
-        marks = torch.arange(3.0, device=inv_freq.device)[:, None, None, None]
-        axis = recompose(marks.repeat(1, 1, 1, count)).flatten().cpu().long()
-        if len(axis) == 2 * count:
-            axis = axis[:count] if torch.equal(axis[:count], axis[count:]) else axis[::2]
-        return cls(axis, torch.zeros_like(axis))
+        # Hand it a number for each axis and frequency, and see where each of them ends up.
+        marks = torch.arange(3.0 * count, device=inv_freq.device).view(3, 1, 1, count)
+        try:
+            entries = recompose(marks).flatten().cpu().long()
+        except (RuntimeError, TypeError, ValueError) as error:
+            raise PositionError(
+                f"{type(rotary_emb).__name__} does not recompose {count} frequencies of three axes "
+                f"({error}): expected M-RoPE, or channels= given"
+            ) from error
+        if len(entries) == 2 * count:
+            halves = torch.equal(entries[:count], entries[count:])
+            entries = entries[:count] if halves else entries[::2]
+        return cls(entries // count, torch.zeros_like(entries), frequency=entries % count)
 
     def with_slots(self, slots: int, layout: SlotLayout = "contiguous") -> ChannelTable:
         """Cut each axis' channels into `slots` equal parts (PPE, arXiv 2510.22936, eq. 5 to 7).
@@ -94,7 +108,7 @@ class ChannelTable:
             mine = (self.axis == axis).nonzero().squeeze(1)
             rank = torch.arange(len(mine))
             slot[mine] = rank // (len(mine) // slots) if layout == "contiguous" else rank % slots
-        return ChannelTable(self.axis, slot, slots)
+        return replace(self, slot=slot, slots=slots)
 
     def angles(self, positions: Tensor, inv_freq: Tensor) -> Tensor:
         """Angles modulo 2 pi, in float64.
@@ -104,7 +118,10 @@ class ChannelTable:
         """
         slot = (self.slot % positions.shape[-2]).to(positions.device)
         read = positions.double()[..., slot, self.axis.to(positions.device)]
-        return torch.remainder(read * inv_freq.to(positions.device, torch.float64), 2 * math.pi)
+        turn = inv_freq.to(positions.device, torch.float64)
+        if self.frequency is not None:
+            turn = turn[self.frequency.to(positions.device)]
+        return torch.remainder(read * turn, 2 * math.pi)
 
 
 def inverse_frequencies(rotary_emb: nn.Module, layer_type: str | None = None) -> Tensor:

@@ -8,6 +8,7 @@ breaks the depth bound at its own context length and works.
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -61,20 +62,24 @@ class Host:
             from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
             inv_freq = ROPE_INIT_FUNCTIONS[kind](text, torch.device("cpu"))[0].double()
-        sections = rope.get("mrope_section")
-        if sections is None:
-            channels = ChannelTable.flat(len(inv_freq))
-        elif rope.get("mrope_interleaved") or text.model_type.startswith("qwen3"):
-            channels = ChannelTable.interleaved(sections)
-        else:
-            channels = ChannelTable.chunked(sections)
         return cls(
             text.max_position_embeddings,
             float(rope["rope_theta"]),
             text.num_hidden_layers,
-            channels,
+            _channels(text.model_type, rope, len(inv_freq)),
             inv_freq,
         )
+
+
+def _channels(model_type: str, rope: Any, count: int) -> ChannelTable:
+    """The channel table that a configuration asks for."""
+    interleaved = bool(rope.get("mrope_interleaved")) or model_type.startswith("qwen3")
+    sections = rope.get("mrope_section")
+    if sections is None and re.match(r"qwen\d(_\d)?_vl", model_type):
+        sections = [24, 20, 20] if interleaved else [16, 24, 24]  # what these models default to
+    if sections is None or sum(sections) != count:
+        return ChannelTable.flat(count)
+    return ChannelTable.interleaved(sections) if interleaved else ChannelTable.chunked(sections)
 
 
 def check(plan: Plan, config: Any, dtype: torch.dtype = torch.bfloat16) -> list[str]:

@@ -25,7 +25,7 @@ def draw(plan: Plan, path: str | Path, title: str = "") -> None:
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     token = torch.arange(len(plan))
-    size = max(1.0, min(9.0, 400 / max(len(plan), 1)))
+    size = max(2.0, min(14.0, 500 / max(len(plan), 1)))
     segment_of = plan.segment_of
     for index, item in enumerate(plan.segments):
         here = (segment_of == index).nonzero().squeeze(1)

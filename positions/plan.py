@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from torch import Tensor
 from positions.checks import check
 from positions.errors import PositionError
 from positions.layout import Segment, Text
-from positions.reduction import Key, Reduction, follow, renumbered, slotted, targets
+from positions.reduction import Reduction, follow, renumbered, slotted, targets
 from positions.schemes import V2PE, Scheme, Sequential
 from positions.slots import PPE
 
@@ -32,6 +33,7 @@ class Plan:
     next_position: where the next text token stands. It does not depend on the reduction.
     streams: where each stream of the layout starts, and where it goes on.
     slots: how the slots were chosen, None where each token has one position.
+    rank: (S0,) int64, each member's place in that choice; None where there is none.
     """
 
     segments: tuple[Segment, ...]
@@ -43,11 +45,12 @@ class Plan:
     next_position: float
     streams: Mapping[str, tuple[float, float]]
     slots: PPE | None = None
+    rank: Tensor | None = None
 
     def __len__(self) -> int:
         return self.positions.shape[0]
 
-    @property
+    @cached_property
     def bounds(self) -> Tensor:
         """(segments + 1,) int64: the first dense token of each segment, and S0."""
         lengths = [0, *(segment.cells for segment in self.segments)]
@@ -76,20 +79,21 @@ class Plan:
 
     def after(
         self,
-        reductions: Mapping[Key, Reduction],
+        reductions: Mapping[Any, Reduction],
         slots: PPE | None = None,
         renumber: bool = False,
         *,
-        distance: Mapping[Key, Tensor] | None = None,
-        weight: Mapping[Key, Tensor] | None = None,
+        distance: Mapping[Any, Tensor] | None = None,
+        weight: Mapping[Any, Tensor] | None = None,
     ) -> Plan:
         """The plan of what stays after each named segment was reduced.
 
         reductions: segment index (or several, for a reduction of their tokens taken together in
             that order) to a reduction of the tokens that the segment has in *this* plan, so that
-            reductions can follow one another. Merged tokens that are merged again pass on the
-            union of their members.
+            reductions can follow one another.
         slots: the positions that merged tokens carry; by default as before (one, at first).
+            Where merged tokens are merged again, the union of their members is chosen from, the
+            best members of each first.
         renumber: number the tokens anew without gaps, one step each, all axes equal. By default
             each token stands at its anchor's home and text stays where it stood.
         distance: for the choice of slots, how far each of the segment's N dense cells is from

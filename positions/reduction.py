@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
@@ -31,7 +31,7 @@ class Reduction(Protocol):
         """(M,) int64: the token that each row stands for, in ascending order."""
 
 
-def targets(plan: Plan, reductions: Mapping[Key, Reduction]) -> tuple[Tensor, Tensor]:
+def targets(plan: Plan, reductions: Mapping[Any, Reduction]) -> tuple[Tensor, Tensor]:
     """(S,) bool, which tokens stay; (S,) int64, which of those each token goes to, or -1."""
     target = torch.arange(len(plan))
     seen: set[int] = set()
@@ -111,12 +111,14 @@ def slotted(
     plan: Plan,
     slots: PPE,
     keys: Sequence[Key],
-    distance: Mapping[Key, Tensor],
-    weight: Mapping[Key, Tensor],
+    distance: Mapping[Any, Tensor],
+    weight: Mapping[Any, Tensor],
 ) -> Plan:
     """Fill the slots of the tokens of these segments from the homes of their members."""
-    far = torch.zeros(len(plan.homes), dtype=torch.float64)
-    heavy = torch.ones(len(plan.homes), dtype=torch.float64)
+    far = torch.zeros(len(plan.homes))
+    heavy = torch.ones(len(plan.homes))
+    rank = torch.zeros(len(plan.homes), dtype=torch.int64) if plan.rank is None else plan.rank
+    places = torch.zeros(len(plan.homes), 3)
     row_of = torch.full_like(plan.row_of, -1)
     bounds = plan.bounds.tolist()
     for key in keys:
@@ -132,8 +134,8 @@ def slotted(
             heavy[cells] = _per_cell("weight", weight[key], key, cells)
         if key in distance:
             far[cells] = _per_cell("distance", distance[key], key, cells)
+            rank = rank.index_fill(0, cells, 0)  # the caller's measure rules alone
         else:
-            places = torch.zeros(len(plan.homes), 3, dtype=torch.float64)
             places[cells] = grid_places(plan.segments, group)
             cells = cells[row_of[cells] >= 0]
             centres = plan.source[row_of[cells]]
@@ -143,14 +145,13 @@ def slotted(
             f"PPE(slots={slots.slots}) after {plan.positions.shape[1]} slots in the same plan: "
             "expected the same number"
         )
-    chosen = slots.choose(row_of, plan.source, far, heavy)
-    touched = torch.zeros(len(plan), dtype=torch.bool)
-    touched[row_of[row_of >= 0]] = True
-    return replace(
-        plan,
-        positions=torch.where(touched[:, None, None], plan.homes[chosen], plan.positions),
-        weights=torch.where(touched[:, None], heavy[chosen].float(), plan.weights),
-    )
+    chosen, rank = slots.choose(row_of, plan.source, rank, far, heavy)
+    positions, weights = plan.homes[chosen], heavy[chosen]
+    if plan.positions.shape[1] > 1:
+        others = torch.ones(len(plan), dtype=torch.bool)
+        others[row_of[row_of >= 0]] = False
+        positions[others], weights[others] = plan.positions[others], plan.weights[others]
+    return replace(plan, positions=positions, weights=weights, rank=rank)
 
 
 def _per_cell(name: str, values: Tensor, key: Key, cells: Tensor) -> Tensor:
@@ -159,7 +160,7 @@ def _per_cell(name: str, values: Tensor, key: Key, cells: Tensor) -> Tensor:
             f"{name} of segment {key} has shape {tuple(values.shape)}: expected one finite number "
             f"a dense cell, ({len(cells)},)"
         )
-    return values.detach().cpu().double()
+    return values.detach().cpu().float()
 
 
 def _group(key: Key) -> tuple[int, ...]:

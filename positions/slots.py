@@ -35,46 +35,54 @@ class PPE:
         if self.layout not in ("contiguous", "strided"):
             raise PositionError(f"PPE(layout={self.layout!r}): expected 'contiguous' or 'strided'")
 
-    def choose(self, row_of: Tensor, source: Tensor, distance: Tensor, weight: Tensor) -> Tensor:
+    def choose(
+        self, row_of: Tensor, source: Tensor, rank: Tensor, distance: Tensor, weight: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """The members whose places fill each token's slots.
 
         row_of: (S0,) int64, the token of each dense token, or -1.
-        source: (S,) int64, the dense token that each token stands for (its centre).
+        source: (S,) int64, the dense token that each token stands for; always in the first slot.
+        rank: (S0,) int64, the place that each member had among those of the token that it belonged
+            to before, so that tokens that are merged again each pass on their best members.
         distance: (S0,), how far each member is from its token's centre.
         weight: (S0,), which of two equally close members counts more.
-        Returns (S, K) int64 indices of dense tokens: the K closest members, ties to the heavier
-        and then to the earlier; where there are fewer than K, the members in the order of their
-        weight (then closeness) over again.
+        Returns (S, K) int64 indices of dense tokens: the K best members by rank, then distance,
+        then weight, then index; where there are fewer than K, they follow once more in the order of
+        their weight. And the new rank, (S0,).
         """
         counts = torch.bincount(row_of[row_of >= 0], minlength=len(source))
-        chosen = source[:, None].expand(-1, self.slots)
-        short = (counts < self.slots) & (counts > 1)
-        if not self.repeat and bool((counts[counts > 1] < self.slots).any()):
-            row = int(short.nonzero()[0])
+        short = (counts > 1) & (counts < self.slots)
+        if not self.repeat and bool(short.any()):
+            token = int(short.nonzero()[0])
             raise PositionError(
-                f"PPE(slots={self.slots}): token {row} has {int(counts[row])} members; expected at "
-                f"least {self.slots}, or repeat=True"
+                f"PPE(slots={self.slots}): token {token} has {int(counts[token])} members; "
+                f"expected at least {self.slots}, or repeat=True"
             )
-        if self.slots == 1 or not bool((counts > 1).any()):
-            return chosen.clone()
-        chosen = chosen.clone()
+        chosen = source[:, None].repeat(1, self.slots)
         members = (row_of >= 0).nonzero().squeeze(1)
         members = members[counts[row_of[members]] > 1]
         rows = row_of[members]
-        near, heavy = distance[members].double().numpy(), -weight[members].double().numpy()
-        # np.lexsort is stable and sorts by its last key first; members come in index order.
-        close = torch.from_numpy(np.lexsort((heavy, near, rows.numpy())))
-        first = torch.searchsorted(rows[close], torch.arange(len(source)))
-        rank = torch.arange(len(members)) - first[rows[close]]
-        taken = rank < self.slots
-        chosen[rows[close][taken], rank[taken]] = members[close][taken]
-        again = torch.from_numpy(np.lexsort((near, heavy, rows.numpy())))
-        for row in short.nonzero().squeeze(1).split(65536):
-            count = counts[row][:, None]
-            turn = torch.arange(self.slots)[None]
+        before = torch.where(source[rows] == members, -1, rank[members])
+        near, heavy = distance[members], -weight[members]
+        best = _sorted(rows, before, near, heavy)
+        first = torch.searchsorted(rows[best], torch.arange(len(source)))
+        place = torch.arange(len(members)) - first[rows[best]]
+        rank = rank.clone()
+        rank[members[best]] = place
+        taken = place < self.slots
+        chosen[rows[best][taken], place[taken]] = members[best][taken]
+        again = _sorted(rows, heavy, before, near)
+        row = short.nonzero().squeeze(1)
+        count, turn = counts[row][:, None], torch.arange(self.slots)
+        if len(row):
             repeated = members[again[first[row][:, None] + (turn - count) % count]]
             chosen[row] = torch.where(turn < count, chosen[row], repeated)
-        return chosen
+        return chosen, rank
+
+
+def _sorted(*keys: Tensor) -> Tensor:
+    """Indices that sort by the first key, then the second, ...; ties keep their order."""
+    return torch.from_numpy(np.lexsort([key.numpy() for key in reversed(keys)]))
 
 
 def grid_places(segments: Sequence[Segment], group: Sequence[int]) -> Tensor:
@@ -82,7 +90,7 @@ def grid_places(segments: Sequence[Segment], group: Sequence[int]) -> Tensor:
 
     group: the visual segments of one reduction. Steps of inputs of the same expert follow one
     another; experts lie over one another, their rows and columns scaled to the finest grid.
-    Returns (cells, 3) float64 (t, h, w) in units of the finest grid's cells.
+    Returns (cells, 3) float32 (t, h, w) in units of the finest grid's cells.
     """
     inputs = [segment for index in group if not isinstance(segment := segments[index], Text)]
     rows, columns = (max(item.shape[axis] for item in inputs) for axis in (1, 2))
@@ -93,9 +101,9 @@ def grid_places(segments: Sequence[Segment], group: Sequence[int]) -> Tensor:
         first = steps.get(item.expert, 0)
         steps[item.expert] = first + t
         axes = (
-            first + torch.arange(t, dtype=torch.float64),
-            (torch.arange(h, dtype=torch.float64) + 0.5) * rows / h - 0.5,
-            (torch.arange(w, dtype=torch.float64) + 0.5) * columns / w - 0.5,
+            first + torch.arange(t, dtype=torch.float32),
+            (torch.arange(h, dtype=torch.float32) + 0.5) * rows / h - 0.5,
+            (torch.arange(w, dtype=torch.float32) + 0.5) * columns / w - 0.5,
         )
         places.append(torch.cartesian_prod(*axes).reshape(-1, 3))
     return torch.cat(places)

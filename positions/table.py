@@ -143,6 +143,22 @@ class PositionTable:
         rows = torch.arange(len(self), device=self.positions.device)
         return self.select(rows.repeat_interleave(times))
 
+    def then(self, other: PositionTable) -> PositionTable:
+        """This table with `other` behind it: a later turn on the same cache.
+
+        Indices go on counting: the first of `other` is index `length`. Tokens that were generated
+        in between belong to `other` (as text from this table's `next_position` on).
+        """
+        slots = max(self.slots, other.slots)
+        widths_fit = {self.slots, other.slots} <= {1, slots}
+        if len(self) != len(other) or not widths_fit or (self.layout != other.layout and slots > 1):
+            raise PositionError(
+                f"a table of {len(other)} rows and {other.slots} slots ({other.layout}) behind one "
+                f"of {len(self)} rows and {self.slots} slots ({self.layout}): expected the same"
+            )
+        parts = [table.positions.expand(-1, -1, slots, -1) for table in (self, other)]
+        return replace(other, positions=torch.cat(parts, dim=1), exact=self.exact | other.exact)
+
     def to(self, device: torch.device | str) -> PositionTable:
         """The same table on another device."""
         return replace(

@@ -1,128 +1,429 @@
 """A slow, obvious reduced forward for one unpadded sample: no hooks, no cache, eager attention.
 
 It is written from the formulas and shares no code with the package beyond the method's own choice
-before the language model, which `tests/compress/test_methods.py` checks against numpy.
+on bare tensors, which `tests/compress/test_methods.py` checks against numpy. What the vision side
+saw is taken from a tower that runs an attention function of this file; how a family pools and
+packs is taken from the stock model itself, its projector replaced by one that hands values on.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, eager_mask
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from compress.budget import Allocation
 from compress.methods import Method
-from compress.tokens import VisualTokens
+from compress.methods.windows import deal
+from compress.tokens import LayerTokens, VisualTokens
+from tests.tiny import IMAGE_TOKEN, VIDEO_TOKEN, Case, Sample
+
+TOKEN = {"image": IMAGE_TOKEN, "video": VIDEO_TOKEN}
+
+
+@dataclass
+class Tokens:
+    """What stands in a sequence: hidden states (S, D), positions (S, A) on A axes, number of the
+    visual input or -1 (S,), the dense token that each stands for (S,), tokens merged in it (S,),
+    whether it is text after the first visual input (S,), whether it ranks the visual ones (S,),
+    and what DeepStack adds after each layer, (S, D)."""
+
+    h: Tensor
+    positions: Tensor
+    image: Tensor
+    cell: Tensor
+    size: Tensor
+    after: Tensor
+    asking: Tensor
+    deep: list[Tensor] = field(default_factory=list)
+
+    def take(self, index: Tensor) -> Tokens:
+        parts = (self.h, self.positions, self.image, self.cell, self.size, self.after, self.asking)
+        return Tokens(*(part[index] for part in parts), [x[index] for x in self.deep])
 
 
 @dataclass
 class Prefix:
-    """A reduced prompt: embeddings (S, D), dense positions (S,), image number or -1 (S,)."""
+    """A reduced prompt, where the next token stands, the method, its allocation and grid for each
+    visual input."""
 
-    embeds: Tensor
-    positions: Tensor
-    image: Tensor
-    dense: int
-
-
-def saliency_and_keys(model: Any, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """CLS attention of the scoring layer from a tower that is asked for all its maps."""
-    tower, before = model.model.vision_tower, model.model.vision_tower.config._attn_implementation
-    tower.set_attn_implementation("eager")
-    out = tower(pixels, output_attentions=True, output_hidden_states=True)
-    tower.set_attn_implementation(before)
-    layer = model.config.vision_feature_layer
-    block = tower.encoder.layers[layer]
-    entering = out.hidden_states[layer - 1]
-    keys = block.self_attn.k_proj(block.layer_norm1(entering))
-    heads = block.self_attn.num_heads
-    keys = keys.unflatten(-1, (heads, -1)).mean(2)[:, 1:]
-    return out.attentions[layer].mean(1)[:, 0, 1:], keys, out.hidden_states[layer][:, 1:]
+    tokens: Tokens
+    following: int
+    method: Method
+    allocations: list[Allocation]
+    grids: list[tuple[int, int, int]]
 
 
-def reduce_prompt(model: Any, method: Method, keep: int, ids: Tensor, pixels: Tensor) -> Prefix:
-    saliency, keys, features = saliency_and_keys(model, pixels)
-    side = int(features.shape[1] ** 0.5)
-    tokens = VisualTokens(features, (1, side, side), keys=keys, saliency=saliency)
-    reduction = method.reduce(tokens, keep)
-    words = model.get_input_embeddings()(ids)
-    visual = (ids == model.config.image_token_id).nonzero().flatten().split(features.shape[1])
-    embeds, positions, image = [], [], []
-    spans = {int(place[0]): number for number, place in enumerate(visual)}
-    at = 0
-    while at < len(ids):
-        if at in spans:
-            number = spans[at]
-            embeds += list(model.model.multi_modal_projector(reduction.features[number]))
-            positions += [at + int(cell) for cell in reduction.anchor[number]]
-            image += [number] * keep
-            at += features.shape[1]
+@dataclass
+class Seen:
+    """One encoded input: rows that the projector is given (R, Dt), tokens (N, D) and their
+    DeepStack layers, and fields of VisualTokens by token."""
+
+    rows: Tensor
+    tokens: Tensor
+    deep: list[Tensor]
+    fields: dict[str, Tensor]
+    source: Tensor
+
+
+# ------------------------------------------------------------------ the vision side
+
+
+_MAPS: dict[Any, list[tuple[Tensor, Tensor]]] = {}
+
+
+def _recorded(
+    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **options: Any
+) -> tuple[Tensor, Tensor]:
+    logits = query @ key.transpose(-1, -2) * options["scaling"]
+    if attention_mask is not None:
+        logits = logits + attention_mask
+    weights = logits.float().softmax(-1)
+    _MAPS.setdefault(module, []).append((key, weights))
+    return (weights.to(value.dtype) @ value).transpose(1, 2).contiguous(), weights
+
+
+ALL_ATTENTION_FUNCTIONS.register("recorded", _recorded)
+ALL_MASK_ATTENTION_FUNCTIONS.register("recorded", eager_mask)
+
+
+@contextmanager
+def recorded(case: Case, model: Any) -> Iterator[None]:
+    """Every attention map of the vision side, in `_MAPS` by attention module."""
+    towers = [model.model.get_submodule(path) for path in case.vision]
+    before = [tower.config._attn_implementation for tower in towers]
+    _MAPS.clear()
+    for tower in towers:
+        tower.config._attn_implementation = "recorded"
+    try:
+        yield
+    finally:
+        for tower, name in zip(towers, before, strict=True):
+            tower.config._attn_implementation = name
+
+
+def by_row(case: Case, kind: str, layer: int, name: str, rule: str = "auto") -> Tensor:
+    """A field of one vision layer, by row of the tower."""
+    first = int(case.has_cls and not case.keeps_cls(kind))
+    parts = []
+    for key, weights in list(_MAPS.values())[layer]:
+        if name == "keys":
+            parts.append(key.mean(1)[:, first:].flatten(0, 1))
+        elif case.has_cls and rule != "received":
+            parts.append(weights.mean(1)[:, 0, first:].flatten())
         else:
-            embeds.append(words[at])
-            positions.append(at)
-            image.append(-1)
-            at += 1
-    return Prefix(torch.stack(embeds), torch.tensor(positions), torch.tensor(image), len(ids))
+            parts.append(weights.mean(1).mean(1)[:, first:].flatten())
+    return torch.cat(parts)
 
 
-def attention(lm: Any, layer: Any, h: Tensor, positions: Tensor) -> Tensor:
-    """Every head's whole causal attention map, (heads, S, S)."""
-    normed, width = layer.input_layernorm(h), layer.self_attn.head_dim
-    cos, sin = lm.rotary_emb(h[None], position_ids=positions[None])
+def encode(
+    model: Any, case: Case, kind: str, variant: str, seed: int, layer: int | None = None
+) -> Seen:
+    """One input through the stock vision side."""
+    given = case.media(kind, [(variant, seed)])
+    core = model.model
+    run = getattr(core, f"get_{kind}_features")
+    entering: list[Tensor] = []
+    projector = core.get_submodule(case.projector)
+    handle = projector.register_forward_pre_hook(lambda _, args: entering.append(args[0]))
+    with recorded(case, model):
+        out = run(**given, return_dict=True)
+    handle.remove()
+    tokens = flat(out.pooler_output)
+    deep = [flat(layer) for layer in getattr(out, "deepstack_features", None) or []]
 
-    def heads(x: Tensor) -> Tensor:
-        x = x.unflatten(-1, (-1, width)).transpose(0, 1)
+    def packed(values: Tensor) -> Tensor:
+        """(R,) by row of the tower -> (N,) by token, -1 at what is no cell."""
+        stub = Stub(case.pooled(values), tokens.shape[1])
+        stubbed = core.get_submodule(case.projector)
+        stubbed.forward = stub
+        newline = getattr(core, "image_newline", None)
+        if newline is not None:
+            held = newline.data.clone()
+            newline.data.fill_(-1.0)
+        try:
+            return flat(run(**given, return_dict=True).pooler_output)[:, 0]
+        finally:
+            del stubbed.forward
+            if newline is not None:
+                newline.data.copy_(held)
+
+    layer = case.feature_layer if layer is None else layer
+    saliency, keys = (by_row(case, kind, layer, name) for name in ("saliency", "keys"))
+    fields = {
+        "saliency": packed(saliency),
+        "keys": torch.stack([packed(column) for column in keys.T], 1),
+    }
+    rows = torch.cat([x.reshape(-1, x.shape[-1]) for x in entering])
+    return Seen(rows, tokens, deep, fields, packed(torch.arange(float(len(saliency)))))
+
+
+class Stub:
+    """In the place of a projector: gives values in its output's shape."""
+
+    def __init__(self, values: Tensor, width: int) -> None:
+        self.values, self.width = values, width
+
+    def __call__(self, x: Tensor, *_: Any) -> Tensor:
+        values = self.values.reshape(*x.shape[:-2], -1, 1)
+        return values.expand(*values.shape[:-1], self.width)
+
+
+def flat(features: Any) -> Tensor:
+    return torch.cat([x.reshape(-1, x.shape[-1]) for x in features])
+
+
+def reduce_input(
+    model: Any, case: Case, method: Method, keep: int, seen: Seen, kind: str, variant: str
+) -> tuple[Tensor, list[list[int]], list[int]]:
+    """Rows for the language model (M, D), the tokens merged in each, and the token of each."""
+    if keep == len(seen.tokens):
+        every = list(range(keep))
+        return seen.tokens, [[i] for i in every], every
+    views = case.views(kind, variant)
+    cells = [len(slots) for _, slots in views]
+    towards = method.space == "tower" and case.pools == 1
+    features, members, anchors = [], [], []
+    for (grid, slots), count in zip(views, deal(keep, cells), strict=True):
+        where = torch.tensor(slots)
+        source = seen.source[where].long()
+        x = seen.rows[source] if towards else seen.tokens[where]
+        fields = {name: value[where][None] for name, value in seen.fields.items()}
+        reduction = method.reduce(VisualTokens(x[None], grid, **fields), count)
+        rows = reduction.features[0]
+        features.append(_project(model, case, rows) if towards else rows)
+        members += [where[reduction.members(i)].tolist() for i in range(count)]
+        anchors += where[reduction.anchor[0]].tolist()
+    return torch.cat(features), members, anchors
+
+
+def _project(model: Any, case: Case, rows: Tensor) -> Tensor:
+    return model.model.get_submodule(case.projector)(rows[None])[0]
+
+
+# ------------------------------------------------------------------ the prompt
+
+
+def dense_positions(model: Any, case: Case, sample: Sample) -> tuple[Tensor, int]:
+    """(S, A) positions that the stock model gives a sample alone, and the next one's."""
+    found: list[Tensor] = []
+    lm = language_model(model)
+
+    def look(module: Any, args: Any, kwargs: Any) -> None:
+        found.append(kwargs.get("position_ids", args[1] if len(args) > 1 else None))
+
+    handle = lm.rotary_emb.register_forward_pre_hook(look, with_kwargs=True)
+    model(**case.inputs([sample]))
+    handle.remove()
+    got = found[0]
+    got = got[:, 0].T if got.ndim == 3 else got[0][:, None]
+    return got, int(got.max()) + 1
+
+
+def language_model(model: Any) -> Any:
+    core = model.model
+    return getattr(core, "language_model", None) or core.text_model
+
+
+def reduce_prompt(
+    model: Any, case: Case, method: Method, budget: int | float, sample: Sample
+) -> Prefix:
+    """The prompt as it enters the language model."""
+    lm = language_model(model)
+    words = model.get_input_embeddings()(sample.ids)
+    positions, following = dense_positions(model, case, sample)
+    seen = [encode(model, case, *one, layer=method.scoring_layer) for one in sample.shown]
+    allocations = [method.allocate(len(s.tokens), len(lm.layers), budget) for s in seen]
+    places = _places(case, sample)
+    layers = max(len(s.deep) for s in seen)
+    nothing = [torch.zeros_like(words[0])] * layers
+    # Each token: place, embedding, DeepStack layers, input, dense token, tokens merged in it.
+    owned = {place for every in places for place in every}
+    found: list[Any] = [
+        (place, words[place], nothing, -1, -1, 1)
+        for place in range(len(sample.ids))
+        if place not in owned
+    ]
+    for number, (one, s, allocation) in enumerate(
+        zip(sample.shown, seen, allocations, strict=True)
+    ):
+        x, members, anchors = reduce_input(model, case, method, allocation.keep, s, one[0], one[1])
+        for row, (group, anchor) in enumerate(zip(members, anchors, strict=True)):
+            deep = [layer[group].mean(0) for layer in s.deep]
+            found.append((places[number][anchor], x[row], deep, number, anchor, len(group)))
+    found.sort(key=lambda one: one[0])
+    at, embeds, deep, image, cell, size = zip(*found, strict=True)
+    image = torch.tensor(image)
+    end = min(max(every) for every in places)
+    after = (image < 0) & (torch.tensor(at) > end)
+    tokens = Tokens(
+        torch.stack(embeds),
+        positions[list(at)],
+        image,
+        torch.tensor(cell),
+        torch.tensor(size),
+        after,
+        torch.zeros_like(after),
+        [torch.stack([one[n] for one in deep]) for n in range(layers)],
+    )
+    rule = allocations[0].schedule.query
+    if rule == "all":
+        tokens.asking = after.clone()
+    elif rule == "salient":
+        marked = method.salient_rows(tokens.h[after][None], tokens.h[image >= 0][None])[0]
+        tokens.asking[after.nonzero().flatten()[marked]] = True
+    if not bool(tokens.asking.any()):
+        tokens.asking[-1] = True
+    grids = []
+    for (kind, variant, _), s in zip(sample.shown, seen, strict=True):
+        views = case.views(kind, variant)
+        whole = len(views) == 1 and len(views[0][1]) == len(s.tokens)
+        grids.append(views[0][0] if whole else (1, 1, len(s.tokens)))
+    return Prefix(tokens, following, method, allocations, grids)
+
+
+def _places(case: Case, sample: Sample) -> list[list[int]]:
+    """Places in the prompt of each input's tokens."""
+    found = []
+    ids = sample.ids.tolist()
+    left = {kind: iter([i for i, x in enumerate(ids) if x == TOKEN[kind]]) for kind in TOKEN}
+    for kind, variant, _ in sample.shown:
+        count = int((case.tokens(kind, variant) == TOKEN[kind]).sum())
+        found.append([next(left[kind]) for _ in range(count)])
+    return found
+
+
+# ------------------------------------------------------------------ the language model
+
+
+def attention(model: Any, layer: Any, tokens: Tokens, biased: bool) -> tuple[Tensor, Tensor]:
+    """Every head's whole causal attention map, (heads, S, S), and rotated keys (heads, S, d).
+
+    biased: whether the log of the tokens merged in a key is added to its logits.
+    """
+    block, width, positions = layer.self_attn, layer.self_attn.head_dim, tokens.positions
+    normed = layer.input_layernorm(tokens.h)
+    places = positions.T[:, None] if positions.shape[1] > 1 else positions.T
+    cos, sin = language_model(model).rotary_emb(tokens.h[None], position_ids=places)
+
+    def heads(x: Tensor, norm: str) -> Tensor:
+        x = x.unflatten(-1, (-1, width))
+        x = (getattr(block, norm)(x) if hasattr(block, norm) else x).transpose(0, 1)
         a, b = x.chunk(2, -1)
         return x * cos[0] + torch.cat([-b, a], -1) * sin[0]
 
-    q, k = heads(layer.self_attn.q_proj(normed)), heads(layer.self_attn.k_proj(normed))
+    q, k = heads(block.q_proj(normed), "q_norm"), heads(block.k_proj(normed), "k_norm")
     logits = q @ k.repeat_interleave(q.shape[0] // k.shape[0], 0).transpose(1, 2) * width**-0.5
+    if biased:
+        logits = logits + tokens.size.log()
     above = torch.ones(logits.shape[1:], dtype=torch.bool).triu(1)
-    return logits.masked_fill(above, -torch.inf).softmax(-1)
+    return logits.masked_fill(above, -torch.inf).softmax(-1), k
 
 
-def forward(
-    model: Any, prefix: Prefix, stages: dict[int, int], new: Tensor | None = None
-) -> tuple[Tensor, list[int]]:
+def forward(model: Any, prefix: Prefix, new: Tensor | None = None) -> tuple[Tensor, list[int]]:
     """Logits (S, V) of the tokens that reach the last layer, and the tokens in each layer.
 
-    stages: decoder layer -> visual tokens of each image from there on, by the attention of the
-    last prompt token. new: (t,) ids that follow the prompt (they do not change the choice).
+    new: (t,) ids that follow the prompt (they do not change what is chosen).
     """
-    lm = model.model.language_model
-    h, positions, image = prefix.embeds, prefix.positions, prefix.image
+    lm = language_model(model)
     new = torch.tensor([], dtype=torch.int64) if new is None else new
-    h = torch.cat([h, model.get_input_embeddings()(new)])
-    positions = torch.cat([positions, prefix.dense + torch.arange(len(new))])
-    image = torch.cat([image, torch.full((len(new),), -1)])
-    lengths = []
+    tokens = _with(prefix, model.get_input_embeddings()(new))
+    biased, lengths = prefix.method.bias_by_size, []
+    entered = tokens
     for number, layer in enumerate(lm.layers):
-        if number in stages:
-            asking = len(h) - len(new) - 1
-            scores = attention(lm, layer, h, positions)[:, asking].mean(0)
-            stay = image < 0
-            for one in range(int(image.max()) + 1):
-                mine = (image == one).nonzero().flatten().tolist()
-                order = sorted(mine, key=lambda i: (-float(scores[i]), i))
-                stay[order[: stages[number]]] = True
-            h, positions, image = h[stay], positions[stay], image[stay]
-        weight = attention(lm, layer, h, positions)
-        value = layer.self_attn.v_proj(layer.input_layernorm(h))
+        counts = [allocation.counts[number] for allocation in prefix.allocations]
+        here = [int((tokens.image == one).sum()) for one in range(len(counts))]
+        if counts != here:
+            previous = prefix.allocations[0].schedule.scorer == "previous"
+            scorer = lm.layers[number - 1] if previous else layer
+            weights, keys = attention(model, scorer, entered if previous else tokens, biased)
+            tokens = _stage(prefix, tokens, counts, weights, keys)
+        entered = tokens
+        weight, _ = attention(model, layer, tokens, biased)
+        value = layer.self_attn.v_proj(layer.input_layernorm(tokens.h))
         value = value.unflatten(-1, (-1, layer.self_attn.head_dim)).transpose(0, 1)
         value = value.repeat_interleave(weight.shape[0] // value.shape[0], 0)
-        h = h + layer.self_attn.o_proj((weight @ value).transpose(0, 1).flatten(1))
+        h = tokens.h + layer.self_attn.o_proj((weight @ value).transpose(0, 1).flatten(1))
         h = h + layer.mlp(layer.post_attention_layernorm(h))
+        if number < len(tokens.deep):
+            h = h + tokens.deep[number]
+        tokens = replace(tokens, h=h)
         lengths.append(len(h))
-    return model.lm_head(lm.norm(h)), lengths
+    return model.lm_head(lm.norm(tokens.h)), lengths
 
 
-def greedy(model: Any, prefix: Prefix, stages: dict[int, int], steps: int) -> tuple[Tensor, Tensor]:
+def _with(prefix: Prefix, new: Tensor) -> Tokens:
+    """The prompt's tokens and embeddings (t, D) that follow them."""
+    tokens, count = prefix.tokens, len(new)
+    later = prefix.following + torch.arange(count)
+    none, no = torch.full((count,), -1), torch.zeros(count, dtype=torch.bool)
+    return Tokens(
+        torch.cat([tokens.h, new]),
+        torch.cat([tokens.positions, later[:, None].expand(-1, tokens.positions.shape[1])]),
+        torch.cat([tokens.image, none]),
+        torch.cat([tokens.cell, none]),
+        torch.cat([tokens.size, torch.ones_like(none)]),
+        torch.cat([tokens.after, no]),
+        torch.cat([tokens.asking, no]),
+        [torch.cat([x, torch.zeros_like(new)]) for x in tokens.deep],
+    )
+
+
+def _stage(
+    prefix: Prefix, tokens: Tokens, counts: list[int], weights: Tensor, keys: Tensor
+) -> Tokens:
+    """The tokens that are left after each input was reduced to its count."""
+    scores = weights.mean(0)[tokens.asking].mean(0)
+    flat_keys = keys.transpose(0, 1).flatten(1)
+    stay = (tokens.image < 0).nonzero().flatten().tolist()
+    source = {}
+    h, size, deep = tokens.h.clone(), tokens.size.clone(), [x.clone() for x in tokens.deep]
+    for one, count in enumerate(counts):
+        mine = (tokens.image == one).nonzero().flatten()
+        if not len(mine):
+            continue
+        given = LayerTokens(
+            tokens.h[mine][None],
+            tokens.size[mine][None],
+            tokens.cell[mine][None],
+            prefix.grids[one],
+            scores=scores[mine][None],
+            keys=flat_keys[mine][None],
+            text=tokens.h[tokens.after][None],
+            text_keys=flat_keys[tokens.after][None],
+            text_mask=torch.ones(1, int(tokens.after.sum()), dtype=torch.bool),
+        )
+        reduction = prefix.method.inside(given, count)
+        places = mine[reduction.anchor[0]]
+        for row, (place, stands) in enumerate(
+            zip(places.sort().values.tolist(), places.tolist(), strict=True)
+        ):
+            group = mine[reduction.members(row)]
+            share = tokens.size[group][:, None] / tokens.size[group].sum()
+            stay.append(place)
+            source[place] = stands
+            h[place] = reduction.features[0, row]
+            size[place] = reduction.size[0, row]
+            for new, old in zip(deep, tokens.deep, strict=True):
+                new[place] = (old[group] * share).sum(0)
+    stay.sort()
+    out = tokens.take(torch.tensor([source.get(place, place) for place in stay]))
+    kept = torch.tensor(stay)
+    return replace(out, h=h[kept], size=size[kept], deep=[x[kept] for x in deep])
+
+
+def greedy(model: Any, prefix: Prefix, steps: int) -> tuple[Tensor, Tensor]:
     """Greedy ids (steps,) and the logits (steps, V) that each was chosen from."""
     ids: list[int] = []
     rows = []
     for _ in range(steps):
-        logits, _ = forward(model, prefix, stages, torch.tensor(ids, dtype=torch.int64))
+        logits, _ = forward(model, prefix, torch.tensor(ids, dtype=torch.int64))
         rows.append(logits[-1])
         ids.append(int(logits[-1].argmax()))
     return torch.tensor(ids), torch.stack(rows)

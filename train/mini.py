@@ -7,7 +7,7 @@ in the time one has on 2 cores. The recipe therefore takes the two halves apart 
    class token to list what the picture holds, so that its attention goes to things;
 2. `language`: the language model learns to answer from *symbols*: each cell is the sum of learned
    embeddings of its labels, so that whole steps cost a tenth and nothing has to be seen yet;
-3. `bridge`: the projector learns to turn the tower's cells into those symbols;
+3. `bridge`: tower and projector learn to turn what is seen into those symbols;
 4. `joint`: everything is trained together on pictures, dense, with all 144 cells.
 
 Stages 1 and 2 are independent (`--stage` runs one alone). Each stage writes its weights and goes on
@@ -25,6 +25,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from multiprocessing import Pool
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,8 +35,17 @@ from torch.nn import functional
 from transformers import LlavaForConditionalGeneration
 
 from vlm import mini
-from vlm.scenes import CHARACTERS, COLOURS, SHAPES, CellLabels, caption, cell_labels, draw
-from vlm.scenes import make_scene, questions
+from vlm.scenes import (
+    CHARACTERS,
+    COLOURS,
+    SHAPES,
+    CellLabels,
+    caption,
+    cell_labels,
+    draw,
+    make_scene,
+    questions,
+)
 
 GRID = mini.IMAGE_SIZE // mini.PATCH_SIZE
 CELLS = GRID * GRID
@@ -64,8 +74,8 @@ class Stage:
 RECIPE = {
     "vision": Stage(steps=1500, batch=32, lr=2e-3),
     "language": Stage(steps=1500, batch=32, lr=3e-3),
-    "bridge": Stage(steps=400, batch=32, lr=2e-3),
-    "joint": Stage(steps=5000, batch=16, lr=1e-3),
+    "bridge": Stage(steps=600, batch=32, lr=1e-3),
+    "joint": Stage(steps=1600, batch=16, lr=4e-4),
 }
 
 
@@ -73,7 +83,7 @@ RECIPE = {
 
 
 class Scenes:
-    """A pool of drawn training scenes: pictures (n, 96, 96, 3) uint8 and labels (n, fields, cells)."""
+    """Drawn training scenes: pictures (n, 96, 96, 3) uint8 and labels (n, fields, cells)."""
 
     def __init__(self, images: np.ndarray, labels: np.ndarray) -> None:
         self.images, self.labels = images, labels
@@ -129,9 +139,8 @@ def _tokens(text: str) -> list[int]:
 def _prompt(question: str) -> tuple[list[int], list[int]]:
     """Token ids before and after the placeholders, as the chat template writes them."""
     parts = [{"type": "image"}, {"type": "text", "text": question}]
-    text = _processor.apply_chat_template(
-        [{"role": "user", "content": parts}], add_generation_prompt=True
-    )
+    messages: Any = [{"role": "user", "content": parts}]
+    text = _processor.apply_chat_template(messages, add_generation_prompt=True)
     before, after = text.split("<image>")
     return _tokens(before), _tokens(after)
 
@@ -225,7 +234,7 @@ class CellHeads(nn.Module):
         self.holds = nn.Linear(width, sum(FIELDS[f] for f in ("colour", "shape", "character")))
 
     def loss(self, hidden: Tensor, fields: Tensor) -> tuple[Tensor, dict[str, float]]:
-        """`hidden` (b, 1 + cells, width), `fields` (b, fields, cells) -> loss, share right a field."""
+        """`hidden` (b, 1 + cells, width), `fields` (b, fields, cells) -> loss, shares right."""
         labels = dict(zip(FIELDS, fields.unbind(1), strict=True))
         item, thing = labels["kind"] == 1, labels["kind"] > 0
         where = {"kind": thing | True, "colour": item, "shape": item, "centre": item}
@@ -247,29 +256,27 @@ class CellHeads(nn.Module):
 
 
 class Symbols(nn.Module):
-    """A cell as the sum of the embeddings of its labels: what the projector has to say later."""
+    """A cell as the sum of its labels' embeddings: what the projector has to say later."""
 
     def __init__(self, width: int, std: float) -> None:
         super().__init__()
         self.tables = nn.ModuleDict(
             {f"table_{f}": nn.Embedding(n, width) for f, n in FIELDS.items()}
         )
-        for table in self.tables.values():
-            nn.init.normal_(table.weight, std=std)
+        for weight in self.parameters():
+            nn.init.normal_(weight, std=std)
 
     def forward(self, fields: Tensor) -> Tensor:
         """(b, fields, v) -> (b, v, width)."""
-        return sum(  # type: ignore[return-value]
-            table(column)
-            for table, column in zip(self.tables.values(), fields.unbind(1), strict=True)
-        )
+        tables = zip(self.tables.values(), fields.unbind(1), strict=True)
+        return torch.stack([table(column) for table, column in tables]).sum(0)
 
 
 # ------------------------------------------------------------------ the loop
 
 
 def schedule(progress: float) -> float:
-    """Share of the peak learning rate at `progress` in [0, 1]: 2% of warm-up, then a cosine to 2%."""
+    """Share of the peak learning rate at `progress` in [0, 1]: a warm-up, then a cosine to 2%."""
     return min(1.0, progress / 0.02 + 1e-3) * (0.51 + 0.49 * math.cos(math.pi * progress))
 
 
@@ -280,7 +287,8 @@ class Trainer:
         self.output, self.scenes, self.seed = output, scenes, seed
         self.model, _ = mini.build(seed)
         torch.manual_seed(seed)
-        config = self.model.config
+        config: Any = self.model.config
+        self.noise = 0.5 * config.text_config.initializer_range
         self.heads = CellHeads(config.vision_config.hidden_size)
         self.symbols = Symbols(config.text_config.hidden_size, config.text_config.initializer_range)
         self.parts = {
@@ -292,7 +300,13 @@ class Trainer:
                     "symbols": self.symbols,
                 }
             ),
-            "bridge": nn.ModuleDict({"projector": self.model.model.multi_modal_projector}),
+            "bridge": nn.ModuleDict(
+                {
+                    "tower": self.model.model.vision_tower,
+                    "heads": self.heads,
+                    "projector": self.model.model.multi_modal_projector,
+                }
+            ),
         }
         self.parts["joint"] = nn.ModuleDict({"model": self.model, "heads": self.heads})
 
@@ -375,19 +389,19 @@ class Trainer:
         cells = score.topk(shown, dim=1).indices.sort(dim=1).values
         fields = fields.gather(2, cells[:, None].expand(-1, fields.shape[1], -1))
         visual = self.symbols(fields)
-        visual = (
-            visual
-            + torch.randn_like(visual) * 0.5 * self.model.config.text_config.initializer_range
-        )
+        visual = visual + torch.randn_like(visual) * self.noise
         batch = pack(index, cells, rng, captions=0.3)
         loss, right = answer_loss(self.model, batch, visual)
         return loss, {"answer": float(right)}
 
     def _bridge(self, index: np.ndarray, _: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
+        hidden, fields = self._see(index), self.scenes.fields(index)
         with torch.no_grad():
-            seen, target = self._see(index)[:, 1:], self.symbols(self.scenes.fields(index))
-        said = self.model.model.multi_modal_projector(seen)
-        return functional.mse_loss(said, target) / target.var(), {}
+            wanted = self.symbols(fields)
+        said = self.model.model.multi_modal_projector(hidden[:, 1:])
+        apart = functional.mse_loss(said, wanted) / wanted.var()
+        see = self.heads.loss(hidden, fields)[0]
+        return apart + 0.05 * see, {"apart": float(apart.detach()), "see": float(see.detach())}
 
     def _joint(
         self, index: np.ndarray, rng: np.random.Generator

@@ -44,7 +44,7 @@ def load(
         if folder.is_dir() and not (folder / "config.json").is_file():
             raise FileNotFoundError(f"{path!r} holds no config.json: expected a saved model")
     options = {"trust_remote_code": trust_remote_code}
-    model = AutoModelForImageTextToText.from_pretrained(
+    model: Any = AutoModelForImageTextToText.from_pretrained(
         path, dtype=dtype, use_safetensors=True, **options
     )
     processor = AutoProcessor.from_pretrained(path, **options)

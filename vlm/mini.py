@@ -1,8 +1,8 @@
 """The embedded model: a LLaVA of stock transformers classes, small enough to ship.
 
 `build` makes it untrained, with its processor; `train.mini` trains it; `vlm.load("mini")` loads the
-checkpoint that lies in this package. A CLIP tower of 4 layers sees a 96 px picture as 12 x 12 cells,
-and a Llama of 4 layers answers about it.
+checkpoint that lies in this package. A CLIP tower of 4 layers sees a 96 px picture as 12 x 12
+cells, and a Llama of 4 layers answers about it.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def _words() -> list[str]:
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """The words of the scenes as whole tokens, and every printable character, so that any text fits."""
+    """The words of the scenes as whole tokens, and every printable character for other text."""
     pieces = [(token, 0.0) for token in SPECIAL_TOKENS]
     pieces += [(f"▁{word}", -1.0) for word in dict.fromkeys(_words())]
     alone = string.ascii_letters + string.digits
@@ -87,7 +87,7 @@ def build_processor() -> LlavaProcessor:
 
 
 def build_config() -> LlavaConfig:
-    """The configuration of the embedded model: about 3 million parameters."""
+    """The configuration of the embedded model: about 2 million parameters."""
     vision = CLIPVisionConfig(
         hidden_size=128,
         intermediate_size=512,
@@ -116,7 +116,7 @@ def build_config() -> LlavaConfig:
     return LlavaConfig(
         vision_config=vision,
         text_config=text,
-        image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
+        image_token_index=SPECIAL_TOKENS.index("<image>"),
         vision_feature_layer=-1,
         vision_feature_select_strategy="default",
         image_seq_length=(IMAGE_SIZE // PATCH_SIZE) ** 2,

@@ -1,4 +1,4 @@
-"""Synthetic scenes: the pictures, questions and answers that the embedded model learns and is judged on.
+"""Synthetic scenes: pictures, questions and answers for the embedded model.
 
 A scene holds 4 to 8 coloured shapes and one sign with two characters, each in its own slot of a
 4 x 4 arrangement, on a shaded background. Everything is drawn from a seed. The splits are disjoint
@@ -121,10 +121,10 @@ def _pairs(rng: np.random.Generator, count: int, split: Split) -> list[tuple[str
     fixed = int(rng.integers(2)), int(rng.integers(8))
     pairs: list[tuple[str, str]] = []
     while len(pairs) < count:
-        shape, colour = (int(v) for v in rng.integers(0, 8, 2))
+        s, c = (int(v) for v in rng.integers(0, 8, 2))
         if len(pairs) < repeats:
-            shape, colour = (fixed[1], colour) if fixed[0] else (shape, fixed[1])
-        pair = SHAPES[shape], _COLOUR_NAMES[colour]
+            s, c = (fixed[1], c) if fixed[0] else (s, fixed[1])
+        pair = SHAPES[s], _COLOUR_NAMES[c]
         if split == "train" and held_out_pair(*pair):
             continue
         pairs.append(pair)

@@ -3,12 +3,57 @@
 from __future__ import annotations
 
 from compress.methods.base import Method
+from compress.methods.cascade import Cascade
+from compress.methods.cdpruner import CDPruner
+from compress.methods.chatunivi import ChatUniVi
+from compress.methods.dart import DART
+from compress.methods.divprune import DivPrune
 from compress.methods.duet import Duet
+from compress.methods.fastv import FastV
+from compress.methods.fastvid import FastVID
+from compress.methods.foveate import Foveate
+from compress.methods.holov import HoloV
+from compress.methods.mmtok import MMTok
+from compress.methods.pool import Pool
+from compress.methods.prumerge import PruMerge
+from compress.methods.pyramiddrop import PyramidDrop
 from compress.methods.random import Random
+from compress.methods.sparsevlm import SparseVLM
+from compress.methods.tome import ToMe
+from compress.methods.uniform import Uniform
+from compress.methods.vcast import VCast
+from compress.methods.vidcom2 import VidCom2
+from compress.methods.visionzip import VisionZip
+from compress.methods.vispruner import VisPruner
+from compress.methods.vscan import VScan
 
 METHODS: dict[str, type[Method]] = {
-    "duet": Duet,
-    "random": Random,
+    cls.__name__.lower(): cls
+    for cls in (
+        Cascade,
+        CDPruner,
+        ChatUniVi,
+        DART,
+        DivPrune,
+        Duet,
+        FastV,
+        FastVID,
+        Foveate,
+        HoloV,
+        MMTok,
+        Pool,
+        PruMerge,
+        PyramidDrop,
+        Random,
+        SparseVLM,
+        ToMe,
+        Uniform,
+        VCast,
+        VidCom2,
+        VisPruner,
+        VisionZip,
+        VScan,
+    )
 }
 
 
@@ -32,4 +77,5 @@ def get_method(method: str | Method) -> Method:
     return METHODS[method]()
 
 
-__all__ = ["METHODS", "Duet", "Method", "Random", "get_method", "list_methods"]
+__all__ = ["METHODS", "Method", "get_method", "list_methods"]
+__all__ += [cls.__name__ for cls in METHODS.values()]

@@ -12,7 +12,7 @@ What an attachment to a model hands over
 ----------------------------------------
 For `reduce`: the fields of `VisualTokens` named by `method.needs` (an error if absent), and those
 named by `method.wants` where it has them. `saliency` is the attention that a cell receives in
-vision layer `method.scoring_layer` (an index into the layers, -2 the last but one), softmax in
+vision layer `method.scoring_layer` (None: the one whose output the projector gets), softmax in
 float32, averaged over heads, from the class token if `method.saliency_rule` is "cls", averaged
 over all queries if it is "received"; "auto" is "cls" where the tower has a class token.
 `space` says where the features are taken: "tower" before the projector, "projected" after it.
@@ -60,7 +60,8 @@ class Method:
     space: "tower" or "projected". requires: fields of VisualTokens without which it cannot run.
     wants: fields used where given. pairwise: builds a table of N x N (long videos are cut into
     windows of whole frames, at most 8,192 cells each). per_frame: a video's frames are reduced
-    one by one, each to its share of the tokens. scoring_layer: vision layer of `saliency`.
+    one by one, each to its share of the tokens. scoring_layer: vision layer of `saliency`,
+    None for the one whose output the projector gets (-2 in LLaVA-1.5, as published).
     inside_only: reduces nothing before the language model.
     """
 
@@ -70,7 +71,7 @@ class Method:
     inside_needs: ClassVar[frozenset[str]] = frozenset({"scores"})
     pairwise: ClassVar[bool] = False
     per_frame: ClassVar[bool] = False
-    scoring_layer: ClassVar[int] = -2
+    scoring_layer: ClassVar[int | None] = None
     inside_only: ClassVar[bool] = False
 
     @property

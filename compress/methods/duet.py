@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -12,18 +11,8 @@ from torch import Tensor
 from compress import ops
 from compress.budget import Allocation, Schedule, resolve_budget, stage_layers
 from compress.methods.base import Method, choose
+from compress.methods.duet_budgets import PUBLISHED, published_split
 from compress.tokens import Reduction, VisualTokens
-
-# (dense, depth) -> budget -> (dominant, contextual): LLaVA-1.5 and each tile of LLaVA-NeXT,
-# LLaVA-NeXT as a whole (5 tiles), a frame of Video-LLaVA, its 8 frames as a whole. The published
-# Qwen2.5-VL counts (1023, 608, 243) do not give their stated averages: the solver's are used.
-PUBLISHED = {
-    (576, 32): {192: (300, 7), 128: (170, 35), 64: (72, 30), 32: (45, 6)},
-    (2880, 32): {640: (850, 175), 320: (360, 150), 160: (225, 30)},
-    (256, 32): {120: (160, 32), 17: (20, 7)},
-    (2048, 32): {960: (1280, 256), 136: (160, 56)},
-}
-_SHARES = ((102 / 576, 30 / 102), (205 / 576, 35 / 205), (307 / 576, 7 / 307))
 
 
 @dataclass(frozen=True)
@@ -42,16 +31,14 @@ class Duet(Method):
         members the others of that pool, by cosine of keys), "attention" (the paper: centres are
         the C most salient of the rest, members those they attend to most; needs `attention`) or
         "visionzip" (anchors evenly spaced over all the rest in raster order, members all others).
-    contextual: share (float) or number (int) of the kept tokens that are contextual; None takes
-        the published split, between published points a linear interpolation.
-    A video is reduced frame by frame, as Video-LLaVA's is.
-    layers, ratios: stages (int: layer, float: fraction of the depth) and counts there as shares of
-        what entered the language model.
+    contextual: share (float) or number (int) of contextual tokens; None: as published, linear
+        between. A video is reduced frame by frame, as Video-LLaVA's is.
+    layers, ratios: stages (int: layer, float: share of the depth), and shares kept of what entered.
 
-    Departures from the released code: the class token is not a cell and is not kept (the released
-    count of dominant tokens includes it); ties go to the lower index; "attention" clusters do not
-    overlap (a cell goes to the centre that attends to it most); "salient" text is chosen by
-    attention from the image (`Method.salient_rows`), not by a part-of-speech tagger.
+    Departures from the released code: the class token is not kept (its count of dominant tokens
+    includes it); ties go to the lower index; "attention" clusters do not overlap (a cell goes to
+    the centre that attends to it most); "salient" text is chosen by its likeness to the image
+    (`Method.salient_rows`), not by a part-of-speech tagger.
     """
 
     space: ClassVar[str] = "tower"
@@ -112,13 +99,8 @@ class Duet(Method):
     def split(self, keep: int, dense: int) -> tuple[int, int]:
         """(dominant, contextual) of `keep` tokens; at least one is dominant."""
         if self.contextual is None:
-            for (cells, _), budgets in PUBLISHED.items():
-                for pair in budgets.values():
-                    if (cells, keep) == (dense, sum(pair)):
-                        return pair
-            share = _interpolate(keep / dense)
-        else:
-            share = self.contextual
+            return published_split(keep, dense)
+        share = self.contextual
         count = share if isinstance(share, int) else round(share * keep)
         if not 0 <= count <= keep:
             raise ValueError(f"Duet: contextual is {self.contextual}; it must lie in 0..{keep}")
@@ -167,13 +149,3 @@ def _by_attention(attention: Tensor, rest: Tensor, count: int, width: int) -> Te
     assign = torch.where(best >= 0, row, -1)
     own = torch.arange(count, device=rest.device).expand(b, count)
     return assign.scatter(1, centres, own)
-
-
-def _interpolate(kept: float) -> float:
-    """Contextual share at a kept fraction, linear between the LLaVA-1.5 points, flat outside."""
-    if kept <= _SHARES[0][0]:
-        return _SHARES[0][1]
-    for (x0, y0), (x1, y1) in itertools.pairwise(_SHARES):
-        if kept <= x1:
-            return y0 + (y1 - y0) * (kept - x0) / (x1 - x0)
-    return _SHARES[-1][1]

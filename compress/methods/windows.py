@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 import torch
 
@@ -27,6 +27,16 @@ class Run:
     @property
     def size(self) -> int:
         return math.prod(self.grid)
+
+
+def deal(total: int, sizes: list[int]) -> list[int]:
+    """`total` dealt over parts in proportion to their sizes, never more than a size.
+
+    total: at most sum(sizes). Parts of equal size get shares that differ by at most one.
+    """
+    whole = sum(sizes)
+    edges = [0, *accumulate(sizes)]
+    return [total * stop // whole - total * start // whole for start, stop in pairwise(edges)]
 
 
 def shares(total: int, parts: int) -> list[int]:

@@ -21,19 +21,18 @@ from typing import ClassVar
 import numpy as np
 from PIL import Image
 
+from eval.files import media_file
 from eval.samples import (
     Benchmark,
     DataError,
     Drawing,
     Loaded,
     Picture,
-    Problem,
     Sample,
     Score,
-    one_each,
+    collect,
     png,
 )
-from vlm.media import inside
 from vlm.scenes import (
     CHARACTERS,
     COLOURS,
@@ -65,6 +64,7 @@ class Embedded(Benchmark):
     data: Path | None = None
 
     name: ClassVar[str] = "embedded"
+    help: ClassVar[str] = "scenes that are drawn, or open.jsonl that make-embedded wrote"
 
     def load(self) -> Loaded:
         """Draw the questions, or read them from `data`."""
@@ -188,25 +188,18 @@ def choices(scene: Scene, question: Question, rng: np.random.Generator) -> list[
 
 
 def _read(path: Path) -> Loaded:
-    wanted = ("scene", "image", "category", "question", "answer")
-    samples, problems = [], []
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except OSError as error:
         raise DataError(f"data: cannot read {path}: {error.strerror}") from error
-    for number, line in enumerate(lines, 1):
-        try:
-            row = json.loads(line)
-            missing = [name for name in wanted if not isinstance(row.get(name), str)]
-            if missing:
-                raise ValueError(f"no text under {', '.join(missing)}")
-            image = inside(path.parent, row["image"])
-            if not image.is_file():
-                raise ValueError(f"no file {row['image']}")
-        except (ValueError, AttributeError) as error:
-            problems.append(Problem(f"line {number}", str(error)))
-            continue
-        question = Question(row["category"], row["question"], row["answer"])
-        samples.append(_sample(row["scene"], question, Picture(image)))
-    samples, doubled = one_each(samples)
-    return Loaded(samples, problems + doubled)
+
+    def make(line: str) -> Sample:
+        row = json.loads(line)
+        wanted = ("scene", "image", "category", "question", "answer")
+        missing = [name for name in wanted if not isinstance(row.get(name), str)]
+        if missing:
+            raise ValueError(f"no text under {', '.join(missing)}")
+        picture = Picture(media_file(path.parent, [row["image"]]))
+        return _sample(row["scene"], Question(*(row[name] for name in wanted[2:])), picture)
+
+    return collect(((f"line {number}", line) for number, line in enumerate(lines, 1)), make)

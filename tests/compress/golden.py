@@ -75,3 +75,265 @@ def duet(x, keys, s, dominant, contextual, width=4, cluster="pool", released=Fal
             if i not in anchors:
                 groups[anchors[argmax([cos(keys[i], keys[a]) for a in anchors])]].append(i)
     return merged(x, groups, "add" if released else "mean", raster=not released)
+
+
+def nearest_rows(vectors, centres, members):
+    """{centre: members of most similar vector}, ties to the earlier centre."""
+    groups = {c: [] for c in centres}
+    for i in members:
+        if i not in groups:
+            groups[centres[argmax([cos(vectors[i], vectors[c]) for c in centres])]].append(i)
+    return groups
+
+
+def visionzip(x, keys, s, keep, released=False):
+    contextual = round(keep * 10 / 64)
+    if contextual == 0:
+        return dropped(x, best_first(s)[:keep])
+    return duet(x, keys, s, keep - contextual, contextual, cluster="visionzip", released=released)
+
+
+def divprune(x, keep):
+    n = len(x)
+    far = np.array([[1 - cos(x[i], x[j]) for j in range(n)] for i in range(n)])
+    picked = [argmax([min(far[i][j] for j in range(n) if j != i) for i in range(n)])]
+    while len(picked) < keep:
+        picked.append(
+            argmax([-1 if i in picked else min(far[i][p] for p in picked) for i in range(n)])
+        )
+    return dropped(x, picked)
+
+
+def determinantal(x, quality, keep):
+    """Greedy determinant: each pick maximises det of the kernel on the picks."""
+    n = len(x)
+    kernel = np.array(
+        [[quality[i] * quality[j] * cos(x[i], x[j]) for j in range(n)] for i in range(n)]
+    )
+    picked = []
+    while len(picked) < keep:
+        dets = []
+        for i in range(n):
+            own = [*picked, i]
+            dets.append(-1.0 if i in picked else np.linalg.det(kernel[np.ix_(own, own)]))
+        picked.append(argmax(dets))
+    return picked
+
+
+def relevance(x, query):
+    return np.array([np.mean([cos(v, q) for q in query]) for v in x])
+
+
+def minmax(values):
+    return (values - values.min()) / (values.max() - values.min())
+
+
+def cdpruner(x, query, keep, negate=False):
+    score = relevance(x, query)
+    return dropped(x, determinantal(x, minmax(-score if negate else score) + 1e-6, keep))
+
+
+def softmax(v):
+    e = np.exp(v - np.max(v))
+    return e / e.sum()
+
+
+def mmtok(x, tower, query, keep, heat=0.02, weight=0.5):
+    n = len(x)
+    needs = [softmax(np.array([cos(q, v) for v in x]) / heat) / len(query) for q in query]
+    needs += [weight * softmax(np.array([cos(c, v) for v in tower]) / 0.2) / n for c in tower]
+    picked = []
+    while len(picked) < keep:
+        gains = [
+            -1.0 if j in picked else sum(max(need[i] for i in [*picked, j]) for need in needs)
+            for j in range(n)
+        ]
+        picked.append(argmax(gains))
+    return dropped(x, picked)
+
+
+def vispruner(x, s, keep, step):
+    ranked = best_first(s)
+    salient = keep // 2
+    rest = ranked[salient:]
+    while len(rest) > keep - salient:
+        even, odd = rest[::2], rest[1::2]
+        gone = min(step, len(rest) - (keep - salient), len(even))
+        similar = [max(cos(x[e], x[o]) for o in odd) for e in even]
+        rest = [even[i] for i in best_first(similar)[gone:]] + odd
+    return dropped(x, ranked[:salient] + rest)
+
+
+def prumerge(x, keys, s, keep, released=False, neighbours=5):
+    n = len(x)
+    plain = keep - 1 if released else keep
+    count = max(1, round(plain * 0.25))
+    ranked = best_first(s)
+    rest = sorted(ranked[count:])
+    spaced = plain - count
+    kept = sorted(ranked[:count] + [rest[(2 * i + 1) * len(rest) // (2 * spaced)]
+                                    for i in range(spaced)])  # fmt: skip
+    if not released:
+        return merged(x, nearest_rows(keys, kept, range(n)))
+    out = []
+    for i in kept:
+        near = sorted((j for j in range(n) if j != i), key=lambda j: (-cos(keys[i], keys[j]), j))
+        out.append(x[i] + sum(s[j] * x[j] for j in near[:neighbours]))
+    left = [i for i in range(n) if i not in kept]
+    out.append(sum(s[j] * x[j] for j in left))
+    rows = [(i, [i]) for i in kept] + [(left[argmax([s[j] for j in left])], left)]
+    return rows, np.array(out)
+
+
+def tome(x, keys, keep):
+    groups = [[i] for i in range(len(x))]
+    homes, values, key = list(range(len(x))), [*x], [*keys]
+    while len(groups) > keep:
+        gone = min(len(groups) - keep, len(groups) // 2)
+        even, odd = list(range(0, len(groups), 2)), list(range(1, len(groups), 2))
+        link = {i: odd[argmax([cos(key[i], key[j]) for j in odd])] for i in even}
+        order = sorted(even, key=lambda i: (-cos(key[i], key[link[i]]), i))[:gone]
+        new_values, new_key, new_groups = [*values], [*key], [list(g) for g in groups]
+        for j in odd:
+            every = [j, *(i for i in order if link[i] == j)]
+            total = sum(len(groups[i]) for i in every)
+            new_values[j] = sum(len(groups[i]) * values[i] for i in every) / total
+            new_key[j] = sum(len(groups[i]) * key[i] for i in every) / total
+            new_groups[j] = [c for i in every for c in groups[i]]
+        stay = [i for i in range(len(groups)) if i not in order]
+        values, key = [new_values[i] for i in stay], [new_key[i] for i in stay]
+        groups, homes = [new_groups[i] for i in stay], [homes[i] for i in stay]
+    rows = [(home, sorted(group)) for home, group in zip(homes, groups, strict=True)]
+    return rows, np.array(values)
+
+
+def vscan(x, s, shallow, grid, keep, window):
+    _, h, w = grid
+    local = keep // 2
+    nth = {}
+    for i in best_first(shallow):
+        box = (i // w // window, i % w // window)
+        nth[i] = sum(1 for j in nth if (j // w // window, j % w // window) == box)
+    near = sorted(range(h * w), key=lambda i: (nth[i], -shallow[i], i))[:local]
+    rest = [i for i in best_first(s) if i not in near]
+    kept = near + rest[: keep - local]
+    return merged(x, nearest_rows(x, kept, range(len(x))))
+
+
+def deal(quota, scores, keep, every):
+    """Cells by frame quota: `scores` (T, n); see ops.by_quota."""
+    n = len(scores[0])
+    want = {}
+    for t, row in enumerate(scores):
+        for place, i in enumerate(best_first(row)):
+            sure = every and keep >= len(scores) and place == 0
+            want[t * n + i] = np.inf if sure else quota[t] - place
+    return sorted(want, key=lambda c: (-want[c], c))[:keep]
+
+
+def vcast(x, grid, keep, heat=0.7):
+    t = grid[0]
+    frames = x.reshape(t, -1, x.shape[1])
+
+    def unit(v):
+        return v / np.linalg.norm(v)
+
+    centre = [unit(f.mean(0)) for f in frames]
+    bend = [1.0] * t
+    for i in range(1, t - 1):
+        bend[i] = 1 - cos(centre[i] - centre[i - 1], centre[i + 1] - centre[i])
+    share = softmax(np.array(bend) / heat)
+    sure = 1 if keep >= t else 0
+    scores = [
+        [1 - cos(v, c) for v in f] + minmax(np.linalg.norm(f, axis=1))
+        for f, c in zip(frames, centre, strict=True)
+    ]
+    return dropped(x, deal(sure + share * (keep - sure * t), scores, keep, True))
+
+
+def vidcom2(x, grid, keep, heat=0.01):
+    quiet = best_first(-x.var(0))[: x.shape[1] // 2]
+    y = np.array([v[quiet] / np.linalg.norm(v[quiet]) for v in x])
+    frames = y.reshape(grid[0], -1, len(quiet))
+
+    def like(v, c):
+        return sum(np.exp(-np.sum((v - c) ** 2) / (2 * 2.0**k)) for k in range(-3, 2))
+
+    video = [[like(v, y.mean(0)) for v in f] for f in frames]
+    own = [[like(v, f.mean(0)) for v in f] for f in frames]
+    rare = softmax(np.array([-np.mean(g) for g in video]) / heat)
+    quota = keep / grid[0] * (1 + rare - rare.mean())
+    return dropped(x, deal(quota, -(np.array(video) + np.array(own)), keep, False))
+
+
+def dart(hidden, keys, text, text_keys, count):
+    n = len(hidden)
+    pivots = best_first(np.abs(keys).sum(1))[: min(4, count)]
+    vectors = [hidden[p] for p in pivots]
+    vectors += [text[i] for i in best_first(np.abs(text_keys).sum(1))[:4]]
+    left = count - len(pivots)
+    kept = list(pivots)
+    for i, v in enumerate(vectors):
+        share = left // len(vectors) + (i < left % len(vectors))
+        free = [j for j in range(n) if j not in kept]
+        kept += sorted(free, key=lambda j: (cos(v, hidden[j]), j))[:share]
+    return dropped(hidden, kept)
+
+
+def holov(x, s, keep, chunks, diversity=0.09):
+    width = -(-len(x) // chunks)
+    parts = [list(range(a, min(a + width, len(x)))) for a in range(0, len(x), width)]
+    spread = np.zeros(len(x))
+    for part in parts:
+        for i in part:
+            spread[i] = np.var([cos(x[i], x[j]) for j in part])
+    spread = minmax(spread)
+    content = np.array([np.mean([1000 * s[i] + diversity * spread[i] for i in p]) for p in parts])
+    quota = keep * content / content.sum()
+    wanted = np.zeros(len(x))
+    for share, part in zip(quota, parts, strict=True):
+        for place, k in enumerate(best_first(s[part])):
+            wanted[part[k]] = share - place
+    return dropped(x, best_first(wanted)[:keep])
+
+
+def foveate(
+    x, s, query, grid, keep, choice="cover", merge=True, purity=0.7, salient=20.0, place=0.5
+):
+    n = len(x)
+    text = sum(softmax(np.array([cos(q, v) for v in x]) / 0.02) for q in query)
+    distinct = np.sum((x - x.mean(0)) ** 2, 1)
+    parts = [(1, np.ones(n)), (salient, s), (1, distinct), (1, text)]
+    weight = sum(w * p / p.sum() for w, p in parts) / (3 + salient)
+    apart = np.array([[np.sum((a - b) ** 2) for b in x] for a in x])
+    w = grid[2]
+    reach = (n / keep) ** 0.5
+    near = np.zeros((n, n))
+    for i in range(n):
+        for j in range(n):
+            steps = (i // w - j // w) ** 2 + (i % w - j % w) ** 2
+            far = steps / (2 * (place * reach) ** 2)
+            near[i, j] = np.exp(-apart[i, j] / (2 * 0.25 * apart.mean()) - far)
+    picked = []
+    while len(picked) < keep:
+        gains = []
+        for j in range(n):
+            own = [*picked, j]
+            if j in picked:
+                gains.append(-1.0)
+            elif choice == "cover":
+                gains.append(sum(weight[i] * max(near[i, k] for k in own) for i in range(n)))
+            elif choice == "volume":
+                kernel = near * weight[:, None] * weight[None] * n * n
+                gains.append(np.linalg.det(kernel[np.ix_(own, own)]))
+            else:
+                gains.append(weight[j])
+        picked.append(argmax(gains))
+    if not merge:
+        return dropped(x, picked)
+    groups = {p: [] for p in picked}
+    for i in range(n):
+        best = picked[argmax([near[i, p] for p in picked])]
+        if i not in groups and near[i, best] >= purity:
+            groups[best].append(i)
+    return merged(x, groups)

@@ -83,6 +83,47 @@ def test_to_nearest_in_chunks(monkeypatch):
     assert (some >= 0).sum(1).tolist() == [7, 7]
 
 
+def test_cover_lazy_and_full_agree():
+    table = torch.rand(3, 50, 40)
+    table[:, 7] = table[:, 3]  # a tie, and then a duplicate that gains nothing
+    full = ops.cover(table, 50, lazy=False)
+    assert torch.equal(ops.cover(table, 50, lazy=True, block=4), full)
+    assert (full.sort(dim=1).values == torch.arange(50)).all()
+    best = table.sum(2).argmax(1)
+    assert torch.equal(full[:, 0], best)
+
+
+def test_volume_spans():
+    # a token, its double, and one at a right angle: the double comes last
+    x = torch.tensor([[[3.0, 0.0], [6.0, 0.0], [0.0, 1.0]]])
+    assert ops.volume(x @ x.transpose(1, 2), 3).tolist() == [[1, 2, 0]]
+
+
+def test_volume_takes_what_is_left_not_what_was():
+    # after the first, a long vector with 4% left beats a short one at a right angle
+    x = torch.tensor([[[9.0, 0.0, 0.0], [4.8, 1.0, 0.0], [0.0, 0.0, 0.9]]])
+    assert ops.volume(x @ x.transpose(1, 2), 3).tolist() == [[0, 1, 2]]
+
+
+def test_density_peaks_in_chunks(monkeypatch):
+    x = torch.randn(2, 30, 4)
+    whole = ops.dpc_knn(x, 7, 3)
+    monkeypatch.setattr(ops, "PAIRS", 60)
+    parts = ops.dpc_knn(x, 7, 3)
+    assert torch.equal(whole[0], parts[0])
+    assert torch.equal(whole[1], parts[1])
+
+
+def test_by_quota():
+    scores = torch.tensor([[[1.0, 5.0, 3.0], [9.0, 8.0, 7.0], [0.0, -torch.inf, 2.0]]])
+    quota = torch.tensor([[0.2, 3.6, 1.2]])
+    assert sorted(ops.by_quota(scores, quota, 5)[0].tolist()) == [1, 3, 4, 5, 8]
+    few = ops.by_quota(scores, quota, 2)  # fewer than frames: no frame is sure of one
+    assert few.tolist() == [[3, 4]]
+    full = ops.by_quota(scores, quota, 9)[0].tolist()
+    assert full[-1] == 7
+
+
 def test_text_raters():
     visual = torch.tensor([[[10.0, 0.0, 0.0]]])
     text = torch.eye(3)[None]
@@ -137,6 +178,18 @@ def test_visual_tokens_name_the_bad_field():
             VisualTokens(x, grid)
     with pytest.raises(TypeError, match="features"):
         VisualTokens(x.long(), (1, 2, 3))
+
+
+def test_check_finite():
+    large = torch.full((1, 4, 2), 3e38)
+    VisualTokens(large, (1, 2, 2)).check_finite()  # the sum overflows, the values are finite
+    half = torch.full((1, 4, 2), 6e4, dtype=torch.float16)
+    VisualTokens(half, (1, 2, 2)).check_finite()
+    half[0, 3, 1] = torch.nan
+    with pytest.raises(ValueError, match="features holds NaN"):
+        VisualTokens(half, (1, 2, 2)).check_finite()
+    with pytest.raises(ValueError, match="saliency holds NaN"):
+        VisualTokens(large, (1, 2, 2), saliency=torch.tensor([[0, 1, torch.inf, 2]])).check_finite()
 
 
 def test_cells_in_raster_order():

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from eval.answerers import DENSE, Arm, Question, Reply
+from eval.answerers import Question, Reply
+from eval.arms import DENSE, Arm
 from eval.benchmarks.embedded import Embedded
 from eval.records import RecordFile, read_records
 from eval.runner import Shard, complete, open_run, run
@@ -64,6 +65,19 @@ def test_every_question_in_every_arm_once(tmp_path: Path) -> None:
     assert complete(folder, samples(), DENSE)
     assert complete(folder, samples(), DUET)
     assert set(texts(folder, DENSE)) == {s.key for s in samples()}
+
+
+def test_every_batch_and_every_seed_draws_its_own(tmp_path: Path) -> None:
+    def draws(seed: int) -> list[str]:
+        run(
+            tmp_path / str(seed), samples(), Stub(), [DUET], batch_size=4, seed=seed, progress=False
+        )
+        return list(
+            dict.fromkeys(t.split()[-1] for t in texts(tmp_path / str(seed), DUET).values())
+        )
+
+    batches = -(-len(samples()) // 4)
+    assert len(draws(0)) == len(set(draws(0) + draws(1))) / 2 == batches
 
 
 @pytest.mark.parametrize("die_after", [1, 2, 5, 8])

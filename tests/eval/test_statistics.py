@@ -75,6 +75,12 @@ def test_unequal_clusters_are_averaged_over_questions() -> None:
     assert interval([1, 1, 1, 0], ["a", "a", "a", "b"]).mean == 0.75
 
 
+def test_a_draw_of_clusters_is_averaged_over_questions_too() -> None:
+    # Of two clusters, nine right and one wrong, half the draws take one of each: 9 of 10 right.
+    found = interval([1.0] * 9 + [0.0], ["a"] * 9 + ["b"], level=0.4)
+    assert (found.low, found.high) == pytest.approx((0.9, 0.9))
+
+
 def test_soft_scores_are_bootstrapped_and_seeded() -> None:
     values = list(np.random.default_rng(0).random(30))
     assert interval(values).rule == "bootstrap"

@@ -183,8 +183,10 @@ def test_qwen2_vl_equals_transformers(name):
     assert made.next_position == following
 
 
-@pytest.mark.parametrize("seconds", [0.5, 1.0, 0.7, 0.3, 0.0417])
-@pytest.mark.parametrize("rate", [2, 4])
+@pytest.mark.parametrize(
+    ("rate", "seconds"),
+    [(2, 0.5), (2, 0.7), (2, 0.3), (4, 1.0), (4, 0.0417), (25, 0.04), (25, 0.12), (25, 0.0417)],
+)
 def test_qwen2_5_vl_equals_transformers(rate, seconds):
     layout = [Text(3), Video((9, 40, 2), times=seconds), Text(4), Image((2, 3)), Text(1)]
     made = plan(layout, MRoPE(tokens_per_second=rate))

@@ -28,9 +28,10 @@ def write_clip(
     sound: bool = False,
     **options: str,
 ) -> Path:
-    """`times` in seconds make a variable frame rate; `options` are the encoder's."""
+    """`times` in seconds make a variable frame rate; `options` are the encoder's, with _ for -."""
     av = pytest.importorskip("av")
     width, height = size
+    options = {name.replace("_", "-"): value for name, value in options.items()}
     with av.open(str(path), "w") as file:
         stream = file.add_stream(codec, rate=rate, options=options)
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"

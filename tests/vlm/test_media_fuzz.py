@@ -90,11 +90,14 @@ def fuzz_images(kind: str, cases: int, seed: int) -> Counter[str]:
     return tally(cases, read, write)
 
 
-def fuzz_videos(path: Path, data: bytes, cases: int, seed: int) -> Counter[str]:
+def fuzz_videos(
+    path: Path, data: bytes, cases: int, seed: int, reader: str = "decord"
+) -> Counter[str]:
     rng = random.Random(seed)
 
     def read() -> None:
-        options: dict[str, Any] = {"timeout": TIMEOUT, "damaged": rng.choice(["raise", "repeat"])}
+        options: dict[str, Any] = {"timeout": TIMEOUT, "reader": reader}
+        options["damaged"] = rng.choice(["raise", "repeat"])
         video = read_video(path, frames=rng.choice([1, 4, None]), max_bytes=1 << 28, **options)
         assert video.frames.shape[0] == len(video.timestamps)
         assert np.isfinite(video.timestamps).all()
@@ -120,10 +123,11 @@ def test_mangled_animations(kind: str, tmp_path: Path) -> None:
     assert counts["refused"] > 0
 
 
+@pytest.mark.parametrize("reader", ["decord", "pyav"])
 @pytest.mark.parametrize(("suffix", "codec"), VIDEOS)
-def test_mangled_videos(suffix: str, codec: str, tmp_path: Path) -> None:
+def test_mangled_videos(suffix: str, codec: str, reader: str, tmp_path: Path) -> None:
     path = write_clip(tmp_path / f"a.{suffix}", codec=codec, sound=suffix != "webm", g="5")
-    counts = fuzz_videos(path, path.read_bytes(), cases=10, seed=3)
+    counts = fuzz_videos(path, path.read_bytes(), cases=8, seed=3, reader=reader)
     assert counts["refused"] > 0
 
 
@@ -139,15 +143,17 @@ def test_many_mangled_images(kind: str) -> None:
 def test_many_mangled_animations(kind: str, tmp_path: Path) -> None:
     data = image_bytes(kind, animated=True)
     counts = fuzz_videos(tmp_path / f"a.{kind}", data, cases=100, seed=12)
-    assert min(counts["read"], counts["refused"]) > 5
+    assert counts["refused"] > 5
+    assert counts["read"] > 0  # few of PNG, which has checksums
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("reader", ["decord", "pyav"])
 @pytest.mark.parametrize(("suffix", "codec"), VIDEOS)
-def test_many_mangled_videos(suffix: str, codec: str, tmp_path: Path) -> None:
+def test_many_mangled_videos(suffix: str, codec: str, reader: str, tmp_path: Path) -> None:
     path = write_clip(tmp_path / f"a.{suffix}", codec=codec, sound=suffix != "webm", g="5")
     data = path.read_bytes()
-    counts = fuzz_videos(path, data, cases=100, seed=13)
+    counts = fuzz_videos(path, data, cases=100, seed=13, reader=reader)
     assert min(counts["read"], counts["refused"]) > 5
     # What was left behind by a hundred bad files must not harm a good one.
     path.write_bytes(data)

@@ -2,12 +2,48 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import nn
 
-from vlm.families.base import Family, Grid, MergePoint, ProjectionTap, Tap, UnknownFamily
+from vlm.families.base import Family, Grid, UnknownFamily, View, VisualInput
+from vlm.families.internvl import InternVL
 from vlm.families.llava import Llava
+from vlm.families.llava_next import LlavaNext
+from vlm.families.llava_onevision import LlavaOnevision
+from vlm.families.mistral3 import Mistral3
+from vlm.families.qwen2_5_vl import Qwen2_5VL
+from vlm.families.qwen2_vl import Qwen2VL
+from vlm.families.qwen3_vl import Qwen3VL
+from vlm.families.smolvlm import SmolVLM
+from vlm.families.video_llava import VideoLlava
 
-FAMILIES: tuple[type[Family], ...] = (Llava,)
+FAMILIES: tuple[type[Family], ...] = (
+    Llava,
+    LlavaNext,
+    LlavaOnevision,
+    VideoLlava,
+    Qwen2VL,
+    Qwen2_5VL,
+    Qwen3VL,
+    InternVL,
+    SmolVLM,
+    Mistral3,
+)
+
+
+def unwrapped(model: nn.Module) -> Any:
+    """The transformers model inside wrappers: PEFT, torch.compile, DDP, a DeepSpeed engine."""
+    inner: Any = model
+    while True:
+        if hasattr(inner, "get_base_model"):
+            inner = inner.get_base_model()
+        elif "_orig_mod" in getattr(inner, "_modules", {}):
+            inner = inner._orig_mod
+        elif "module" in getattr(inner, "_modules", {}):
+            inner = inner.module
+        else:
+            return inner
 
 
 def family_of(model: nn.Module) -> Family:
@@ -16,10 +52,11 @@ def family_of(model: nn.Module) -> Family:
     Raises:
         UnknownFamily: no family serves the model's `config.model_type`.
     """
-    kind = getattr(getattr(model, "config", None), "model_type", None)
+    inner = unwrapped(model)
+    kind = getattr(getattr(inner, "config", None), "model_type", None)
     for family in FAMILIES:
-        if kind in family.model_types and hasattr(model, "model"):
-            return family(model)
+        if kind in family.model_types and hasattr(inner, "model"):
+            return family(inner)
     known = ", ".join(sorted(name for family in FAMILIES for name in family.model_types))
     raise UnknownFamily(
         f"{type(model).__name__} (model_type {kind!r}) is of no known family; known model types: "
@@ -31,10 +68,9 @@ __all__ = [
     "FAMILIES",
     "Family",
     "Grid",
-    "Llava",
-    "MergePoint",
-    "ProjectionTap",
-    "Tap",
     "UnknownFamily",
+    "View",
+    "VisualInput",
     "family_of",
+    "unwrapped",
 ]

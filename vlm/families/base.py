@@ -10,6 +10,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from vlm.families.taps import Tap
+
 Grid = tuple[int, int, int]
 
 
@@ -18,26 +20,85 @@ class UnknownFamily(ValueError):  # noqa: N818 - read as a sentence in a traceba
 
 
 @dataclass(frozen=True)
-class MergePoint:
-    """Where visual features lie as rows in raster order, before the language model sees them.
+class View:
+    """A plane of cells of a visual input: the whole of it, or a crop.
 
-    module: the module whose input ("input") or output ("output") holds them.
+    grid: (t, h, w). slots: (t * h * w,) int64 on the host, which of the input's tokens the cells
+    are, in raster order.
     """
 
-    module: nn.Module
-    side: str
+    grid: Grid
+    slots: Tensor
+
+
+@dataclass(frozen=True)
+class VisualInput:
+    """One image or one video, as the N tokens that stand for it in a prompt.
+
+    Tokens in no view are separators (a learned newline, a class token). They count as tokens of
+    the input, but hold nothing of the picture: a reduction keeps cells first.
+
+    count: N. views: planes of cells, in the order of their tokens. rows: how many rows of the
+    vision tower (class tokens left out) the input is made of. source: (N,) int64 on the host, the
+    row that each token is made of, -1 at separators; None where the projector pools rows.
+    planes: grids that cover all N tokens in order, for schemes of positions. note: whatever its
+    family needs to pool rows.
+    """
+
+    count: int
+    views: tuple[View, ...]
+    rows: int
+    source: Tensor | None
+    planes: tuple[Grid, ...]
+    note: Any = None
+
+    @classmethod
+    def plain(cls, grid: Grid, pooled: int = 1) -> VisualInput:
+        """A grid of cells and nothing else, each cell made of `pooled` rows of the tower."""
+        count = grid[0] * grid[1] * grid[2]
+        every = torch.arange(count)
+        source = every if pooled == 1 else None
+        return cls(count, (View(grid, every),), count * pooled, source, (grid,))
+
+    @classmethod
+    def join(cls, parts: Sequence[VisualInput]) -> VisualInput:
+        """Inputs whose tokens follow one another, such as the tiles of an image, as one."""
+        if len(parts) == 1:
+            return parts[0]
+        views, start = [], 0
+        for part in parts:
+            views += [View(view.grid, view.slots + start) for view in part.views]
+            start += part.count
+        planes = tuple(plane for part in parts for plane in part.planes)
+        return cls(start, tuple(views), sum(part.rows for part in parts), None, planes)
+
+    @property
+    def grid(self) -> Grid:
+        """The grid of the N tokens; (1, 1, N) where they are no single plane."""
+        if len(self.views) == 1 and len(self.views[0].slots) == self.count:
+            return self.views[0].grid
+        return (1, 1, self.count)
 
 
 class Family(ABC):
     """The parts of one model. A subclass is written for one way of building models.
 
+    The model's core has `get_image_features`, and `get_video_features` where it takes videos,
+    which return an output whose `pooler_output` holds the features as the language model receives
+    them; this is so for every model of transformers >= 5.20.
+
     name: the family's name. model_types: the values of `config.model_type` that it serves.
+    kinds: "image" and "video", those that it takes, in the order in which the model encodes them.
     media: arguments of `forward` that bring visual inputs.
+    one_run_one_input: whether the tiles of an image are inputs of their own to the vision side, and
+        stand in the prompt without text between them.
     """
 
     name: ClassVar[str]
     model_types: ClassVar[frozenset[str]]
-    media: ClassVar[tuple[str, ...]] = ("pixel_values", "mm_encoder_outputs")
+    kinds: ClassVar[tuple[str, ...]] = ("image",)
+    media: ClassVar[tuple[str, ...]] = ("pixel_values", "pixel_values_videos", "mm_encoder_outputs")
+    one_run_one_input: ClassVar[bool] = False
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
@@ -48,6 +109,11 @@ class Family(ABC):
     def core(self) -> Any:
         """The model below the head: it joins text and visual features."""
         return self.model.model
+
+    @property
+    def config(self) -> Any:
+        """The configuration of the whole model."""
+        return self.core.config
 
     @property
     def language_model(self) -> Any:
@@ -70,119 +136,77 @@ class Family(ABC):
         return self.language_model.rotary_emb
 
     @property
-    @abstractmethod
-    def placeholders(self) -> tuple[int, ...]:
-        """Token ids that stand for visual tokens."""
+    def deltas(self) -> Tensor | None:
+        """(B, 1): what the model adds to the text positions of later turns, under M-RoPE."""
+        return getattr(self.core, "rope_deltas", None)
 
-    @property
-    def cells(self) -> int | None:
-        """Cells of every image, where the family has but one grid; else None."""
-        return None
+    def placeholder(self, kind: str) -> int:
+        """The token id that stands for visual tokens of a kind."""
+        return int(getattr(self.config, f"{kind}_token_id"))
 
     # -- the vision side ---------------------------------------------------------------
 
     @property
-    @abstractmethod
-    def tower(self) -> nn.Module:
-        """The vision tower, as one module (for timing)."""
+    def cells(self) -> int | None:
+        """Tokens of every image, where the family has but one grid; else None."""
+        return None
 
     @property
     @abstractmethod
-    def merge_point(self) -> MergePoint:
-        """Where features are merged before the language model."""
+    def tower(self) -> nn.Module:
+        """The vision tower of images (for timing)."""
 
     @abstractmethod
-    def grids(self, features: Tensor, kwargs: Mapping[str, Any]) -> list[Grid]:
-        """The grid (t, h, w) of each visual input in `features`, the tensor at the merge point.
+    def vision_layers(self, kind: str) -> Sequence[Any]:
+        """The layers of the vision tower that sees inputs of `kind`, in order."""
 
-        kwargs: the arguments of the call that brought the visual inputs.
+    @abstractmethod
+    def tap(self, layer: Any) -> Tap:
+        """A new reader of one of `vision_layers`."""
+
+    def feature_layer(self, kind: str) -> int:
+        """The vision layer whose output the projector gets, from the front."""
+        depth = len(self.vision_layers(kind))
+        given = getattr(self.config, "vision_feature_layer", None)
+        if given is None:
+            return depth - 1
+        last = given if isinstance(given, int) else given[-1]
+        # hidden_states[i] is the output of layer i - 1 counted from the front, of i from the back.
+        return last + depth if last < 0 else max(last - 1, 0)
+
+    def scoring_layer(self, kind: str, index: int | None) -> int:
+        """The vision layer that serves as `index`, from the front: None is `feature_layer`, a
+        negative one counts from the back, and there is always a nearest."""
+        depth = len(self.vision_layers(kind))
+        if index is None:
+            return self.feature_layer(kind)
+        return min(max(index + depth if index < 0 else index, 0), depth - 1)
+
+    def merge_point(self, kind: str) -> nn.Module | None:
+        """The module whose input holds one row for each cell, before rows are projected; None where
+        the projector pools rows, so that merging follows it."""
+        return None
+
+    @abstractmethod
+    def inputs(self, kind: str, call: Mapping[str, Any]) -> list[VisualInput]:
+        """The visual inputs of one call of `get_{kind}_features`, in order.
+
+        call: the arguments by name.
         """
 
-    def split(self, features: Tensor, grids: Sequence[Grid]) -> list[Tensor]:
-        """The tensor at the merge point as one (N, D) tensor a visual input."""
-        counts = [t * h * w for t, h, w in grids]
-        return list(features.reshape(-1, features.shape[-1]).split(counts))
+    def pool(self, item: VisualInput, rows: Tensor) -> Tensor:
+        """What the projector's pooling and packing make of values given for each row of the tower.
 
-    @abstractmethod
-    def tap(self) -> Tap:
-        """A new reader of the scoring layer."""
-
-
-class Tap(ABC):
-    """Reads queries and keys of one vision layer as it runs, so that scores cost next to nothing.
-
-    Nothing is asked of the tower: no attention maps, no other attention kernel.
-    """
-
-    @abstractmethod
-    def attach(self) -> list[Any]:
-        """Register the hooks; returns their handles."""
-
-    @abstractmethod
-    def read(
-        self, fields: frozenset[str], rule: str, grids: Sequence[Grid]
-    ) -> dict[str, list[Tensor]]:
-        """For each of `fields`, one tensor a visual input; forgets what was captured.
-
-        fields: of "saliency" (N,) float32, "keys" (N, Dk), "attention" (N, N) float32.
-        rule: "cls", "received" or "auto" ("cls" where the tower has a class token).
+        rows: (R, C) for the R rows of `item`. Returns (N, C), 0 at separators.
         """
+        if item.source is None:
+            raise NotImplementedError(f"{type(self).__name__} pools rows and does not say how")
+        source = item.source.to(rows.device)
+        return rows[source.clamp(min=0)].masked_fill((source < 0)[:, None], 0)
 
+    @abstractmethod
+    def blank(self, kind: str) -> dict[str, Tensor]:
+        """Arguments of `get_{kind}_features` for one empty input, as small as the model takes.
 
-class ProjectionTap(Tap):
-    """For towers with separate q_proj and k_proj, and images of one size: (n, tokens, width).
-
-    has_cls: whether token 0 is a class token and not a cell.
-    """
-
-    def __init__(self, attention: Any, has_cls: bool) -> None:
-        self.attention, self.has_cls = attention, has_cls
-        self._seen: dict[str, Tensor] = {}
-
-    def attach(self) -> list[Any]:
-        def keep(name: str) -> Any:
-            def hook(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
-                self._seen[name] = output
-
-            return hook
-
-        return [
-            getattr(self.attention, f"{name}_proj").register_forward_hook(keep(name))
-            for name in ("q", "k")
-        ]
-
-    def read(
-        self, fields: frozenset[str], rule: str, grids: Sequence[Grid]
-    ) -> dict[str, list[Tensor]]:
-        q, k = (self._seen.pop(name) for name in ("q", "k"))
-        heads = self.attention.num_heads
-        q, k = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k))
-        first = int(self.has_cls)
-        if rule == "auto":
-            rule = "cls" if self.has_cls else "received"
-        if rule == "cls" and not self.has_cls:
-            raise ValueError(
-                "saliency='cls', but this vision tower has no class token: use 'received' or 'auto'"
-            )
-        found: dict[str, list[Tensor]] = {}
-        if "keys" in fields:
-            found["keys"] = list(k[:, :, first:].mean(1))
-        if "saliency" in fields and rule == "cls":
-            row = _attention(q[:, :, :1], k, self.attention.scale).mean(1)
-            found["saliency"] = list(row[:, 0, first:])
-        if "attention" in fields or ("saliency" in fields and rule == "received"):
-            # Head by head: one (n, tokens, tokens) map at a time.
-            total = torch.zeros(())
-            for head in range(heads):
-                total = total + _attention(q[:, head], k[:, head], self.attention.scale)
-            between = total[:, first:, first:] / heads
-            if "attention" in fields:
-                found["attention"] = list(between)
-            if "saliency" in fields and rule == "received":
-                found["saliency"] = list((total / heads)[:, :, first:].mean(1))
-        return found
-
-
-def _attention(q: Tensor, k: Tensor, scale: float) -> Tensor:
-    """Softmax in float32 of q k^T: (..., Q, d), (..., S, d) -> (..., Q, S)."""
-    return torch.softmax((q.float() * scale) @ k.float().transpose(-1, -2), dim=-1)
+        Under ZeRO-3 every process must run the same modules, also one whose batch has no images.
+        """

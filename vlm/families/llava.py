@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from vlm.families.base import Family, Grid, MergePoint, ProjectionTap, Tap, UnknownFamily
+from vlm.families.base import Family, UnknownFamily, VisualInput
+from vlm.families.taps import ProjectionTap, Tap
 
 
 class Llava(Family):
@@ -19,49 +20,49 @@ class Llava(Family):
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model)
-        config: Any = model.config
-        kind = config.vision_config.model_type
+        kind = self.config.vision_config.model_type
         if kind not in ("clip_vision_model", "siglip_vision_model"):
             raise UnknownFamily(
-                f"a llava model with a vision tower of type {kind!r} is not known; known: "
+                f"a {self.name} model with a vision tower of type {kind!r} is not known; known: "
                 "'clip_vision_model', 'siglip_vision_model'"
             )
-        if config.vision_feature_select_strategy == "full" and kind == "clip_vision_model":
+        self.has_cls = kind == "clip_vision_model"
+        if (self.config.vision_feature_select_strategy == "default") != self.has_cls:
             raise UnknownFamily(
-                "vision_feature_select_strategy='full' gives the class token to the language "
-                "model as if it were a cell: only 'default' is supported"
+                f"vision_feature_select_strategy={self.config.vision_feature_select_strategy!r} on "
+                f"{kind!r}: expected 'default' where there is a class token, which is no cell, and "
+                "'full' where there is none"
             )
-        self._has_cls = kind == "clip_vision_model"
 
     @property
-    def placeholders(self) -> tuple[int, ...]:
-        return (self.core.config.image_token_id,)
+    def side(self) -> int:
+        """Cells along each side of a tile."""
+        vision = self.config.vision_config
+        return int(vision.image_size // vision.patch_size)
 
     @property
     def cells(self) -> int | None:
-        vision: Any = self.core.config.vision_config
-        return (vision.image_size // vision.patch_size) ** 2
+        return self.side**2
 
     @property
     def tower(self) -> nn.Module:
         return self.core.vision_tower
 
-    @property
-    def merge_point(self) -> MergePoint:
-        return MergePoint(self.core.multi_modal_projector, "input")
-
-    def grids(self, features: Tensor, kwargs: Mapping[str, Any]) -> list[Grid]:
-        images, cells, _ = features.shape
-        side = math.isqrt(cells)
-        if side * side != cells:
-            raise ValueError(f"{cells} visual tokens an image are no square grid")
-        return [(1, side, side)] * images
-
-    def tap(self) -> Tap:
+    def vision_layers(self, kind: str) -> Sequence[Any]:
         tower: Any = getattr(self.tower, "vision_model", self.tower)
-        layers = tower.encoder.layers
-        index = self.core.config.vision_feature_layer
-        last = index if isinstance(index, int) else index[-1]
-        # hidden_states[i] is the output of layer i - 1 counted from the front, of i from the back.
-        layer = layers[last if last < 0 else last - 1]
-        return ProjectionTap(layer.self_attn, self._has_cls)
+        return tower.encoder.layers
+
+    def tap(self, layer: Any) -> Tap:
+        return ProjectionTap(layer.self_attn, self.has_cls)
+
+    def merge_point(self, kind: str) -> nn.Module | None:
+        return self.core.multi_modal_projector
+
+    def inputs(self, kind: str, call: Mapping[str, Any]) -> list[VisualInput]:
+        images, _, height, width = call["pixel_values"].shape
+        patch = self.config.vision_config.patch_size
+        return [VisualInput.plain((1, height // patch, width // patch))] * images
+
+    def blank(self, kind: str) -> dict[str, Tensor]:
+        size = self.config.vision_config.image_size
+        return {"pixel_values": torch.zeros(1, 3, size, size)}

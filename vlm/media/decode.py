@@ -1,12 +1,12 @@
-"""The video decoder, and the process that it runs in. Imports numpy and decord, nothing else.
+"""The video decoders, and the process that they run in. Imports numpy and the chosen decoder.
 
-FFmpeg inside decord can crash, hang or ask for all memory on a mangled file, and none of the
+FFmpeg inside them can crash, hang or ask for all memory on a mangled file, and none of the
 three can be caught from Python. `vlm.media.worker` therefore starts this file as a program of
 its own and talks to it through pipes. Messages to the parent are JSON and raw bytes, never
 pickle, so that a decoder taken over by a hostile file cannot run code in the parent.
 
-`open_video` is the one place that knows decord: another reader takes its place by giving the
-same four attributes and `read`.
+`open_video` is the one place that knows the readers: another joins by giving the attributes and
+methods of `DecordVideo`.
 """
 
 from __future__ import annotations
@@ -14,12 +14,14 @@ from __future__ import annotations
 import json
 import os
 import re
+from bisect import bisect_right
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
 MEMORY_LIMIT = 8 << 30  # bytes of address space of the child: a broken header may ask for more
+DAMAGED = "damaged frames (damaged='repeat' shows their neighbours instead)"
 
 
 class DecodeError(Exception):
@@ -46,12 +48,10 @@ class DecordVideo:
         self._open = lambda **size: decord.VideoReader(path, **options, **size)
         self._video = self._open()
         height, width = self._video.next().shape[:2]
+        self.shape = scaled_size(height, width, short_side)
         self._size: dict[str, int] = {}
-        if short_side is not None and min(height, width) > short_side:
-            scale = short_side / min(height, width)
-            height, width = round(height * scale), round(width * scale)
-            self._size = {"width": width, "height": height}
-        self.shape = (height, width)
+        if self.shape != (height, width):
+            self._size = {"height": self.shape[0], "width": self.shape[1]}
         self.times, self.duration, self._seekable = self._clock()
         if self._size or not self._seekable:
             self._rewind()
@@ -93,9 +93,95 @@ class DecordVideo:
         return np.arange(count) / rate, count / rate, False
 
 
-def open_video(path: str, short_side: int | None, threads: int, strict: bool) -> DecordVideo:
-    """Opens a file, or raises DecodeError. ImportError where decord is not installed."""
-    return in_words(lambda: DecordVideo(path, short_side, threads, strict))
+class PyavVideo:
+    """The same through PyAV: exact times, AV1, transport streams, open groups of pictures."""
+
+    def __init__(self, path: str, short_side: int | None, threads: int, strict: bool) -> None:
+        import av
+
+        self._strict = strict
+        with av.open(path, metadata_errors="replace") as file:
+            if not file.streams.video:
+                raise DecodeError("it has no video stream (sound only?)")
+            pts: set[int] = set()
+            self._dts: dict[int, int] = {}  # of key frames, by their time of presentation
+            for packet in file.demux(file.streams.video[0]):
+                if packet.size and packet.pts is not None:
+                    if not packet.is_discard:  # it lies outside of the file's edit list
+                        pts.add(packet.pts)
+                    if packet.is_keyframe:
+                        self._dts[packet.pts] = packet.pts if packet.dts is None else packet.dts
+        self._pts, self._keys = sorted(pts), sorted(self._dts)
+        if not self._pts or not self._keys:
+            raise DecodeError("it has no frames, or they have no time stamps")
+        self._file = av.open(path, metadata_errors="replace")
+        self._stream = self._file.streams.video[0]
+        self._stream.codec_context.thread_count = threads
+        ticks = np.array(self._pts, dtype=np.float64) - self._pts[0]
+        self.times = ticks * float(self._stream.time_base or 0)
+        steps = np.diff(self.times)
+        self.duration = float(self.times[-1] + (np.median(steps) if len(steps) else 0.0))
+        self.fps = len(self.times) / self.duration if self.duration > 0 else 0.0
+        self._at: int | None = None  # the time stamp of the last decoded frame
+        self._frames: Iterator[Any] = iter(())
+        first = self._frame(self._pts[0])
+        self._turns = round(first.rotation / 90) % 4  # counter-clockwise
+        self._size = scaled_size(first.height, first.width, short_side)
+        height, width = self._size
+        self.shape = (width, height) if self._turns % 2 else (height, width)
+
+    def read(self, indices: list[int]) -> Iterator[np.ndarray]:
+        height, width = self._size
+        for index in indices:
+            frame = self._frame(self._pts[index])
+            yield np.rot90(
+                frame.to_ndarray(format="rgb24", width=width, height=height), self._turns
+            )
+
+    def close(self) -> None:
+        self._file.close()
+
+    def _frame(self, wanted: int) -> Any:
+        key = self._keys[max(bisect_right(self._keys, wanted) - 1, 0)]
+        if self._at is None or not key <= self._at < wanted:
+            # By decoding time, as containers do; with the key frame's own time of presentation a
+            # seek can land on the next one.
+            self._file.seek(self._dts[key], stream=self._stream)
+            self._frames = self._file.decode(self._stream)
+        frame = self._advance(wanted)
+        if frame is None:
+            raise DecodeError("frames are missing or damaged")
+        if self._strict and frame.pts != wanted:
+            raise DecodeError(DAMAGED)
+        return frame
+
+    def _advance(self, wanted: int) -> Any:
+        for frame in self._frames:
+            if frame.pts is not None and frame.pts >= wanted:
+                if self._strict and frame.is_corrupt:
+                    raise DecodeError(DAMAGED)
+                self._at = frame.pts
+                return frame
+        self._at = None
+        return None
+
+
+def scaled_size(height: int, width: int, short_side: int | None) -> tuple[int, int]:
+    """(height, width) with the shorter side at most `short_side`, in proportion."""
+    if short_side is None or min(height, width) <= short_side:
+        return height, width
+    scale = short_side / min(height, width)
+    return round(height * scale), round(width * scale)
+
+
+READERS = {"decord": DecordVideo, "pyav": PyavVideo}
+
+
+def open_video(
+    path: str, short_side: int | None, threads: int, strict: bool, reader: str = "decord"
+) -> DecordVideo | PyavVideo:
+    """Opens a file, or raises DecodeError. ImportError where the reader is not installed."""
+    return in_words(lambda: READERS[reader](path, short_side, threads, strict))
 
 
 def in_words(call: Any) -> Any:
@@ -116,7 +202,9 @@ def _reason(text: str) -> str:
         "Error reading": "not a video file that decord can open (damaged or cut-off header?)",
         "Failed to measure": "no frame count: its header is damaged or it has no frames",
         "Invalid frame count": "it has no frames",
-        "duplicate frames": "damaged frames (damaged='repeat' shows their neighbours instead)",
+        "duplicate frames": DAMAGED,
+        "Error sending packet": "damaged frames",
+        "Invalid data found": "damaged, or not a video",
         "Unable to handle EOF": "frames are missing or damaged",
         "StopIteration": "frames are missing or damaged",
         "bad_alloc": "decoding it needs too much memory",
@@ -125,7 +213,7 @@ def _reason(text: str) -> str:
         if sign in text:
             return words
     first = text.strip().splitlines()[0]
-    return re.sub(r"^\[[\d:]+\] \S+:\d+: ", "decord: ", first)[:200]
+    return re.sub(r"^(\[[\d:]+\] \S+:\d+: )+", "", first)[:200]
 
 
 def serve() -> None:
@@ -136,7 +224,7 @@ def serve() -> None:
     answers = Connection(os.dup(1), readable=False)
     os.dup2(2, 1)  # nothing that a library prints may mix with the answers
     _limit_memory()
-    video: DecordVideo | None = None
+    video: DecordVideo | PyavVideo | None = None
     while True:
         try:
             request = json.loads(requests.recv_bytes())

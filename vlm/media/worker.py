@@ -1,8 +1,9 @@
 """Decoding in a child process, so that a hostile video can at most cost that process.
 
-The cost, next to decoding in this process: about half a second to start the first child, and a
-copy of each frame through a pipe. Children that served without error are kept for the next
-video; after an error, a crash or a time-out the child is killed.
+The cost, next to decoding in this process: 0.2 to 0.3 s of processor time to start a child, and a
+copy of each frame through a pipe, 2 ms for 1280 x 720, where decoding takes 7 to 15 ms. Children
+that served without error are kept for the next video; after an error, a crash or a time-out the
+child is killed.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ class Worker:
         """The next answer's head. Raises DecodeError for the child's own errors and for its end."""
         head = json.loads(self.receive(timeout, HEAD_LIMIT))
         if head.get("kind") == "import":
-            raise ImportError(f"videos are read with decord: {head['error']}")
+            raise ImportError(f"the reader of videos is not installed: {head['error']}")
         if "error" in head:
             raise decode.DecodeError(head["error"])
         return head
@@ -83,13 +84,10 @@ class Worker:
 
 
 class IsolatedVideo:
-    """`decode.DecordVideo` in a child: the same attributes, the same `read`."""
+    """What `decode.open_video(**file)` gives, in a child: same attributes, same methods."""
 
-    def __init__(
-        self, path: str, short_side: int | None, threads: int, strict: bool, timeout: float
-    ) -> None:
+    def __init__(self, file: dict[str, Any], timeout: float) -> None:
         self._worker, self._timeout, self._clean = _take(), timeout, False
-        file = {"path": path, "short_side": short_side, "threads": threads, "strict": strict}
         try:
             self._worker.ask(do="open", file=file)
             head = self._worker.answer(timeout)

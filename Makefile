@@ -1,0 +1,35 @@
+# Two commands: `make demo` and `make test`. Both make their environment from pinned versions.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: demo test style slow wheel train-mini accuracy clean
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q -c constraints.txt -e ".[demo,train,experts,eval,dev]"
+	touch $@
+
+demo: $(READY)  ## IMAGE=photo.jpg VIDEO=clip.mp4 OUT=out/demo.png are optional
+	$(BIN)/python -m scripts.demo $(if $(IMAGE),--image "$(IMAGE)") $(if $(VIDEO),--video "$(VIDEO)") $(if $(OUT),--out "$(OUT)")
+
+test: style
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow and not gpu"
+
+style: $(READY)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+slow: $(READY)  ## what takes long: wheels, launchers, long products of the matrix
+	$(BIN)/python -m pytest -m "slow and not gpu"
+
+train-mini: $(READY)  ## train the embedded model again (about an hour on 2 cores)
+	$(BIN)/python -m train.mini --output out/mini
+
+accuracy: $(READY)  ## the table of docs/results.md
+	$(BIN)/python -m scripts.accuracy
+
+clean:
+	rm -rf $(VENV) out build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,196 @@
+"""The vision side under a compression: what is encoded, scores, merging before the projector."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from compress.encoded import Encoded
+from compress.tokens import Reduction
+from compress.views import reduce_inputs
+from vlm.families.taps import Heads, Tap
+
+if TYPE_CHECKING:
+    from compress.attach import Compression
+
+
+class Encoder:
+    """Stands in for one `get_{kind}_features` of a model's core while a compression is attached."""
+
+    def __init__(self, owner: Compression, kind: str) -> None:
+        self.owner, self.kind = owner, kind
+        core = owner.family.core
+        self._name = f"get_{kind}_features"
+        self._own = vars(core).get(self._name)
+        self._function = getattr(core, self._name)
+        # The class's own: a wrapper on the object may hide the names of its arguments.
+        self._signature = inspect.signature(getattr(type(core), self._name).__get__(core))
+        functools.update_wrapper(self, self._function)
+        self._taps = self._readers()
+        self._busy = False
+        self._attached = False
+        self._running: Encoded | None = None
+
+    def _readers(self) -> dict[str, Tap]:
+        """Readers of the layers that the method's fields come from, by role."""
+        owner, family = self.owner, self.owner.family
+        fields = owner.method.needs | owner.method.wants
+        layers = family.vision_layers(self.kind)
+        wanted: dict[str, int] = {}
+        if fields & {"saliency", "keys", "attention"}:
+            wanted["deep"] = family.scoring_layer(self.kind, owner.method.scoring_layer)
+        if "shallow" in fields:  # the 6th of CLIP's 24 layers, in VScan
+            wanted["shallow"] = family.scoring_layer(self.kind, max(0, len(layers) // 4 - 1))
+        return {role: family.tap(layers[number]) for role, number in wanted.items()}
+
+    def attach(self) -> list[Any]:
+        """Take the function's place and register hooks; returns the hooks' handles."""
+        setattr(self.owner.family.core, self._name, self)
+        self._attached = True
+        handles = [handle for tap in self._taps.values() for handle in tap.attach()]
+        point = self.owner.family.merge_point(self.kind)
+        if point is not None:
+            handles.append(point.register_forward_pre_hook(self._merge))
+        return handles
+
+    def remove(self) -> None:
+        """Give the function its place back."""
+        core = self.owner.family.core
+        self._attached = False
+        if vars(core).get(self._name) is self:
+            delattr(core, self._name)
+            if self._own is not None:
+                setattr(core, self._name, self._own)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        # A model may encode one kind by the function of another.
+        busy = any(encoder._busy for encoder in self.owner.encoders.values())
+        if busy or not self._attached:
+            return self._function(*args, **kwargs)
+        family, record = self.owner.family, self.owner.record
+        self.owner.symmetry.encoding(self.owner, self.kind)
+        record.restart()
+        call = dict(self._signature.bind(*args, **kwargs).arguments)
+        encoded = Encoded(self.kind, family.inputs(self.kind, call))
+        self._running, self._busy = encoded, True
+        for tap in self._taps.values():
+            tap.active = True
+        try:
+            output = self._function(*args, **kwargs)
+        finally:
+            for tap in self._taps.values():
+                tap.active = False
+            self._running, self._busy = None, False
+        if family.merge_point(self.kind) is None:
+            record.clock.start("reduce")
+            self._read(encoded)
+            record.clock.stop("reduce")
+        features = getattr(output, "pooler_output", None)
+        if features is not None:
+            encoded.finish(features)
+        self.owner.encoded[self.kind] = encoded
+        return output
+
+    def unseen(self, **kwargs: Any) -> Any:
+        """The function itself, with nothing read and nothing merged."""
+        self._busy = True
+        try:
+            return self._function(**kwargs)
+        finally:
+            self._busy = False
+
+    @torch.no_grad()
+    def _read(self, encoded: Encoded) -> None:
+        """What the scoring layers saw, for each token of each input."""
+        method, family = self.owner.method, self.owner.family
+        fields = method.needs | method.wants
+
+        def pool(rows: Tensor) -> list[Tensor]:
+            parts = zip(encoded.inputs, encoded.by_input(rows), strict=True)
+            return [family.pool(item, part) for item, part in parts]
+
+        for role, tap in self._taps.items():
+            heads = tap.take([item.rows for item in encoded.inputs])
+            if role == "shallow":
+                rows = heads.saliency(method.saliency_rule)[:, None]
+                encoded.fields["shallow"] = [x[:, 0] for x in pool(rows)]
+                continue
+            if "saliency" in fields:
+                rows = heads.saliency(method.saliency_rule)[:, None]
+                encoded.fields["saliency"] = [x[:, 0] for x in pool(rows)]
+            if "keys" in fields:
+                encoded.fields["keys"] = pool(heads.keys())
+            if "attention" in fields:
+                encoded.fields["attention"] = self._maps(encoded, heads)
+
+    def _maps(self, encoded: Encoded, heads: Heads) -> list[Tensor]:
+        """(N, N) an input: attention between its tokens, 0 between crops or frames."""
+        segments = iter(heads.attention())
+        found = []
+        for item in encoded.inputs:
+            held: list[Tensor] = []
+            while sum(len(segment) for segment in held) < item.rows:
+                held.append(next(segments))
+            whole = torch.block_diag(*held)
+            halfway = self.owner.family.pool(item, whole)
+            found.append(self.owner.family.pool(item, halfway.T.contiguous()).T)
+        return found
+
+    def _merge(self, module: nn.Module, args: tuple[Any, ...]) -> Any:
+        """Before the projector: read the scores; merge, for methods that work here."""
+        encoded, owner = self._running, self.owner
+        if encoded is None:
+            return None
+        owner.record.clock.start("reduce")
+        self._read(encoded)
+        features: Tensor = args[0]
+        rows = encoded.by_input(features.reshape(-1, features.shape[-1]))
+        parts = list(zip(encoded.inputs, rows, strict=True))
+        merged = None
+        if "tower" in owner.method.needs | owner.method.wants:
+            encoded.fields["tower"] = [owner.family.pool(item, x) for item, x in parts]
+        if owner.method.space == "tower":
+            keeps = [owner.allocation(count).keep for count in encoded.counts]
+            encoded.reductions = reduce_inputs(
+                owner.method,
+                encoded.inputs,
+                [owner.family.pool(item, x) for item, x in parts],
+                keeps,
+                encoded.fields,
+                owner.generator,
+            )
+            if keeps != encoded.counts:
+                encoded.carriers = [_carriers(r) for r in encoded.reductions]
+                every = zip(parts, encoded.reductions, encoded.carriers, strict=True)
+                done = [_put(x, item.source, r, slots) for (item, x), r, slots in every]
+                merged = torch.cat(done).reshape(features.shape)
+        owner.record.clock.stop("reduce")
+        return None if merged is None else (merged, *args[1:])
+
+
+def _carriers(reduction: Reduction) -> Tensor:
+    """(M,) int64: M different tokens that carry the rows through the projector.
+
+    A row's anchor, but where a cell is the anchor of several rows, others that go.
+    """
+    anchor = reduction.anchor[0]
+    order = anchor.argsort(stable=True)
+    again = torch.zeros_like(anchor, dtype=torch.bool)
+    again[order[1:]] = anchor[order[1:]] == anchor[order[:-1]]
+    if not bool(again.any()):
+        return anchor
+    free = torch.ones(reduction.assign.shape[1], dtype=torch.bool, device=anchor.device)
+    free[anchor] = False
+    spare = free.nonzero().flatten()[: int(again.sum())]
+    return anchor.index_put((again,), spare)
+
+
+def _put(rows: Tensor, source: Tensor | None, reduction: Reduction, slots: Tensor) -> Tensor:
+    """The rows of an input with merged features in the places of their carriers."""
+    places = source.to(rows.device)[slots]  # type: ignore[union-attr]
+    real = places >= 0  # separators have no row
+    return rows.index_copy(0, places[real], reduction.features[0][real].to(rows.dtype))

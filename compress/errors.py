@@ -1,0 +1,7 @@
+"""What `compress` raises."""
+
+from __future__ import annotations
+
+
+class CompressionError(ValueError):
+    """A model or an input that this compression cannot serve, and what would be right."""

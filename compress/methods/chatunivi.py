@@ -1,0 +1,141 @@
+"""Chat-UniVi: clusters of clusters, at three scales; videos by events."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from itertools import zip_longest
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from compress import ops
+from compress.methods.base import Method
+from compress.methods.windows import shares
+from compress.tokens import Reduction, VisualTokens
+
+
+@dataclass(frozen=True)
+class ChatUniVi(Method):
+    """Chat-UniVi (CVPR 2024, arXiv 2311.08046, section 3; code PKU-YuanGroup/Chat-UniVi).
+
+    Image: DPC-KNN to 4 parts, those to 2 parts, those to 1 part of the count (64, 32, 16 of 112);
+    the rows of all three scales go on, the finest first. Video of more than two frames: frames are
+    clustered by their means into events, a sixteenth of their number (`events`); each frame has
+    the three scales, and at each scale the rows of an event's frames are clustered together, so
+    that an event has an image's number of rows. Events follow each other by first frame; frames
+    of one need not be consecutive.
+
+    A cell is in a row of each scale: `assign` has the finest, `more` the others, and sizes count
+    it once a scale. Rows ascend within a scale only. Departures from the released code: means
+    count merged cells (it averages averages), ties go to the lower index (it adds noise). If an
+    event's finest scale would exceed a frame's cells, there are more events.
+    """
+
+    space: ClassVar[str] = "tower"
+
+    neighbours: int = 5
+    later_neighbours: int = 3
+    events: float = 1 / 16
+
+    def __post_init__(self) -> None:
+        for name in ("neighbours", "later_neighbours"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"ChatUniVi: {name} is {getattr(self, name)}; at least 1")
+        if not 0 < self.events <= 1:
+            raise ValueError(f"ChatUniVi: events is {self.events}; it must be in (0, 1]")
+
+    @staticmethod
+    def scales(keep: int) -> list[int]:
+        """Rows of each scale, finest first: 4, 2 and 1 parts of seven."""
+        coarse, middle = keep // 7, 2 * keep // 7
+        return [count for count in (keep - middle - coarse, middle, coarse) if count]
+
+    def pick(self, tokens: VisualTokens, keep: int, generator: torch.Generator | None) -> Reduction:
+        if tokens.grid[0] <= 2:
+            return _stack(self._levels(tokens.features, self.scales(keep)))
+        samples = [self._video(x[None], tokens.grid, keep) for x in tokens.features]
+        return Reduction(
+            torch.cat([part.features for part in samples]),
+            torch.cat([part.assign for part in samples]),
+            torch.cat([part.anchor for part in samples]),
+            torch.cat([part.size for part in samples]),
+            tuple(torch.cat(level) for level in zip(*(p.more for p in samples), strict=True)),
+        )
+
+    def _cluster(self, x: Tensor, size: Tensor | None, count: int, scale: int) -> Reduction:
+        if count == x.shape[1]:
+            return Reduction.identity(x, size)
+        neighbours = self.later_neighbours if scale else self.neighbours
+        centres, assign = ops.dpc_knn(x, count, neighbours)
+        return ops.merge(x, centres, assign, size=size)
+
+    def _levels(self, x: Tensor, counts: list[int]) -> list[Reduction]:
+        """Reductions of x (B, n, D) to each count, each a clustering of the one before."""
+        levels = [self._cluster(x, None, counts[0], 0)]
+        for scale, count in enumerate(counts[1:], 1):
+            last = levels[-1]
+            levels.append(last.then(self._cluster(last.features, last.size, count, scale)))
+        return levels
+
+    def _events(self, x: Tensor, count: int) -> list[list[int]]:
+        """Frames of each event, from frame means x (1, T, D); by first frame."""
+        if count == x.shape[1]:
+            return [[frame] for frame in range(count)]
+        groups: dict[int, list[int]] = {}
+        for frame, event in enumerate(ops.dpc_knn(x, count, self.neighbours)[1][0].tolist()):
+            groups.setdefault(event, []).append(frame)
+        return list(groups.values())
+
+    def _video(self, x: Tensor, grid: tuple[int, int, int], keep: int) -> Reduction:
+        """One video, x (1, N, D)."""
+        t, cells = grid[0], grid[1] * grid[2]
+        least = min(keep, max(1, math.ceil(t * self.events)))
+        count = next(e for e in range(least, t + 1) if self.scales(-(-keep // e))[0] <= cells)
+        frames = x.unflatten(1, (t, cells))[0]
+        wanted = [self.scales(share) for share in shares(keep, count)]
+        most = [max(counts) for counts in zip_longest(*wanted, fillvalue=0)]
+        levels = self._levels(frames, most)
+        parts: list[Reduction] = []
+        maps = [torch.full((1, t * cells), -1, device=x.device) for _ in most]
+        row = 0
+        mean = ops.wide(frames).mean(1)[None]
+        for counts, event in zip(wanted, self._events(mean, count), strict=True):
+            where = torch.tensor(event, device=x.device)
+            start = torch.arange(len(event), device=x.device)[:, None]
+            cell = (where[:, None] * cells + torch.arange(cells, device=x.device)).flatten()
+            for scale, number in enumerate(counts):
+                level = levels[scale]
+                size = level.size[where].reshape(1, -1)
+                joint = self._cluster(
+                    level.features[where].flatten(0, 1)[None], size, number, scale
+                )
+                token = (level.assign[where] + start * most[scale]).flatten()
+                maps[scale][0, cell] = joint.assign[0, token] + row
+                home = (level.anchor[where] + where[:, None] * cells).reshape(1, -1)
+                anchor = home.gather(1, joint.anchor)
+                parts.append(Reduction(joint.features, joint.assign, anchor, joint.size))
+                row += number
+        return Reduction(
+            torch.cat([part.features for part in parts], 1),
+            maps[0],
+            torch.cat([part.anchor for part in parts], 1),
+            torch.cat([part.size for part in parts], 1),
+            tuple(maps[1:]),
+        )
+
+
+def _stack(levels: list[Reduction]) -> Reduction:
+    """Reductions of the same tokens as one, their rows one after another."""
+    maps, row = [], 0
+    for level in levels:
+        maps.append(level.assign + row)
+        row += level.count
+    return Reduction(
+        torch.cat([level.features for level in levels], 1),
+        maps[0],
+        torch.cat([level.anchor for level in levels], 1),
+        torch.cat([level.size for level in levels], 1),
+        tuple(maps[1:]),
+    )

@@ -1,0 +1,62 @@
+"""MMTok: tokens that cover both the question and the image."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from compress import ops
+from compress.methods.base import Method
+from compress.tokens import Reduction, VisualTokens
+
+
+@dataclass(frozen=True)
+class MMTok(Method):
+    """MMTok (ICLR 2026, section 3; code Ironieser/MMTok): maximum coverage.
+
+    Needs are the question's tokens and the cells themselves; what cell j gives them is a softmax
+    over cells of cosines, of projected features to the text at `text_heat`, of tower features to
+    each other at `cell_heat`, the latter weighted by `weight`. Greedy facility location.
+
+    Departures: all real question tokens count (the released code drops English stop words from a
+    fixed list); without a question it is pure coverage; without tower features the projected
+    ones stand in.
+    """
+
+    wants: ClassVar[frozenset[str]] = frozenset({"query", "tower"})
+    pairwise: ClassVar[bool] = True
+
+    text_heat: float = 0.02
+    cell_heat: float = 0.2
+    weight: float = 0.5
+
+    def __post_init__(self) -> None:
+        for name in ("text_heat", "cell_heat"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"MMTok: {name} is {getattr(self, name)}; it must be above 0")
+
+    def pick(self, tokens: VisualTokens, keep: int, generator: torch.Generator | None) -> Reduction:
+        with torch.no_grad():
+            picks = [
+                ops.cover(self._table(tokens, part), keep)
+                for part in ops.batches(len(tokens.features), tokens.count)
+            ]
+        return ops.keep(tokens.features, torch.cat(picks))
+
+    def _table(self, tokens: VisualTokens, part: slice) -> torch.Tensor:
+        """(b, N, N + Q): what each cell gives each need."""
+        tower = (tokens.features if tokens.tower is None else tokens.tower)[part]
+        cells = (ops.cosine(tower, tower) / self.cell_heat).softmax(2)
+        table = cells.transpose(1, 2) * (self.weight / tokens.count)
+        if tokens.query is None:
+            return table.contiguous()
+        text = ops.cosine(tokens.query[part], tokens.features[part])
+        share = (text / self.text_heat).softmax(2)
+        if tokens.query_mask is None:
+            share = share / max(1, text.shape[1])
+        else:
+            mask = tokens.query_mask[part]
+            share = share * (mask / mask.sum(1, keepdim=True).clamp(min=1))[..., None]
+        return torch.cat([table, share.transpose(1, 2)], 2)

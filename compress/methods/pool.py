@@ -1,0 +1,43 @@
+"""Average pooling, the baseline that merges neighbours."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from compress import ops
+from compress.methods.base import Method
+from compress.methods.windows import shares
+from compress.tokens import Reduction, VisualTokens
+
+
+@dataclass(frozen=True)
+class Pool(Method):
+    """Mean over rectangular blocks, near square and as equal as whole numbers allow.
+
+    The rows of all frames are cut into strips, each strip into blocks, `keep` in all. A grid that
+    divides evenly gives the usual pooling (24 x 24 to 64: blocks of 3 x 3). A block's anchor is
+    its middle cell. Strips cross frames only where there are fewer strips than frames.
+    """
+
+    def pick(self, tokens: VisualTokens, keep: int, generator: torch.Generator | None) -> Reduction:
+        t, h, w = tokens.grid
+        lines = t * h
+        strips = round((keep * lines / w) ** 0.5)
+        if t > 1:
+            strips = t * max(1, round(strips / t))
+        strips = min(max(strips, -(-keep // w)), keep, lines)
+        assign = torch.empty(lines, w, dtype=torch.int64)
+        anchors: list[int] = []
+        line = 0
+        for height, blocks in zip(shares(lines, strips), shares(keep, strips), strict=True):
+            column = 0
+            for width in shares(w, blocks):
+                assign[line : line + height, column : column + width] = len(anchors)
+                anchors.append((line + (height - 1) // 2) * w + column + (width - 1) // 2)
+                column += width
+            line += height
+        b, device = len(tokens.features), tokens.features.device
+        anchor = torch.tensor(anchors, device=device).expand(b, keep)
+        return ops.merge(tokens.features, anchor, assign.flatten().to(device).expand(b, -1))

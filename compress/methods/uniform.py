@@ -1,0 +1,20 @@
+"""Uniform stride, the baseline that covers the input evenly."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from compress import ops
+from compress.methods.base import Method
+from compress.tokens import Reduction, VisualTokens
+
+
+@dataclass(frozen=True)
+class Uniform(Method):
+    """Keep cells evenly spaced in raster order: the middles of `keep` equal parts."""
+
+    def pick(self, tokens: VisualTokens, keep: int, generator: torch.Generator | None) -> Reduction:
+        index = ops.spread(tokens.count, keep, tokens.features.device)
+        return ops.keep(tokens.features, index.expand(len(tokens.features), keep))

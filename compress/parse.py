@@ -1,0 +1,64 @@
+"""Methods and budgets as people write them on a command line."""
+
+from __future__ import annotations
+
+import ast
+from fractions import Fraction
+
+from compress.methods import METHODS, Method, get_method
+
+
+def parse_method(text: str) -> str | Method:
+    """A method from "duet", "duet(query='all')" or "Duet(query='all')".
+
+    Values are Python literals. Raises ValueError for what is none of these, or for a method or an
+    option that is not known.
+    """
+    if text in METHODS:
+        return text
+    try:
+        call = ast.parse(text.strip(), mode="eval").body
+        if not isinstance(call, ast.Call) or call.args or not isinstance(call.func, ast.Name):
+            raise ValueError
+        options = {word.arg: ast.literal_eval(word.value) for word in call.keywords if word.arg}
+        name = call.func.id
+    except (SyntaxError, ValueError) as error:
+        known = ", ".join(sorted(METHODS))
+        raise ValueError(
+            f"method {text!r}: expected one of {known}, or one with options such as "
+            "duet(query='all')"
+        ) from error
+    classes = {**{cls.__name__: cls for cls in METHODS.values()}, **METHODS}
+    if name not in classes:
+        get_method(name)  # says which are known
+    try:
+        return classes[name](**options)
+    except TypeError as error:
+        raise ValueError(f"method {text!r}: {error}") from error
+
+
+def parse_budget(text: str) -> int | float:
+    """ "64" is a count of tokens; "0.25", "1/9" and "11%" are fractions of the dense count.
+
+    Raises ValueError for anything else.
+    """
+    try:
+        if text.isdecimal():
+            return int(text)
+        return float(text[:-1]) / 100 if text.endswith("%") else float(Fraction(text))
+    except (ValueError, ZeroDivisionError) as error:
+        raise ValueError(
+            f"budget {text!r}: expected a count such as 64, or a fraction such as 0.25, 1/9 or 11%"
+        ) from error
+
+
+def split_list(text: str) -> list[str]:
+    """Split at the commas that are not within brackets: "duet,random(seed=1)"."""
+    parts, depth = [""], 0
+    for character in text:
+        depth += (character in "([{") - (character in ")]}")
+        if character == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += character
+    return [part.strip() for part in parts if part.strip()]

@@ -1,0 +1,100 @@
+"""The same module calls on every process, as ZeRO-3 needs them.
+
+Under ZeRO-3 each call of a module gathers its parameters from all processes. A process whose batch
+has no images would skip the vision side and the scoring in decoder layers, and the others would
+wait for it, or take its next parameters for theirs. So it runs an empty input through the vision
+side, times zero, and scores for nothing. Elsewhere none of this happens.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch import distributed as dist
+
+from compress.rows import padded
+from compress.scores import Asked, text_attention
+from vlm.families import Family
+
+if TYPE_CHECKING:
+    from compress.attach import Compression
+
+
+class Symmetry:
+    """Keeps account of one forward: what was encoded, and where other processes score."""
+
+    def __init__(self, family: Family) -> None:
+        self.family = family
+        self._encoded: set[str] = set()
+        self._blank: list[Tensor] = []
+        self._layers: frozenset[int] = frozenset()
+
+    @property
+    def needed(self) -> bool:
+        """Whether parameters are partitioned over several processes."""
+        if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+            return False
+        return any(hasattr(p, "ds_id") for p in self.family.language_model.parameters())
+
+    def encoding(self, owner: Compression, kind: str) -> None:
+        """Before inputs of `kind` are encoded: the kinds that come first, if they were left out."""
+        if self.needed:
+            before = self.family.kinds[: self.family.kinds.index(kind)]
+            self._encode_blank(owner, before)
+            self._encoded.add(kind)
+
+    def fill(self, owner: Compression) -> None:
+        """Encode an empty input of each kind that this process has none of."""
+        if self.needed:
+            self._encode_blank(owner, self.family.kinds)
+
+    def _encode_blank(self, owner: Compression, kinds: tuple[str, ...]) -> None:
+        weight = next(self.family.tower.parameters())
+        for kind in kinds:
+            if kind in self._encoded:
+                continue
+            self._encoded.add(kind)
+            given = {
+                name: x.to(weight.device, weight.dtype if x.is_floating_point() else x.dtype)
+                for name, x in self.family.blank(kind).items()
+            }
+            output = owner.encoders[kind].unseen(**given, return_dict=True)
+            every = [output.pooler_output, *(getattr(output, "deepstack_features", None) or [])]
+            self._blank += [x.sum() * 0 for features in every for x in features]
+
+    def tie(self, embeds: Tensor) -> Tensor:
+        """`embeds` with what was encoded for nothing in its graph, for backward to be the same."""
+        for zero in self._blank:
+            embeds = embeds + zero.to(embeds.device, embeds.dtype)
+        self._blank = []
+        return embeds
+
+    def agree(self, owner: Compression, layers: frozenset[int], device: torch.device) -> None:
+        """Find the decoder layers at which any process scores."""
+        if not (self.needed and owner.method.inside_needs & {"scores", "keys", "text_keys"}):
+            return
+        marks = torch.zeros(len(self.family.layers), dtype=torch.int32, device=device)
+        marks[sorted(layers)] = 1
+        dist.all_reduce(marks, op=dist.ReduceOp.MAX)
+        self._layers = frozenset(marks.nonzero().flatten().tolist())
+
+    def score(
+        self, owner: Compression, number: int, hidden: Tensor, kwargs: dict[str, Any]
+    ) -> None:
+        """Score for nothing in decoder layer `number`, if another process does so in earnest."""
+        if number not in self._layers:
+            return
+        scorer = owner.method.schedule(1, len(self.family.layers)).scorer
+        layer = number - 1 if scorer == "previous" else number
+        rows, length = hidden.shape[:2]
+        where, real = padded([torch.zeros(1, dtype=torch.int64)] * rows)
+        mask = torch.ones(rows, length, dtype=torch.bool)
+        asked = Asked(where, real, mask, mask[:, :0])
+        rotary = kwargs["position_embeddings"]
+        text_attention(self.family.layers[layer], hidden, rotary, asked)
+
+    def over(self) -> None:
+        """The language model is through."""
+        self._encoded, self._blank, self._layers = set(), [], frozenset()

@@ -1,0 +1,93 @@
+"""The configurations of a sweep: dense, or a method at a budget."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from compress import Method, get_method
+from compress.budget import resolve_budget
+from compress.methods import METHODS
+from compress.parse import parse_method
+from eval.samples import slug
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One configuration of a sweep. method None is dense; budget as in `compress`.
+
+    Raises ValueError or TypeError for a method that is not known or a budget that cannot be.
+    """
+
+    method: str | Method | None = None
+    budget: int | float = 1.0
+    positions: str = "home"
+
+    def __post_init__(self) -> None:
+        if self.method is not None:
+            get_method(self.method)
+            resolve_budget(self.budget, 2**31)
+
+    def describe(self) -> dict[str, Any]:
+        """The configuration as JSON: the method with all its fields, and the budget."""
+        if self.method is None:
+            return {"method": None}
+        method = repr(get_method(self.method))
+        return {"method": method, "budget": self.budget, "positions": self.positions}
+
+    @property
+    def title(self) -> str:
+        """For tables: "dense", "duet 64", "duet(query='all') 0.11 compact"."""
+        if self.method is None:
+            return "dense"
+        budget = f"{self.budget:.4g}" if isinstance(self.budget, float) else str(self.budget)
+        return f"{self._name} {budget}{self._where}"
+
+    @property
+    def _name(self) -> str:
+        return self.method if isinstance(self.method, str) else _short(self.method)
+
+    @property
+    def _where(self) -> str:
+        return "" if self.positions == "home" else f" {self.positions}"
+
+    @property
+    def line(self) -> str:
+        """What arms that differ in their budget alone share."""
+        return "dense" if self.method is None else self._name + self._where
+
+    @property
+    def folder(self) -> str:
+        """A folder name that tells configurations apart."""
+        if self.method is None:
+            return "dense"
+        digest = hashlib.sha256(repr(sorted(self.describe().items())).encode()).hexdigest()[:6]
+        return slug(f"{self.title[:40]}-{digest}")
+
+
+DENSE = Arm()
+
+
+def _short(method: Method | None) -> str:
+    """A method as `parse_method` reads it: its name, and the options that are not the default."""
+    known = next((name for name, cls in METHODS.items() if cls is type(method)), None)
+    if method is None or known is None:
+        return repr(method)
+    plain = get_method(known)
+    options = [
+        f"{f.name}={getattr(method, f.name)!r}"
+        for f in fields(method)
+        if getattr(method, f.name) != getattr(plain, f.name)
+    ]
+    return f"{known}({', '.join(options)})" if options else known
+
+
+def restore(description: Mapping[str, Any]) -> Arm:
+    """The arm that `Arm.describe` described."""
+    if description["method"] is None:
+        return DENSE
+    method = parse_method(description["method"])
+    name = next((n for n in METHODS if get_method(n) == method), None)
+    return Arm(name or method, description["budget"], description["positions"])

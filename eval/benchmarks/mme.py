@@ -1,0 +1,110 @@
+"""MME (Fu et al. 2023): two yes-or-no questions on each picture, in 14 tasks.
+
+`data` is the official folder: for each task a folder with pictures and, beside them or under
+questions_answers_YN, a text file of the same name with two lines "question<TAB>answer" (pictures
+then under images). A task's score is 100 * (accuracy + accuracy+), accuracy+ being the share of
+pictures with both questions right; perception is the sum of 10 tasks, cognition of 4.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from eval.extract import yes_no
+from eval.files import folder
+from eval.samples import Benchmark, DataError, Loaded, Picture, Problem, Sample, Score, Scored
+
+PERCEPTION = (
+    "existence count position color posters celebrity scene landmark artwork OCR".split()  # noqa: SIM905
+)
+COGNITION = ["commonsense_reasoning", "numerical_calculation", "text_translation", "code_reasoning"]
+_SUFFIXES = (".jpg", ".png", ".jpeg", ".webp")
+
+
+@dataclass(frozen=True)
+class MME(Benchmark):
+    """data: the folder with one folder for each task."""
+
+    data: Path
+
+    name: ClassVar[str] = "mme"
+    help: ClassVar[str] = "MME folder, one folder in it for each task"
+
+    def load(self) -> Loaded:
+        """Read the questions of all tasks that are there."""
+        root = folder(self.data, "--data", "one folder for each task")
+        known = [*PERCEPTION, *COGNITION]
+        found = [task for task in known if (root / task).is_dir()]
+        if not found:
+            raise DataError(f"{root}: none of the folders {', '.join(known)}")
+        samples: list[Sample] = []
+        problems = [Problem(task, "no such folder") for task in known if task not in found]
+        for task in found:
+            for path in _texts(root / task):
+                try:
+                    samples += _pair(task, path)
+                except (ValueError, OSError) as error:
+                    problems.append(Problem(f"{task}/{path.name}", str(error)))
+        return Loaded(samples, problems)
+
+    def score(self, sample: Sample, text: str) -> Score:
+        """Whether yes or no, as read, is right; what says neither is wrong."""
+        read = yes_no(text)
+        return Score(float(read == sample.answer), read)
+
+    def extra(self, scored: Sequence[Scored]) -> dict[str, float]:
+        """The score of each task, and perception and cognition where all their tasks are there."""
+        values: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+        for s in scored:
+            if s.score.value is not None:
+                values[s.sample.groups["task"]][s.sample.cluster].append(s.score.value)
+        tasks = {}
+        for task, pictures in values.items():
+            pairs = [pair for pair in pictures.values() if len(pair) == 2]
+            if pairs:
+                plain = sum(map(sum, pairs)) / (2 * len(pairs))
+                plus = sum(map(min, pairs)) / len(pairs)
+                tasks[task] = 100 * (plain + plus)
+        sums = {}
+        for name, wanted in (("perception", PERCEPTION), ("cognition", COGNITION)):
+            if all(task in tasks for task in wanted):
+                sums[name] = sum(tasks[task] for task in wanted)
+        return sums | tasks
+
+
+def _texts(task: Path) -> Iterator[Path]:
+    inner = task / "questions_answers_YN"
+    yield from sorted((inner if inner.is_dir() else task).glob("*.txt"))
+
+
+def _pair(task: str, path: Path) -> list[Sample]:
+    places = (path.parent, path.parent.parent / "images")
+    tried = [place / (path.stem + suffix) for place in places for suffix in _SUFFIXES]
+    picture = next((p for p in tried if p.is_file()), None)
+    if picture is None:
+        raise ValueError(f"no picture {path.stem} with one of {', '.join(_SUFFIXES)}")
+    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    if len(lines) != 2:
+        raise ValueError(f"{len(lines)} lines: expected two questions")
+    samples = []
+    for number, line in enumerate(lines):
+        question, _, answer = line.rpartition("\t")
+        answer = answer.strip().lower().rstrip(".")
+        if answer not in ("yes", "no") or not question:
+            raise ValueError(f"line {number + 1}: expected a question, a tab, and Yes or No")
+        question = question.replace(" Please answer yes or no.", "")
+        samples.append(
+            Sample(
+                key=f"{task}/{path.stem}/{number}",
+                prompt=f"{question}\nAnswer the question using a single word or phrase.",
+                media=(Picture(picture),),
+                answer=answer,
+                groups={"kind": "perception" if task in PERCEPTION else "cognition", "task": task},
+                cluster=f"{task}/{path.stem}",
+            )
+        )
+    return samples

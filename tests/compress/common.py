@@ -1,0 +1,35 @@
+"""What the tests of the attachment share."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor
+
+NEW = 4
+CLOSE = {"rtol": 1e-4, "atol": 3e-5}
+
+
+def answer(model: Any, given: dict[str, Any], **options: Any) -> Any:
+    """Greedy, `NEW` tokens, with the logits of each."""
+    defaults = {"max_new_tokens": NEW, "do_sample": False, "return_dict_in_generate": True}
+    return model.generate(**given, **(defaults | {"output_logits": True} | options))
+
+
+def logits_of(model: Any, given: dict[str, Any], **options: Any) -> Tensor:
+    """(B, NEW, V): the logits of a greedy answer."""
+    return torch.stack(answer(model, given, **options).logits, 1)
+
+
+def fingerprint(model: Any) -> list[Any]:
+    """Everything that an attachment could leave behind."""
+    hooks = ("_forward_pre_hooks", "_forward_hooks", "_backward_hooks")
+    found: list[Any] = [model.config.to_dict(), copy.deepcopy(model.generation_config.to_dict())]
+    for name, module in model.named_modules():
+        found.append(
+            (name, id(module), sorted(vars(module)), [len(vars(module)[h]) for h in hooks])
+        )
+        found.append(module.forward.__func__ is type(module).forward)
+    return found

@@ -1,0 +1,132 @@
+"""Slow, obvious references of the clustering methods; see golden.py."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from tests.compress.golden import argmax, best_first, cos, deal, merged
+
+
+def peaks(x, k):
+    """DPC-KNN: log(density * delta) of each token."""
+    n, d = x.shape
+    far = np.array([[np.linalg.norm(x[i] - x[j]) / np.sqrt(d) for j in range(n)] for i in range(n)])
+    thin = [np.mean(np.sort(far[i])[: min(k, n)] ** 2) for i in range(n)]
+    score = []
+    for i in range(n):
+        denser = [far[i][j] for j in range(n) if (thin[j], j) < (thin[i], i)]
+        score.append(np.log(min(denser) if denser else far.max()) - thin[i])
+    return np.array(score)
+
+
+def dpc(x, keep, k):
+    """{centre: members}, centres by score."""
+    if k > keep:
+        k = min(3, max(keep // 2, 1))
+    centres = best_first(peaks(x, k))[:keep]
+    groups = {c: [] for c in centres}
+    for i in range(len(x)):
+        if i not in groups:
+            groups[centres[argmax([-np.linalg.norm(x[i] - x[c]) for c in centres])]].append(i)
+    return groups
+
+
+def cascade(x, keep, k=5, size=None):
+    return merged(x, dpc(x, keep, k), size=size)
+
+
+def recluster(rows, features, keep, k):
+    """A reduction clustered again: rows, features."""
+    size = [len(members) for _, members in rows]
+    again, out = merged(features, dpc(features, keep, k), size=size) if keep < len(rows) else (
+        [(i, [i]) for i in range(len(rows))], features)  # fmt: skip
+    return [(rows[a][0], sorted(c for i in m for c in rows[i][1])) for a, m in again], out
+
+
+def scales(keep):
+    coarse, middle = keep // 7, 2 * keep // 7
+    return [c for c in (keep - middle - coarse, middle, coarse) if c]
+
+
+def chatunivi_levels(x, counts):
+    rows, out = [(i, [i]) for i in range(len(x))], x
+    levels = []
+    for scale, count in enumerate(counts):
+        rows, out = recluster(rows, out, count, 3 if scale else 5)
+        levels.append((rows, out))
+    return levels
+
+
+def chatunivi(x, keep):
+    levels = chatunivi_levels(x, scales(keep))
+    return [r for rows, _ in levels for r in rows], np.concatenate([out for _, out in levels])
+
+
+def chatunivi_video(x, t, events, each):
+    """`events` clusters of frames, `each` rows an event."""
+    frames = x.reshape(t, -1, x.shape[1])
+    n = frames.shape[1]
+    groups = dpc(frames.mean(1), events, 5)
+    kinds = sorted(sorted([c, *m]) for c, m in groups.items())
+    levels = [chatunivi_levels(f, scales(each)) for f in frames]
+    rows, out = [], []
+    for event in kinds:
+        for scale, count in enumerate(scales(each)):
+            all_rows = [(a + f * n, [c + f * n for c in m])
+                        for f in event for a, m in levels[f][scale][0]]  # fmt: skip
+            values = np.concatenate([levels[f][scale][1] for f in event])
+            new_rows, new = recluster(all_rows, values, count, 3 if scale else 5)
+            rows += new_rows
+            out.append(new)
+    return rows, np.concatenate(out)
+
+
+def fastvid(x, s, grid, keep, cuts, threshold, every, released=False):
+    t = grid[0]
+    frames = x.reshape(t, -1, x.shape[1])
+    n = frames.shape[1]
+    near = [cos(frames[i].mean(0), frames[i + 1].mean(0)) for i in range(t - 1)]
+    cut = set(best_first(-np.array(near))[:cuts]) | {i for i, v in enumerate(near) if v < threshold}
+    segment = [sum(1 for c in cut if c < i) for i in range(t)]
+    count = int(keep * 0.6)
+    salient = deal([count / t] * t, s.reshape(t, n), count, False)
+    quota, scores = [], []
+    for i in range(t):
+        mates = [j for j in range(t) if segment[j] == segment[i]]
+        holding = [j for j in mates if (mates[-1] - j) % every == 0]
+        quota.append((keep - count) * len(mates) / t / len(holding) if i in holding else -1e9)
+        score = peaks(frames[i], 4)
+        scores.append([-np.inf if i * n + c in salient else score[c] for c in range(n)])
+    want = {}
+    for i in range(t):
+        for place, c in enumerate(best_first(scores[i])):
+            want[i * n + c] = -np.inf if i * n + c in salient else quota[i] - place
+    anchors = sorted(want, key=lambda c: (-want[c], c))[: keep - count]
+    groups = {a: [] for a in [*anchors, *salient]}
+    for i in range(len(x)):
+        mates = [a for a in anchors if segment[a // n] == segment[i // n]]
+        if i not in groups and mates:
+            groups[mates[argmax([cos(x[i], x[a]) for a in mates])]].append(i)
+    rows, out = merged(x, groups)
+    if released:
+        out = []
+        for a, members in rows:
+            rest = [i for i in members if i != a]
+            weight = max(1 / len(members), 0.6)
+            out.append(weight * x[a] + (1 - weight) * x[rest].mean(0) if rest else x[a])
+    return rows, np.array(out)
+
+
+def sparsevlm(hidden, scores, size, count):
+    n = len(hidden)
+
+    def made(rest):
+        return (int(0.3 * rest) + 1) // 10 + 1 if rest else 0
+
+    kept = max(k for k in range(count + 1) if k + made(n - k) <= count)
+    ranked = best_first(scores)
+    pool = ranked[kept : kept + int(0.3 * (n - kept)) + 1]
+    clusters = dpc(hidden[pool], count - kept, count - kept)
+    groups = {i: [] for i in ranked[:kept]}
+    groups |= {pool[c]: [pool[i] for i in m] for c, m in clusters.items()}
+    return merged(hidden, groups, size=size)

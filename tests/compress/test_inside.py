@@ -1,0 +1,133 @@
+"""What methods are handed inside the language model, on models of two kinds of positions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from torch import Tensor
+
+from compress import CompressionError, compress
+from compress.budget import Allocation, Schedule
+from compress.methods import DART, Cascade, Duet, FastV, Method, PyramidDrop, SparseVLM, ToMe
+from compress.tokens import LayerTokens, Reduction
+from tests import reference
+from tests.compress.common import CLOSE, NEW, answer
+from tests.tiny import CASES, Case
+
+HOSTS = [case for case in CASES if case.name in ("llava", "qwen3_vl")]
+METHODS: dict[str, Method] = {
+    "last": PyramidDrop(layers=(1, 2, 3)),
+    "all": PyramidDrop(layers=(1, 3), ratio=0.4, query="all"),
+    "salient": Duet(query="salient"),
+    "previous": FastV(),
+    "recycled": SparseVLM(layers=(1, 3), counts=(0.7, 0.3)),
+    "keys": DART(visual=2, text=2),
+    "merged": Cascade(layers=(1, 2, 3), ratio=0.6),
+    "merged inside": Cascade(before=False, layers=(1, 3)),
+    "biased": ToMe(log_size=True),
+}
+each_host = pytest.mark.parametrize("case", HOSTS, ids=lambda case: case.name)
+
+
+@each_host
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("attention", ["sdpa", pytest.param("eager", marks=pytest.mark.slow)])
+def test_equals_a_full_forward(case: Case, name: str, attention: str) -> None:
+    """Query rules, the layer that scores, keys, merging and recycling, the bias by size."""
+    model, method, samples = case.model(attention), METHODS[name], case.samples()
+    with compress(model, method, budget=0.4) as c:
+        together = answer(model, case.inputs(samples))
+        sizes = [reduction.size for _, _, reduction in c.record.stages(0)]
+    if name in ("recycled", "merged", "merged inside", "biased"):
+        assert int(sizes[-1].max()) > 1
+    for row, sample in enumerate(samples):
+        with torch.no_grad():
+            prefix = reference.reduce_prompt(model, case, method, 0.4, sample)
+            ids, logits = reference.greedy(model, prefix, NEW)
+        found = torch.stack(together.logits, 1)[row]
+        torch.testing.assert_close(found, logits, **CLOSE)
+        assert torch.equal(together.sequences[row, -NEW:], ids)
+
+
+def test_a_bias_by_size_changes_what_is_said() -> None:
+    """Else the comparison above would not see it."""
+    model, given = HOSTS[0].model(), HOSTS[0].inputs(HOSTS[0].samples())
+    logits = []
+    for log_size in (False, True):
+        with compress(model, ToMe(log_size=log_size), budget=16):
+            logits.append(answer(model, given).logits[-1])
+    assert not torch.allclose(*logits, atol=1e-3)
+
+
+def test_a_bias_that_attention_cannot_take_is_refused() -> None:
+    model = HOSTS[0].fresh(depth=2)
+    model.model.language_model.config._attn_implementation = "flash_attention_2"
+    with pytest.raises(CompressionError, match=r"log\(size\).*flash_attention_2.*sdpa"):
+        compress(model, ToMe(log_size=True), budget=16)
+    compress(model, ToMe(), budget=16).remove()
+
+
+@dataclass(frozen=True)
+class Probe(Method):
+    """Keeps what it is handed, and the first tokens."""
+
+    inside_only: ClassVar[bool] = True
+    inside_needs: ClassVar[frozenset[str]] = frozenset({"scores", "keys", "text", "text_keys"})
+    schedules: tuple[tuple[int, int], ...] = ((2, 20),)
+    query: str = "all"
+    seen: tuple[list[LayerTokens], ...] = ([],)
+
+    def allocate(self, dense: int, depth: int, budget: int | float) -> Allocation:
+        return Allocation(dense, depth, dense, Schedule(self.schedules, query=self.query))
+
+    def pick_inside(self, tokens: LayerTokens, count: int, generator: Any) -> Reduction:
+        self.seen[0].append(tokens)
+        keep = torch.arange(count).expand(len(tokens.hidden), -1)
+        chosen = tokens.hidden[:, :count]
+        assign = torch.full(tokens.anchor.shape, -1)
+        assign[:, :count] = keep
+        return Reduction(chosen, assign, keep, tokens.size[:, :count])
+
+
+def test_answers_rank_nothing() -> None:
+    """With labels, or several logits to keep, what the model is to say asks no question."""
+    case = HOSTS[0]
+    model, sample = case.model(), case.sample((3, ("image", "a"), 9))
+    given = case.inputs([sample])
+    labels = sample.ids.clone()[None]
+    labels[:, :-4] = -100
+    shown: dict[str, Tensor] = {}
+    for name, options in {"labels": {"labels": labels}, "ahead": {"logits_to_keep": 5}}.items():
+        probe = Probe(seen=([],))
+        with torch.no_grad(), compress(model, probe, budget=1.0):
+            model(**given, **options)
+        (tokens,) = probe.seen[0]
+        assert tokens.need("text").shape[1] == 5  # of 9
+        shown[name] = tokens.need("scores")
+    torch.testing.assert_close(shown["labels"], shown["ahead"])
+    short = sample.ids[:-4]
+    probe = Probe(seen=([],))
+    with torch.no_grad(), compress(model, probe, budget=1.0):
+        model(input_ids=short[None], pixel_values=given["pixel_values"])
+    torch.testing.assert_close(probe.seen[0][0].need("scores"), shown["labels"], **CLOSE)
+
+
+def test_in_training_the_token_before_an_answer_asks() -> None:
+    case = HOSTS[0]
+    model, sample = case.model(), case.sample((3, ("image", "a"), 9))
+    labels = sample.ids.clone()[None]
+    labels[:, :-6] = -100
+    labels[:, -3] = -100  # two answers
+    probes = [Probe(seen=([],), query="last") for _ in range(3)]
+    with torch.no_grad():
+        with compress(model, probes[0], budget=1.0):
+            model(**case.inputs([sample]), labels=labels)
+        for probe, length in zip(probes[1:], (-6, -2), strict=True):
+            with compress(model, probe, budget=1.0):
+                ids = sample.ids[:length][None]
+                model(input_ids=ids, pixel_values=case.inputs([sample])["pixel_values"])
+    both, first, second = (probe.seen[0][0].need("scores") for probe in probes)
+    torch.testing.assert_close(both, (first + second) / 2, **CLOSE)

@@ -1,0 +1,128 @@
+"""The contracts of all families: family x shape of method x attention backend x batch.
+
+The quick suite runs a diagonal through the product; the rest of it is marked slow. Each cell is
+compared with `tests/reference.py`, which knows no hooks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from compress import compress
+from compress.methods import DivPrune, Duet, Method, PyramidDrop
+from tests import reference
+from tests.compress.common import CLOSE, NEW, answer, fingerprint
+from tests.tiny import CASES, Case
+
+# What a reduction can be: dropping or merging before the language model, dropping in it, both.
+SHAPES: dict[str, Method] = {
+    "prune": DivPrune(),
+    "merge": Duet(layers=(), ratios=()),
+    "inside": PyramidDrop(layers=(1, 2, 3)),
+    "both": Duet(layers=(1, 3), ratios=(0.6, 0.3)),
+}
+ATTENTION = ("sdpa", "eager")
+
+
+def product() -> Iterator[Any]:
+    """All of family x shape x attention, a diagonal of it quick."""
+    for row, case in enumerate(CASES):
+        for column, shape in enumerate(SHAPES):
+            for kind, attention in enumerate(ATTENTION):
+                quick = (row + column) % 4 in (0, 2) and (row + column // 2) % 2 == kind
+                marks = [] if quick else [pytest.mark.slow]
+                name = f"{case.name}-{shape}-{attention}"
+                yield pytest.param(case, shape, attention, id=name, marks=marks)
+
+
+each_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+
+
+@pytest.mark.parametrize(("case", "shape", "attention"), product())
+def test_prefill_and_decode_equal_a_full_forward(case: Case, shape: str, attention: str) -> None:
+    """Each sample alone: tokens, logits, what each layer caches, and the report."""
+    model, method = case.model(attention), SHAPES[shape]
+    for sample in case.samples():
+        with torch.no_grad():
+            prefix = reference.reduce_prompt(model, case, method, case.budget, sample)
+            ids, logits = reference.greedy(model, prefix, NEW)
+            _, lengths = reference.forward(model, prefix)
+        with compress(model, method, budget=case.budget) as c:
+            out = answer(model, case.inputs([sample]))
+        assert torch.equal(out.sequences[0, :-NEW], sample.ids)
+        torch.testing.assert_close(torch.cat(out.logits), logits, **CLOSE)
+        assert torch.equal(out.sequences[0, -NEW:], ids)
+        cached = [layer.keys.shape[2] for layer in out.past_key_values.layers]
+        assert cached == [length + NEW - 1 for length in lengths]
+        allocations = prefix.allocations
+        counts = [sum(a.counts[n] for a in allocations) for n in range(len(lengths))]
+        assert c.report().reduced.layers == tuple(counts)
+        assert c.report().budget == pytest.approx(sum(counts) / len(lengths) / len(allocations))
+
+
+@pytest.mark.parametrize(("case", "shape", "attention"), product())
+def test_a_batch_gives_each_sample_what_it_gets_alone(
+    case: Case, shape: str, attention: str
+) -> None:
+    """Different prompts and numbers of inputs, padded on either side."""
+    model, samples = case.model(attention), case.samples()
+    with compress(model, SHAPES[shape], budget=case.budget):
+        together = answer(model, case.inputs(samples))
+        alone = [answer(model, case.inputs([sample])) for sample in samples]
+        with torch.no_grad():
+            right = model(**case.inputs(samples, "right")).logits
+    for row, one in enumerate(alone):
+        for a, b in zip(together.logits, one.logits, strict=True):
+            torch.testing.assert_close(a[row], b[0], **CLOSE)
+        last = len(samples[row].ids) - 1
+        torch.testing.assert_close(right[row, last], one.logits[0][0], **CLOSE)
+
+
+@each_case
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_keep_all_is_bit_equal(case: Case, side: str) -> None:
+    model, given = case.model(), case.inputs(case.samples(), side)
+    for name in ("duet", "pyramiddrop", "divprune"):
+        with torch.no_grad():
+            stock = model(**given).logits
+            with compress(model, name, budget=1.0):
+                assert torch.equal(model(**given).logits, stock)
+
+
+@each_case
+def test_keep_all_generates_bit_equal(case: Case) -> None:
+    model, given = case.model(), case.inputs(case.samples())
+    stock = answer(model, given)
+    with compress(model, "duet", budget=1.0):
+        kept = answer(model, given)
+    assert all(torch.equal(a, b) for a, b in zip(kept.logits, stock.logits, strict=True))
+    assert torch.equal(kept.sequences, stock.sequences)
+
+
+@each_case
+def test_leaves_the_model_as_it_was(case: Case) -> None:
+    model, given = case.model(), case.inputs(case.samples()[:1])
+    stock = answer(model, given)
+    before = fingerprint(model)
+    with compress(model, "duet", budget=0.3):
+        answer(model, given)
+        assert fingerprint(model) != before
+    assert fingerprint(model) == before
+    again = answer(model, given)
+    assert all(torch.equal(a, b) for a, b in zip(again.logits, stock.logits, strict=True))
+
+
+@each_case
+def test_beams(case: Case) -> None:
+    """Several inputs a prompt among them."""
+    model, samples = case.model(), case.samples()
+    options = {"num_beams": 2, "return_dict_in_generate": False, "output_logits": False}
+    with compress(model, SHAPES["both"], budget=case.budget):
+        together = answer(model, case.inputs(samples), **options)
+        for row, sample in enumerate(samples):
+            alone = answer(model, case.inputs([sample]), **options)
+            assert torch.equal(together[row, -NEW:], alone[0, -NEW:])

@@ -1,0 +1,173 @@
+"""PPE: which members' places a merged token keeps, and which channels read them."""
+
+import math
+
+import pytest
+import torch
+
+from positions import (
+    PPE,
+    ChannelTable,
+    Compact,
+    Image,
+    MRoPE,
+    PositionError,
+    Sequential,
+    Text,
+    Video,
+    plan,
+)
+from tests.positions.hosts import reduced
+
+
+def slots_of(made, row):
+    return made.positions[row, :, 0].tolist()
+
+
+def test_the_closest_members_are_kept_first():
+    """Anchor, then neighbours on the grid, ties to the earlier; not the last in raster order."""
+    made = plan([Image((3, 3)), Text(1)]).after({0: reduced([0] * 9, [4])}, PPE(5))
+    assert slots_of(made, 0) == [4, 1, 3, 5, 7]
+    assert slots_of(made, 1) == [9] * 5
+
+
+def test_weights_break_ties():
+    weight = torch.tensor([8.0, 1, 0, 4, 9, 3, 0, 2, 0])
+    made = plan([Image((3, 3))]).after({0: reduced([0] * 9, [4])}, PPE(3), weight={0: weight})
+    assert slots_of(made, 0) == [4, 3, 5]
+    assert made.weights[0].tolist() == [9, 4, 3]
+
+
+def test_few_members_are_repeated_heaviest_first():
+    weight = torch.tensor([1.0, 3, 2, 0])
+    one = {0: reduced([0, 0, 0, -1], [0])}
+    distance = torch.arange(4.0)
+    made = plan([Image((2, 2))]).after(one, PPE(4), weight={0: weight}, distance={0: distance})
+    assert slots_of(made, 0) == [0, 1, 2, 1]
+    three = plan([Image((2, 4))]).after({0: reduced([0, 0, 0] + [-1] * 5, [1])}, PPE(8))
+    assert slots_of(three, 0) == [1, 0, 2, 1, 0, 2, 1, 0]
+
+
+def test_distances_may_be_those_of_the_features():
+    distance = torch.tensor([0.2, 0.9, 0.0, 0.1])
+    made = plan([Image((2, 2))]).after({0: reduced([0] * 4, [2])}, PPE(2), distance={0: distance})
+    assert slots_of(made, 0) == [2, 3]
+
+
+def test_merging_merged_tokens_keeps_the_best_of_each():
+    """Half the places of each of two children, where the paper keeps four of eight."""
+    first = plan([Image((1, 8))]).after({0: reduced([0, 0, 0, 0, 1, 1, 1, 1], [1, 6])}, PPE(4))
+    assert [slots_of(first, row) for row in (0, 1)] == [[1, 0, 2, 3], [6, 5, 7, 4]]
+    second = first.after({0: reduced([0, 0], [0])})
+    assert second.sizes.tolist() == [8]
+    assert slots_of(second, 0) == [1, 6, 0, 5]
+    third = second.after({0: reduced([0], [0])})
+    assert slots_of(third, 0) == [1, 6, 0, 5]
+    distance = torch.tensor([1.0, 0, 9, 9, 9, 2, 3, 9])
+    spread = first.after({0: reduced([0, 0], [0])}, distance={0: distance})
+    assert slots_of(spread, 0) == [1, 0, 5, 6]  # a measure of the caller's own rules alone
+
+
+def test_other_segments_keep_their_slots():
+    made = plan([Image((1, 3)), Image((1, 2))])
+    distance = torch.tensor([0.0, 2, 1])
+    one = made.after({0: reduced([0, 0, 0], [0])}, PPE(2), distance={0: distance})
+    two = one.after({1: reduced([0, 0], [0])})
+    assert [slots_of(two, row) for row in range(2)] == [[0, 2], [3, 4]]
+    with pytest.raises(PositionError, match="after 2 slots"):
+        one.after({1: reduced([0, 0], [0])}, PPE(1))
+
+
+def test_experts_lie_on_one_canvas_for_closeness():
+    layout = [Image((2, 2), expert="a"), Image((4, 4), expert="b")]
+    made = plan(layout).after({(0, 1): reduced([0] * 20, [3])}, PPE(5))
+    # The fine cells (2, 2) (2, 3) (3, 2) (3, 3) lie in the coarse cell (1, 1).
+    assert slots_of(made, 0) == [3, 4 + 10, 4 + 11, 4 + 14, 4 + 15]
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda: PPE(0), "slots=0"),
+        (lambda: PPE(2, layout="diagonal"), "layout="),
+        (
+            lambda: plan([Image((1, 3))]).after({0: reduced([0, 0, 0], [0])}, PPE(4)),
+            "no more slots than there are cells",
+        ),
+        (
+            lambda: plan([Image((1, 4))]).after(
+                {0: reduced([0, 0, -1, -1], [0])}, PPE(3, repeat=False)
+            ),
+            "token 0 has 2 members",
+        ),
+        (
+            lambda: plan([Image((1, 2))]).after(
+                {0: reduced([0, 0], [0])}, PPE(2), distance={0: torch.zeros(3)}
+            ),
+            r"one finite number a dense cell, \(2,\)",
+        ),
+    ],
+)
+def test_bad_slots_are_refused(make, says):
+    with pytest.raises(PositionError, match=says):
+        make()
+
+
+def test_channel_tables_of_the_papers():
+    chunked = ChannelTable.chunked([16, 24, 24])
+    assert chunked.axis.tolist() == [0] * 16 + [1] * 24 + [2] * 24
+    slots = chunked.with_slots(8).slot.tolist()
+    runs = [k for k in range(8) for _ in range(2)], [k for k in range(8) for _ in range(3)]
+    assert slots == [*runs[0], *runs[1], *runs[1]]
+    interleaved = ChannelTable.interleaved([24, 20, 20])
+    assert interleaved.axis[:61].tolist() == [0, 1, 2] * 20 + [0]
+    assert interleaved.axis[60:].tolist() == [0] * 4
+    assert interleaved.with_slots(4).slot[interleaved.axis == 1].tolist() == [
+        k for k in range(4) for _ in range(5)
+    ]
+    assert ChannelTable.flat(8).with_slots(4).slot.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
+    strided = ChannelTable.flat(8).with_slots(4, "strided").slot.tolist()
+    assert strided == [0, 1, 2, 3] * 2
+
+
+@pytest.mark.parametrize("slots", [3, 16, 24, 32])
+def test_slots_that_do_not_divide_are_refused(slots):
+    """The released fallback (channel c reads row c modulo 3K) would lose an axis."""
+    with pytest.raises(PositionError, match=r"sections \[16, 24, 24\]; choose a divisor of 8"):
+        ChannelTable.chunked([16, 24, 24]).with_slots(slots)
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "strided"])
+@pytest.mark.parametrize("slots", [1, 2, 4, 8])
+def test_every_slot_gets_the_same_share_of_each_axis(slots, layout):
+    table = ChannelTable.chunked([16, 24, 24]).with_slots(slots, layout)
+    for axis, count in enumerate((16, 24, 24)):
+        shares = torch.bincount(table.slot[table.axis == axis], minlength=slots)
+        assert shares.tolist() == [count // slots] * slots
+
+
+def test_angles_channel_by_channel():
+    """Against the definition, written out: angle = position[slot(c)][axis(c)] * inv_freq[c]."""
+    inv_freq = 1e4 ** -(torch.arange(16) / 16)
+    made = plan([Text(2), Video((2, 3, 3))], MRoPE()).after({1: reduced([0] * 18, [4])}, PPE(2))
+    angles = ChannelTable.chunked([4, 6, 6]).with_slots(2).angles(made.positions, inv_freq)
+    for c in range(16):
+        axis, rank, width = (0, c, 4) if c < 4 else (1, c - 4, 6) if c < 10 else (2, c - 10, 6)
+        place = float(made.positions[2, rank // (width // 2), axis])
+        expected = (place * float(inv_freq[c])) % (2 * math.pi)
+        assert float(angles[2, c]) == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("scheme", [Compact("all"), MRoPE(), Sequential()])
+def test_slots_change_nothing_on_axes_that_do_not_vary(scheme):
+    """One image has one t, and `Compact("all")` one position: slots hold what K = 1 holds."""
+    made = plan([Text(3), Image((2, 3))], scheme)
+    one = made.after({1: reduced([0] * 6, [2])})
+    several = made.after({1: reduced([0] * 6, [2])}, PPE(2))
+    channels = ChannelTable.chunked([4, 6, 6])
+    inv_freq = 1e4 ** -(torch.arange(16) / 16)
+    a = channels.angles(one.positions, inv_freq)
+    b = channels.with_slots(2).angles(several.positions, inv_freq)
+    varies = (made.homes[3:] != made.homes[3]).any(0)[channels.axis]
+    assert torch.equal(a[3][~varies], b[3][~varies])
+    assert bool((a[3] != b[3])[varies].any()) == bool(varies.any())

@@ -1,0 +1,68 @@
+"""Tiny random models of stock classes, and prompts for them. No network, no files.
+
+To add a family: one module like the others, one line in `CASES`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tests.tiny.base import FIRST_WORD, IMAGE_TOKEN, PAD, VIDEO_TOKEN, WORDS, Case, Sample
+from tests.tiny.internvl import InternVL
+from tests.tiny.llava import Llava
+from tests.tiny.llava_next import LlavaNext
+from tests.tiny.llava_onevision import LlavaOnevision
+from tests.tiny.mistral3 import Mistral3
+from tests.tiny.qwen2_5_vl import Qwen2_5VL
+from tests.tiny.qwen2_vl import Qwen2VL
+from tests.tiny.qwen3_vl import Qwen3VL
+from tests.tiny.smolvlm import SmolVLM
+from tests.tiny.video_llava import VideoLlava
+
+CASES: tuple[Case, ...] = (
+    Llava(),
+    LlavaNext(),
+    Qwen2VL(),
+    Qwen2_5VL(),
+    Qwen3VL(),
+    LlavaOnevision(),
+    InternVL(),
+    SmolVLM(),
+    VideoLlava(),
+    Mistral3(),
+)  # fmt: skip
+
+__all__ = ["CASES", "FIRST_WORD", "IMAGE_TOKEN", "PAD", "VIDEO_TOKEN", "WORDS", "Case", "Sample"]
+
+
+def llava(attention: str = "sdpa", depth: int = 4) -> Any:
+    """A LLaVA of one's own, with 8 x 8 cells an image."""
+    return Llava().fresh(attention, depth)
+
+
+def prompt(lengths: Sequence[int], cells: int = 64, seed: int = 0) -> Tensor:
+    """(S,) ids: text runs of the given lengths with an image between each two."""
+    draw = torch.Generator().manual_seed(seed)
+    parts = []
+    for number, length in enumerate(lengths):
+        if number:
+            parts.append(torch.full((cells,), IMAGE_TOKEN))
+        parts.append(torch.randint(FIRST_WORD, WORDS, (length,), generator=draw))
+    return torch.cat(parts)
+
+
+def pixels(count: int, seed: int = 0, size: int = 32) -> Tensor:
+    """(count, 3, size, size) float32."""
+    return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(seed))
+
+
+def batch(
+    prompts: Sequence[Tensor], images: Tensor | None, side: str = "left"
+) -> dict[str, Tensor]:
+    """Pad prompts on one side; images (n, 3, s, s) in the order of the prompts."""
+    out = Llava().inputs([Sample(ids) for ids in prompts], side)
+    return out if images is None else out | {"pixel_values": images}

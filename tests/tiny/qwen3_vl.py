@@ -1,0 +1,45 @@
+"""Qwen3-VL: as Qwen2-VL, with two DeepStack layers, and a video's frames parted by text."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import Qwen3VLConfig
+
+from tests.tiny.base import IMAGE_TOKEN, VIDEO_TOKEN, text
+from tests.tiny.qwen2_vl import END, GRIDS, START, Qwen2VL
+
+
+class Qwen3VL(Qwen2VL):
+    name = "qwen3_vl"
+    model_class = "Qwen3VLForConditionalGeneration"
+
+    def config(self, depth: int) -> Any:
+        rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1]}
+        return Qwen3VLConfig(
+            vision_config={
+                "depth": 4,
+                "hidden_size": 32,
+                "intermediate_size": 48,
+                "num_heads": 4,
+                "patch_size": 4,
+                "out_hidden_size": 32,
+                "num_position_embeddings": 64,
+                "deepstack_visual_indexes": [0, 2],
+            },
+            text_config=text(depth=depth, head_dim=8, rope_parameters=rope),
+            image_token_id=IMAGE_TOKEN,
+            video_token_id=VIDEO_TOKEN,
+        )
+
+    def tokens(self, kind: str, variant: str) -> Tensor:
+        t, h, w = GRIDS[variant]
+        if kind == "image":
+            return super().tokens(kind, variant)
+        parts = []
+        for frame in range(t):
+            stamp = torch.tensor([60 + frame, 63])
+            parts += [stamp, START, torch.full((h * w // 4,), VIDEO_TOKEN), END]
+        return torch.cat(parts)

@@ -1,0 +1,60 @@
+"""Video-LLaVA: 4 x 4 cells an image; videos of 2 frames, of a class token and 4 x 4 cells each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import CLIPVisionConfig, LlamaConfig, VideoLlavaConfig
+
+from tests.tiny.base import IMAGE_TOKEN, VIDEO_TOKEN, Case, View, noise, text
+
+
+class VideoLlava(Case):
+    name = "video_llava"
+    model_class = "VideoLlavaForConditionalGeneration"
+    vision = ("image_tower", "video_tower")
+    has_cls = True
+    feature_layer = -2
+    budget = 7
+    layouts = (
+        (3, ("image", "a"), 7),
+        (1, ("image", "a"), 4, ("video", "v"), 2, ("image", "a"), 6),
+        (2, ("video", "v"), 3),
+    )
+
+    def config(self, depth: int) -> Any:
+        return VideoLlavaConfig(
+            vision_config=CLIPVisionConfig(
+                hidden_size=32,
+                intermediate_size=48,
+                num_hidden_layers=3,
+                num_attention_heads=4,
+                image_size=16,
+                patch_size=4,
+            ),
+            text_config=LlamaConfig(**text(depth=depth)),
+            image_token_index=IMAGE_TOKEN,
+            video_token_index=VIDEO_TOKEN,
+            image_seq_length=16,
+            video_seq_length=34,
+        )
+
+    def tokens(self, kind: str, variant: str) -> Tensor:
+        return torch.full((16,), IMAGE_TOKEN) if kind == "image" else torch.full((34,), VIDEO_TOKEN)
+
+    def media(self, kind: str, shown: Sequence[tuple[str, int]]) -> dict[str, Tensor]:
+        if kind == "image":
+            return {"pixel_values": torch.stack([noise(3, 16, 16, seed=seed) for _, seed in shown])}
+        videos = [noise(2, 3, 16, 16, seed=seed) for _, seed in shown]
+        return {"pixel_values_videos": torch.stack(videos)}
+
+    def views(self, kind: str, variant: str) -> list[View]:
+        if kind == "image":
+            return [((1, 4, 4), list(range(16)))]
+        return [((2, 4, 4), [*range(1, 17), *range(18, 34)])]
+
+    def keeps_cls(self, kind: str) -> bool:
+        return kind == "video"

@@ -1,0 +1,54 @@
+"""Tiny random models with a tokenizer and a processor, for the tests of the model."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import transformers as hf
+from PIL import Image
+
+from tests.vlm import towers
+from vlm import mini
+from vlm.model import FoveateProcessor, assemble
+
+TEXT = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "max_position_embeddings": 512,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+
+
+def text_config(kind=hf.LlamaConfig, **settings):
+    """A tiny causal LM's configuration with the embedded tokenizer's vocabulary."""
+    return kind(**{**TEXT, "vocab_size": len(mini.build_tokenizer()), **settings})
+
+
+def build(experts=("clip",), fusion=None, text=None, template="v1", **settings):
+    """(model, processor): random, float32, in evaluation mode.
+
+    experts: family names or Expert objects. settings: of every expert given by name.
+    """
+    tokenizer = mini.build_tokenizer()
+    causal = hf.AutoModelForCausalLM.from_config(text or text_config())
+    made = [towers.expert(e, **settings) if isinstance(e, str) else e for e in experts]
+    model = assemble(towers.randomise(causal, std=0.25), made, tokenizer, fusion)
+    towers.randomise(model.model.fusion, seed=1, std=0.3)
+    model.generation_config.pad_token_id = 0
+    return model, FoveateProcessor.for_model(model.config, tokenizer, template=template)
+
+
+def picture(seed=0, size=(40, 30)):
+    """A noisy picture of (width, height)."""
+    noise = np.random.RandomState(seed).randint(0, 255, (size[1], size[0], 3), dtype=np.uint8)
+    return Image.fromarray(noise)
+
+
+def logits(model, inputs, **kwargs):
+    with torch.no_grad():
+        return model(**inputs, **kwargs).logits

@@ -1,0 +1,56 @@
+"""`python -m vlm ask` on the embedded model, and `vlm.load`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import vlm
+from vlm.__main__ import main
+from vlm.scenes import draw, make_scene
+
+
+@pytest.fixture
+def scene(tmp_path: Path) -> Path:
+    path = tmp_path / "scene.png"
+    draw(make_scene(501, "test")).save(path)
+    (tmp_path / "clip.mp4").write_bytes(b"no video" * 9)
+    return path
+
+
+@pytest.mark.parametrize("options", [[], ["--budget", "48"]])
+def test_answers_and_a_follow_up(
+    scene: Path, options: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    questions = ["What does the sign say?", "What colour is the ring?"]
+    assert main(["ask", "--image", str(scene), *questions, *options]) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("BH\n") and printed.count("first word after") == 2
+    assert ("tokens a layer, reduced" in printed) == bool(options)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--image", "{}/none.png"], "none.png"),
+        (["--video", "{}/clip.mp4"], "clip.mp4"),
+        (["--image", "{}/scene.png", "--budget", "many"], "'many'"),
+        (["--image", "{}/scene.png", "--budget", "500"], "1..144"),
+        (["--budget", "5"], "no --image"),
+        (["--model", "{}"], "config.json"),
+    ],
+)
+def test_one_clear_line(
+    scene: Path, options: list[str], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = [option.replace("{}", str(scene.parent)) for option in options]
+    assert main(["ask", "What is it?", *given]) == 1
+    error = capsys.readouterr().err
+    assert says in error and "Traceback" not in error
+
+
+def test_load_gives_the_embedded_model_ready() -> None:
+    model, processor = vlm.load("mini")
+    assert not model.training and model.dtype.is_floating_point
+    assert processor.tokenizer.decode(processor.tokenizer(" K7")["input_ids"]).strip() == "K7"

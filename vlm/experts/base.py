@@ -1,0 +1,257 @@
+"""The one interface of all vision encoders: pixels -> features, grid, keys and saliency.
+
+A *family* says where the parts of one kind of tower are; `Expert` is the same for all of them.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from vlm.experts.scoring import Attention, SaliencyRule, Seen, saliency, watching
+
+Pair = tuple[int, int]
+# An nn.Module, a tower or a part of one, whose attributes its family knows.
+Tower = Any
+Layer = int | Literal["last"]
+
+
+class ExpertError(ValueError):
+    """An expert's configuration, checkpoint or pixels do not fit; the message says what would."""
+
+
+@dataclass(frozen=True)
+class ExpertOutput:
+    """What an expert makes of B images, cells in raster order.
+
+    features: (B, N, D). grid: (rows, columns), N = rows * columns.
+    keys: (B, N, Dk) head-mean keys of the scoring layer, without gradient.
+    saliency: (B, N) float32, attention that a cell receives in the scoring layer, without
+        gradient. Both are None where scores were not asked for.
+    """
+
+    features: Tensor
+    grid: Pair
+    keys: Tensor | None = None
+    saliency: Tensor | None = None
+
+
+@dataclass
+class ExpertConfig:
+    """How one expert is built and fed; everything that a checkpoint has to remember of it.
+
+    name: of the expert in the model, a Python identifier.
+    family: one of `vlm.experts.FAMILIES`.
+    tower: the family's own configuration of the tower (for transformers, `config.to_dict()`).
+    image_size: (height, width) of the pixels it sees.
+    mean, std: of the pixel normalisation, per channel, for pixels in 0..1.
+    layer: which features: an index into the tower's hidden states as in LLaVA's
+        `vision_feature_layer` (-1 the last layer's output before the closing norm; 0, the
+        embeddings, is not offered), a list of such indices (concatenated), or "last", what the
+        tower itself gives out.
+    scoring_layer: the layer, as an index into the layers, that keys and saliency come from.
+    saliency: see `vlm.experts.scoring.saliency`.
+    fit: how an image gets to `image_size`: "squash" it, "pad" it to the aspect ratio with the mean
+        colour (LLaVA-1.5), or scale its shorter side and "crop" the middle (CLIP).
+    resample: "bicubic" or "bilinear".
+    max_tiles: above 1, an image is also seen as up to this many tiles of `image_size` in the
+        arrangement nearest to its shape, after the whole (LLaVA-NeXT, InternVL).
+    frozen: not trained, always in evaluation mode.
+    """
+
+    name: str
+    family: str
+    tower: dict[str, Any]
+    image_size: Pair
+    mean: Sequence[float] = (0.5, 0.5, 0.5)
+    std: Sequence[float] = (0.5, 0.5, 0.5)
+    layer: int | list[int] | Literal["last"] = "last"
+    scoring_layer: int = -2
+    saliency: SaliencyRule = "auto"
+    fit: Literal["squash", "pad", "crop"] = "squash"
+    resample: Literal["bicubic", "bilinear"] = "bicubic"
+    max_tiles: int = 1
+    frozen: bool = True
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[A-Za-z_]\w*", self.name):
+            raise ExpertError(f"name={self.name!r}: expected a Python identifier, such as 'clip'")
+        # As it comes back from JSON, where keys are strings and sequences are lists.
+        self.tower = json.loads(json.dumps(self.tower, default=str))
+        self.image_size = (int(self.image_size[0]), int(self.image_size[1]))
+        if min(self.image_size) < 1:
+            raise ExpertError(f"image_size={self.image_size}: expected (height, width) above 0")
+        choices = {
+            "saliency": ("auto", "cls", "received"),
+            "fit": ("squash", "pad", "crop"),
+            "resample": ("bicubic", "bilinear"),
+        }
+        for name, known in choices.items():
+            if getattr(self, name) not in known:
+                raise ExpertError(f"{name}={getattr(self, name)!r}: expected one of {known}")
+        if self.max_tiles < 1:
+            raise ExpertError(f"max_tiles={self.max_tiles}: expected 1 (no tiles) or more")
+
+    @classmethod
+    def of(cls, value: ExpertConfig | Mapping[str, Any]) -> ExpertConfig:
+        """From a dict, as it lies in a checkpoint's config.json."""
+        if isinstance(value, ExpertConfig):
+            return value
+        unknown = set(value) - {f.name for f in fields(cls)}
+        if unknown:
+            raise ExpertError(f"unknown expert settings {sorted(unknown)}")
+        return cls(**value)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+
+
+@dataclass(frozen=True)
+class Family:
+    """Where the parts of one kind of tower are.
+
+    build: a tower from its own configuration, randomly initialised.
+    load: a tower from a local checkpoint; its configuration; and the fields of `ExpertConfig` that
+        the checkpoint settles.
+    native: the (height, width) of pixels that the tower was built for.
+    grid: the (rows, columns) of cells that it makes of (height, width) pixels.
+    run: what the tower gives out for pixels (B, 3, H, W).
+    layers: its layers in order.
+    tokens: a layer's output as (B, S, D), the shape that `run` returns.
+    width: D of `layer` (an index, or "last").
+    prefix: how many of the S tokens come before the cells.
+    watch: the modules of a layer that scoring must see; attention: its queries and keys from what
+        was seen. Towers without attention have None: their keys are the scoring layer's features
+        and their saliency the features' L2 norm.
+    resizable: whether pixels of another size than the tower's own can be seen.
+    defaults: fields of `ExpertConfig` for a tower of this configuration.
+    """
+
+    name: str
+    build: Callable[[dict[str, Any]], Tower]
+    load: Callable[[str], tuple[Tower, dict[str, Any], dict[str, Any]]]
+    native: Callable[[dict[str, Any]], Pair]
+    grid: Callable[[dict[str, Any], Pair], Pair]
+    run: Callable[[Tower, Tensor], Tensor]
+    layers: Callable[[Tower], Sequence[Tower]]
+    width: Callable[[Tower, Layer], int]
+    prefix: Callable[[Tower], int] = lambda tower: 0
+    tokens: Callable[[Tensor], Tensor] = lambda output: output
+    watch: Callable[[Tower], dict[str, Tower]] | None = None
+    attention: Callable[[Tower, dict[str, Seen]], Attention] | None = None
+    resizable: bool = False
+    defaults: Callable[[dict[str, Any]], dict[str, Any]] = lambda tower: {}
+
+    def __reduce__(self) -> Any:
+        # Copied and pickled by name: the functions above need not be picklable.
+        from vlm.experts import get_family
+
+        return get_family, (self.name,)
+
+
+class Expert(nn.Module):
+    """One vision encoder. `tower` holds its weights, `config` all its settings."""
+
+    def __init__(
+        self, config: ExpertConfig, family: Family, tower: nn.Module | None = None
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.family = family
+        native = family.native(config.tower)
+        if not family.resizable and native != config.image_size:
+            raise ExpertError(
+                f"expert {config.name!r}: image_size={config.image_size}, but this {family.name} "
+                f"tower sees pixels of its own size alone, {native}"
+            )
+        self.tower = family.build(config.tower) if tower is None else tower
+        layers = len(family.layers(self.tower))
+        for index in self._indices:
+            if not (-layers <= index < 0 or 0 < index <= layers):
+                raise ExpertError(
+                    f"expert {config.name!r}: layer={index}, expected -{layers}..-1 or 1..{layers}"
+                )
+        if not -layers <= config.scoring_layer < layers:
+            raise ExpertError(
+                f"expert {config.name!r}: scoring_layer={config.scoring_layer}, expected one of "
+                f"{layers} layers"
+            )
+        if config.saliency == "cls" and not family.prefix(self.tower):
+            raise ExpertError(
+                f"expert {config.name!r}: saliency='cls', but this {family.name} tower has no "
+                "class token; expected 'received' or 'auto'"
+            )
+        self.grid = family.grid(config.tower, config.image_size)
+        self.freeze()
+
+    def freeze(self) -> None:
+        """Take a frozen tower out of training; loading weights puts it back in."""
+        if self.config.frozen:
+            self.tower.requires_grad_(False)
+            self.tower.eval()
+
+    @property
+    def _indices(self) -> list[int]:
+        layer = self.config.layer
+        if isinstance(layer, str):
+            return []
+        return [layer] if isinstance(layer, int) else list(layer)
+
+    @property
+    def width(self) -> int:
+        """D of the features."""
+        layers: list[Layer] = [*self._indices] or ["last"]
+        return sum(self.family.width(self.tower, layer) for layer in layers)
+
+    def train(self, mode: bool = True) -> Expert:
+        """As for any module, but a frozen tower stays in evaluation mode."""
+        super().train(mode)
+        if self.config.frozen:
+            self.tower.eval()
+        return self
+
+    def forward(self, pixels: Tensor, scores: bool = True) -> ExpertOutput:
+        """Features of a batch of images, and what its scoring layer thinks of them.
+
+        pixels: (B, 3, H, W), resized and normalised as `config` says (the processor does).
+        scores: whether to compute keys and saliency.
+        Raises ExpertError where the pixels have another shape.
+        """
+        if pixels.ndim != 4 or pixels.shape[1:] != (3, *self.config.image_size):
+            raise ExpertError(
+                f"pixels of shape {tuple(pixels.shape)} for expert {self.config.name!r}: expected "
+                f"(B, 3, {self.config.image_size[0]}, {self.config.image_size[1]})"
+            )
+        family, layers = self.family, self.family.layers(self.tower)
+        scoring = layers[self.config.scoring_layer]
+        modules = {f"layer {i}": layers[i if i < 0 else i - 1] for i in self._indices}
+        if scores:
+            modules |= {"scoring": scoring} if family.watch is None else family.watch(scoring)
+        dtype = next(p.dtype for p in self.tower.parameters() if p.is_floating_point())
+        grad = torch.is_grad_enabled() and not self.config.frozen
+        with torch.set_grad_enabled(grad), watching(modules) as seen:
+            last = family.run(self.tower, pixels.to(dtype))
+        prefix = family.prefix(self.tower)
+        parts = [family.tokens(_tensor(seen[f"layer {i}"])) for i in self._indices] or [last]
+        features = torch.cat(parts, dim=-1)[:, prefix:]
+        if not scores:
+            return ExpertOutput(features, self.grid)
+        with torch.no_grad():
+            if family.attention is None:
+                keys = family.tokens(_tensor(seen["scoring"])).detach()
+                return ExpertOutput(features, self.grid, keys, keys.float().norm(dim=-1))
+            attention = family.attention(scoring, seen)
+            keys = attention.key.mean(1)[:, prefix:]
+            received = saliency(attention, prefix, self.config.saliency)
+        return ExpertOutput(features, self.grid, keys.detach(), received)
+
+
+def _tensor(seen: Seen) -> Tensor:
+    return seen.output[0] if isinstance(seen.output, tuple) else seen.output

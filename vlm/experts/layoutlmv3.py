@@ -1,0 +1,57 @@
+"""The visual side of LayoutLMv3, a document encoder: the same layers, given pixels alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+from transformers import LayoutLMv3Model
+
+from vlm.experts import hf
+from vlm.experts.base import Tower
+from vlm.experts.scoring import Attention, Seen, split_heads
+
+
+def _build(tower: dict[str, Any]) -> Tower:
+    # Without the word and box embeddings, which pixels never reach.
+    return hf.builder(LayoutLMv3Model)({**tower, "text_embed": False, "visual_embed": True})
+
+
+def _load(path: str) -> hf.Loaded:
+    model, config, found = hf.load_pretrained(LayoutLMv3Model, path)
+    del model.embeddings
+    model.config.text_embed = False
+    return model, {**config, "text_embed": False}, found
+
+
+def _attention(layer: Tower, seen: dict[str, Seen]) -> Attention:
+    module = layer.attention.self
+    heads, scale = module.num_attention_heads, module.attention_head_size**-0.5
+    query, key = (split_heads(seen[name].output, heads) for name in ("query", "key"))
+    relative = [seen["self"].kwargs.get(name) for name in ("rel_pos", "rel_2d_pos")]
+    biases = [part for part in relative if part is not None]
+
+    def bias(part: slice) -> Tensor:
+        total: Tensor = sum(b[:, :, part] for b in biases) * scale
+        return total
+
+    return Attention(query, key, scale, bias if biases else None)
+
+
+def _watch(layer: Tower) -> dict[str, Tower]:
+    module = layer.attention.self
+    return {"query": module.query, "key": module.key, "self": module}
+
+
+LAYOUTLMV3 = hf.family(
+    "layoutlmv3",
+    LayoutLMv3Model,
+    build=_build,
+    load=_load,
+    native=lambda tower: hf.side(tower["input_size"]),
+    run=lambda tower, x: tower(pixel_values=x).last_hidden_state,
+    layers=lambda tower: tower.encoder.layer,
+    prefix=lambda tower: 1,
+    watch=_watch,
+    attention=_attention,
+)

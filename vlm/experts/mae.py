@@ -1,0 +1,46 @@
+"""The encoder of a masked autoencoder, ViT-MAE, with nothing masked (transformers)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import ViTMAEModel
+
+from vlm.experts import hf
+from vlm.experts.base import Tower
+
+
+def _build(tower: dict[str, Any]) -> Tower:
+    return hf.builder(ViTMAEModel)({**tower, "mask_ratio": 0.0})
+
+
+def _load(path: str) -> hf.Loaded:
+    model, config, found = hf.load_pretrained(ViTMAEModel, path)
+    model.config.mask_ratio = 0.0
+    return model, {**config, "mask_ratio": 0.0}, found
+
+
+def _run(tower: Tower, pixels: Tensor) -> Tensor:
+    size = tuple(pixels.shape[-2:])
+    rows, columns = hf.patch_grid(tower.config.to_dict(), (size[0], size[1]))
+    # The tower sorts patches by this noise, at random unless given: in order, here.
+    order = torch.arange(rows * columns, device=pixels.device, dtype=torch.float32)
+    resized = size != hf.side(tower.config.image_size)
+    noise = order.expand(len(pixels), -1)
+    return tower(pixels, noise=noise, interpolate_pos_encoding=resized).last_hidden_state
+
+
+MAE = hf.family(
+    "mae",
+    ViTMAEModel,
+    build=_build,
+    load=_load,
+    run=_run,
+    layers=lambda tower: tower.layers,
+    prefix=lambda tower: 1,
+    **hf.watcher(lambda layer: layer.attention),
+    resizable=True,
+    defaults=lambda tower: {"mean": hf.IMAGENET_MEAN, "std": hf.IMAGENET_STD},
+)

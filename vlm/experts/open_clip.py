@@ -1,0 +1,220 @@
+"""Towers of open_clip, by its own names, from a local safetensors file: ViT, ConvNeXt, ResNet.
+
+The tower configuration is open_clip's own entry of that name, copied, so that a checkpoint of ours
+does not depend on open_clip's list. The package is imported only when such a tower is built.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from torch import Tensor
+
+from vlm.experts.base import ExpertError, Family, Pair, Tower
+from vlm.experts.hf import CLIP_MEAN, CLIP_STD, side
+from vlm.experts.scoring import Attention, Seen, split_heads
+
+
+def configuration(model: str | dict[str, Any]) -> dict[str, Any]:
+    """The tower configuration of an open_clip model.
+
+    model: a name that open_clip ships, such as "ViT-B-16" or "convnext_base_w", or a dict like
+        open_clip's own JSON files, with "vision_cfg" and "embed_dim".
+    """
+    found: dict[str, Any] | None = model if isinstance(model, dict) else None
+    if isinstance(model, str):
+        if ":" in model:
+            raise ExpertError(f"open_clip model {model!r}: expected a built-in name, no address")
+        try:
+            import open_clip
+        except ImportError as error:
+            raise ExpertError("open_clip towers need the package open_clip_torch") from error
+        found = open_clip.get_model_config(model)
+    if found is None:
+        raise ExpertError(f"open_clip does not know {model!r}; see open_clip.list_models()")
+    tower = {
+        "vision_cfg": {
+            **found["vision_cfg"],
+            "timm_model_pretrained": False,
+            "patch_dropout": 0.0,
+        },
+        "embed_dim": found["embed_dim"],
+        "quick_gelu": found.get("quick_gelu", False),
+    }
+    # timm's names say nothing of the patch size, so the tower is asked, once.
+    stride = _stride(_build(tower))
+    size = side(tower["vision_cfg"].get("image_size", 224))
+    return {**tower, "image_size": list(size), "grid": [size[0] // stride, size[1] // stride]}
+
+
+def load(path: str, model: str | dict[str, Any]) -> tuple[Tower, dict[str, Any], dict[str, Any]]:
+    """The vision tower of `model` with its weights from a safetensors file of the whole model.
+
+    Raises ExpertError where the file is missing or not safetensors (a pickle file is never
+    opened), or holds other weights than the tower's.
+    """
+    if Path(path).suffix != ".safetensors" or not Path(path).is_file():
+        raise ExpertError(f"{path}: expected an existing .safetensors file; pickles are not opened")
+    tower = configuration(model)
+    visual = _build(tower)
+    weights = {k[7:]: v for k, v in load_file(path).items() if k.startswith("visual.")}
+    try:
+        visual.load_state_dict(weights)
+    except RuntimeError as error:
+        raise ExpertError(f"{path} does not fit open_clip's {model!r}: {error}") from error
+    return visual, tower, {}
+
+
+def _build(tower: dict[str, Any]) -> Tower:
+    try:
+        from open_clip.model import _build_vision_tower
+    except ImportError as error:
+        raise ExpertError("open_clip towers need the package open_clip_torch") from error
+    visual = _build_vision_tower(tower["embed_dim"], dict(tower["vision_cfg"]), tower["quick_gelu"])
+    for module in visual.modules():
+        # open_clip initialises its own towers; transformers shall not do it again in its own way.
+        module._is_hf_initialized = True
+    return visual
+
+
+def _stride(tower: Tower) -> int:
+    """Pixels between neighbouring cells."""
+    if hasattr(tower, "transformer"):
+        return side(tower.patch_size)[0]
+    if hasattr(tower, "layer4"):
+        return 32
+    if hasattr(tower.trunk, "patch_embed"):
+        return side(tower.trunk.patch_embed.patch_size)[0]
+    return int(tower.trunk.feature_info[-1]["reduction"])
+
+
+def _no_name(path: str) -> Any:
+    raise ExpertError(
+        f"an open_clip checkpoint ({path}) does not say which model it is: expected "
+        "load_expert(..., model='ViT-B-16') or another of open_clip's names"
+    )
+
+
+def _blocks(tower: Tower) -> Sequence[Tower]:
+    if hasattr(tower, "transformer"):
+        return tower.transformer.resblocks
+    blocks = getattr(tower.trunk, "blocks", None) if hasattr(tower, "trunk") else None
+    if blocks is None or not hasattr(blocks[0], "attn"):
+        raise ExpertError(
+            f"this {type(tower).__name__} is no ViT: expected family 'open_clip_conv' for ConvNeXt "
+            "and ResNet"
+        )
+    return blocks
+
+
+def _run_vit(tower: Tower, pixels: Tensor) -> Tensor:
+    if hasattr(tower, "trunk"):
+        return tower.trunk.forward_features(pixels)
+    found: list[Tensor] = []
+    last = tower.transformer.resblocks[-1]
+    handle = last.register_forward_hook(lambda module, args, output: found.append(output))
+    try:
+        tower(pixels)
+    finally:
+        handle.remove()
+    # An attention pool (CoCa) puts its queries, not the cells, through the closing norm.
+    return found[0] if tower.attn_pool is not None else tower.ln_post(found[0])
+
+
+def _watch(layer: Tower) -> dict[str, Tower]:
+    attn = layer.attn
+    if type(attn).__name__ not in ("Attention", "MultiheadAttention"):
+        raise ExpertError(
+            f"keys and saliency of {type(attn).__name__} (rotated inside the layer) are not known; "
+            "ask for features alone (scores=False)"
+        )
+    return {"qkv": attn.qkv} if hasattr(attn, "qkv") else {"attn": attn}
+
+
+def _attention(layer: Tower, seen: dict[str, Seen]) -> Attention:
+    module = layer.attn
+    if "qkv" in seen:
+        query, key, _ = seen["qkv"].output.chunk(3, dim=-1)
+    else:
+        x, bias = seen["attn"].args[0], module.in_proj_bias
+        rows = 2 * x.shape[-1]
+        both = F.linear(x, module.in_proj_weight[:rows], None if bias is None else bias[:rows])
+        query, key = both.chunk(2, dim=-1)
+    query, key = (split_heads(part, module.num_heads) for part in (query, key))
+    if getattr(module, "logit_scale", None) is not None:
+        scale = module.logit_scale.clamp(max=module.logit_scale_max).exp()
+        return Attention(F.normalize(query, dim=-1) * scale, F.normalize(key, dim=-1), 1.0)
+    for of_query, of_key in (("ln_q", "ln_k"), ("q_norm", "k_norm")):
+        if hasattr(module, of_query):
+            query, key = getattr(module, of_query)(query), getattr(module, of_key)(key)
+    return Attention(query, key, query.shape[-1] ** -0.5)
+
+
+def _run_conv(tower: Tower, pixels: Tensor) -> Tensor:
+    if hasattr(tower, "trunk"):
+        return _raster(tower.trunk.forward_features(pixels))
+    x = tower.stem(pixels)
+    for stage in (tower.layer1, tower.layer2, tower.layer3, tower.layer4):
+        x = stage(x)
+    return _raster(x)
+
+
+def _raster(x: Tensor) -> Tensor:
+    return x.flatten(2).mT
+
+
+def _last_stage(tower: Tower) -> Sequence[Tower]:
+    if hasattr(tower, "layer4"):
+        return [tower.layer4]
+    stages = getattr(tower.trunk, "stages", None) if hasattr(tower, "trunk") else None
+    if stages is None:
+        raise ExpertError(
+            f"this {type(tower).__name__} has no stages: expected ConvNeXt or ResNet (a ViT is of "
+            "the family 'open_clip')"
+        )
+    return [stages[-1]]
+
+
+def _native(tower: dict[str, Any]) -> Pair:
+    return side(tower["image_size"])
+
+
+def _grid(tower: dict[str, Any], size: Pair) -> Pair:
+    return side(tower["grid"])
+
+
+OPEN_CLIP = Family(
+    name="open_clip",
+    build=_build,
+    load=_no_name,
+    native=_native,
+    grid=_grid,
+    run=_run_vit,
+    layers=_blocks,
+    width=lambda tower, layer: (
+        tower.transformer.width if hasattr(tower, "transformer") else tower.trunk.embed_dim
+    ),
+    prefix=lambda tower: 1 if hasattr(tower, "transformer") else int(tower.trunk.num_prefix_tokens),
+    watch=_watch,
+    attention=_attention,
+    defaults=lambda tower: {"mean": CLIP_MEAN, "std": CLIP_STD, "layer": -2},
+)
+
+OPEN_CLIP_CONV = Family(
+    name="open_clip_conv",
+    build=_build,
+    load=_no_name,
+    native=_native,
+    grid=_grid,
+    run=_run_conv,
+    layers=_last_stage,
+    tokens=_raster,
+    width=lambda tower, layer: (
+        tower.trunk.num_features if hasattr(tower, "trunk") else tower.layer4[-1].bn3.num_features
+    ),
+    defaults=lambda tower: {"mean": CLIP_MEAN, "std": CLIP_STD, "scoring_layer": -1},
+)

@@ -1,0 +1,65 @@
+"""SAM's image encoder: 1024 pixels to 64 x 64 cells (transformers).
+
+Most layers attend within windows; keys and saliency come from one of those that attend to the
+whole image, the last by default. Its logits carry SAM's decomposed relative positions.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import SamVisionModel
+
+from vlm.experts import hf
+from vlm.experts.base import ExpertError, Tower
+from vlm.experts.scoring import Attention, Seen
+
+
+def _attention(layer: Tower, seen: dict[str, Seen]) -> Attention:
+    module = layer.attn
+    rows, columns = seen["qkv"].output.shape[1:3]
+    heads = module.num_attention_heads
+    qkv = seen["qkv"].output.flatten(1, 2).unflatten(-1, (3, heads, -1))
+    query, key, _ = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+
+    def bias(part: slice) -> Tensor:
+        index = torch.arange(query.shape[2], device=query.device)[part]
+        by_row = module.get_rel_pos(rows, rows, module.rel_pos_h)[index // columns]
+        by_column = module.get_rel_pos(columns, columns, module.rel_pos_w)[index % columns]
+        q = query[:, :, part]
+        tall = torch.einsum("bnqc,qkc->bnqk", q, by_row)
+        wide = torch.einsum("bnqc,qkc->bnqk", q, by_column)
+        return (tall[..., :, None] + wide[..., None, :]).flatten(-2)
+
+    return Attention(query, key, module.scale, bias if module.use_rel_pos else None)
+
+
+def _watch(layer: Tower) -> dict[str, Tower]:
+    if layer.window_size:
+        raise ExpertError(
+            "scoring_layer is a SAM layer that attends within windows; expected one of the "
+            "tower's global_attn_indexes"
+        )
+    return {"qkv": layer.attn.qkv}
+
+
+def _defaults(tower: dict[str, Any]) -> dict[str, Any]:
+    last_global = {"scoring_layer": max(tower["global_attn_indexes"], default=-1)}
+    return {"mean": hf.IMAGENET_MEAN, "std": hf.IMAGENET_STD, "fit": "pad", **last_global}
+
+
+SAM = hf.family(
+    "sam",
+    SamVisionModel,
+    run=lambda tower, x: tower(x).last_hidden_state.flatten(2).mT,
+    layers=lambda tower: tower.vision_encoder.layers,
+    tokens=lambda output: output.flatten(1, 2),
+    width=lambda tower, layer: (
+        tower.config.output_channels if layer == "last" else tower.config.hidden_size
+    ),
+    watch=_watch,
+    attention=_attention,
+    defaults=_defaults,
+)

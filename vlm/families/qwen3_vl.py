@@ -1,0 +1,16 @@
+"""Qwen3-VL: Qwen2-VL's tower with DeepStack, interleaved M-RoPE, videos frame by frame in text."""
+
+from __future__ import annotations
+
+from vlm.families.qwen2_vl import Qwen2VL
+
+
+class Qwen3VL(Qwen2VL):
+    """`Qwen3VLForConditionalGeneration`.
+
+    Features of shallow vision layers are added to the visual tokens after the first decoder
+    layers. A video's frames stand in the prompt with their time stamps between them.
+    """
+
+    name = "qwen3_vl"
+    model_types = frozenset({"qwen3_vl"})

@@ -1,0 +1,118 @@
+"""A new model from its parts: a language model, experts, a fusion."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedTokenizerBase
+
+from vlm.experts import Expert, ExpertConfig, build_expert
+from vlm.experts.hf import UNREADABLE
+from vlm.fusion import Fusion, FusionConfig
+from vlm.model.configuration import FoveateConfig
+from vlm.model.loading import CheckpointError
+from vlm.model.modeling import FoveateForConditionalGeneration
+
+IMAGE_TOKEN, VIDEO_TOKEN = "<image>", "<video>"
+
+
+def assemble(
+    language_model: str | os.PathLike[str] | PreTrainedConfig | nn.Module,
+    experts: Sequence[Expert | ExpertConfig],
+    tokenizer: PreTrainedTokenizerBase,
+    fusion: FusionConfig | dict[str, Any] | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> FoveateForConditionalGeneration:
+    """A model whose fusion alone is new; parts given as configurations alone are random.
+
+    language_model: a causal LM of transformers: a name or path (safetensors only), a
+        configuration, or the model itself, which becomes a part of the new one.
+    experts: from `vlm.experts.load_expert` (with weights) or `expert_config` (random), in the
+        order of their blocks.
+    tokenizer: the language model's. The placeholders <image> and <video> are added to it where it
+        lacks them, and the embeddings grow where they have no rows to spare.
+
+    Raises CheckpointError where the language model cannot be loaded, or where its head does more
+    than this model's can (a matrix, a bias, a factor, a soft cap).
+    """
+    causal = _language_model(language_model, dtype)
+    tokens = [t for t in (IMAGE_TOKEN, VIDEO_TOKEN) if t not in tokenizer.get_vocab()]
+    tokenizer.add_special_tokens({"additional_special_tokens": tokens}, False)
+    if len(tokenizer) > causal.get_input_embeddings().num_embeddings:
+        causal.resize_token_embeddings(len(tokenizer))
+    built = [e if isinstance(e, Expert) else build_expert(e) for e in experts]
+    text = causal.config
+    head = causal.get_output_embeddings()
+    config = FoveateConfig(
+        text_config=text,
+        experts=[expert.config for expert in built],
+        fusion=fusion,
+        image_token_id=tokenizer.get_vocab()[IMAGE_TOKEN],
+        video_token_id=tokenizer.get_vocab()[VIDEO_TOKEN],
+        lm_head_bias=head.bias is not None,
+        logit_scale=_scale(text),
+        logit_softcap=getattr(text, "final_logit_softcapping", None),
+        dtype=dtype,
+    )
+    # Weights are there already or, for the fusion, made below: none are made here.
+    with torch.device("meta"):
+        model = FoveateForConditionalGeneration(config)
+    model.model.language_model = causal.base_model
+    model.lm_head = head
+    for expert in built:
+        model.model.experts[expert.config.name] = expert.to(dtype)
+    widths = {expert.config.name: expert.width for expert in built}
+    model.model.fusion = Fusion(config.fusion_settings, widths, text.hidden_size).to(dtype)
+    model.model.fusion.apply(model._init_weights)
+    model.tie_weights()
+    model.generation_config = causal.generation_config
+    _same_logits(model, causal)
+    return model.eval()
+
+
+def _language_model(source: Any, dtype: torch.dtype) -> Any:
+    if isinstance(source, nn.Module):
+        return source.to(dtype)
+    if isinstance(source, PreTrainedConfig):
+        return AutoModelForCausalLM.from_config(source, dtype=dtype)
+    options: dict[str, Any] = {
+        "dtype": dtype,
+        "use_safetensors": True,
+        "trust_remote_code": False,
+        "output_loading_info": True,
+    }
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(source, **options)
+    except UNREADABLE as error:
+        raise CheckpointError(f"cannot load a language model from {source}: {error}") from error
+    model, info = loaded
+    if info["missing_keys"]:
+        raise CheckpointError(
+            f"{source} lacks weights of {type(model).__name__}: {sorted(info['missing_keys'])[:3]}"
+        )
+    return model
+
+
+def _scale(text: PreTrainedConfig) -> float:
+    """Cohere multiplies its logits by logit_scale, Granite divides them by logits_scaling."""
+    return float(getattr(text, "logit_scale", None) or 1 / getattr(text, "logits_scaling", 1.0))
+
+
+@torch.no_grad()
+def _same_logits(model: FoveateForConditionalGeneration, causal: Any) -> None:
+    """The parts put together must say of text what the language model says of it."""
+    mode, ids = causal.training, torch.tensor([[0, 1, 2, 3]], device=model.device)
+    ids[ids == model.config.image_token_id] = 4
+    ids[ids == model.config.video_token_id] = 5
+    expected = causal.eval()(input_ids=ids).logits
+    found = model.eval()(input_ids=ids).logits
+    causal.train(mode)
+    if not torch.allclose(found, expected, rtol=1e-2, atol=1e-3 * float(expected.abs().max())):
+        raise CheckpointError(
+            f"{type(causal).__name__} makes more of its hidden states than one matrix, a bias, a "
+            "factor and a soft cap: expected a causal LM with a plain head"
+        )

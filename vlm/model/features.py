@@ -1,0 +1,187 @@
+"""From pixels to tokens: the views and blocks of visual inputs, and the experts' tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from vlm.canvas import Joint, JointReduction, join
+from vlm.experts import FeatureCache
+from vlm.fusion import Block, Fusion, Pair, image_blocks, video_blocks
+
+Pixels = Tensor | Mapping[str, Tensor]
+Tiles = Tensor | Mapping[str, Tensor] | None
+
+
+@dataclass
+class FoveateFeatures(BaseModelOutputWithPooling):
+    """Visual inputs as tokens of the language model.
+
+    pooler_output: for each visual input its tokens (N, D), what `forward` puts at placeholders.
+    blocks: for each visual input, which tokens are which expert's and in what grid.
+    saliency: for each visual input (N,) float32, and cell_keys: for each visual input a tensor
+        (n, Dk) for each block; both without gradient, None unless scores were asked for.
+    reductions: for each visual input the reduction that its tokens went through, or None.
+    """
+
+    pooler_output: Any = None
+    blocks: list[tuple[Block, ...]] | None = None
+    saliency: list[Tensor] | None = None
+    cell_keys: list[list[Tensor]] | None = None
+    reductions: list[JointReduction | None] | None = None
+
+    def joint(self, index: int) -> Joint:
+        """The tokens of one visual input on one canvas, as a batch of one (see `vlm.canvas`)."""
+        found = None if self.saliency is None else self.saliency[index][None]
+        return join((self.blocks or [])[index], (self.pooler_output or [])[index][None], found)
+
+    def reduced(self, reductions: Sequence[Any]) -> FoveateFeatures:
+        """The same visual inputs after a reduction of each (of a batch of one), or none (None).
+
+        Text for them has as many placeholders as rows are left (`processor(..., keep=...)`). Kept
+        tokens stand where they stood, and text where it would have stood, dense.
+        """
+        old = list(self.pooler_output or [])
+        if len(reductions) != len(old):
+            raise ValueError(f"{len(reductions)} reductions for {len(old)} visual inputs")
+        tokens = [t if r is None else r.features[0] for t, r in zip(old, reductions, strict=True)]
+        rows = [
+            r and JointReduction(r.features[0], r.assign[0], r.anchor[0], r.size[0])
+            for r in reductions
+        ]
+        return FoveateFeatures(pooler_output=tokens, blocks=self.blocks, reductions=rows)
+
+    def part(self, start: int, stop: int) -> FoveateFeatures:
+        """Visual inputs start..stop-1 alone."""
+        fields = {k: None if v is None else v[start:stop] for k, v in self.items()}
+        return FoveateFeatures(**fields)
+
+
+def by_expert(argument: str, pixels: Pixels, experts: Sequence[str]) -> dict[str, Tensor]:
+    """The pixels for each expert, by name; ValueError where they are not these experts'."""
+    if isinstance(pixels, Tensor):
+        pixels = {experts[0]: pixels} if len(experts) == 1 else {"": pixels}
+    if list(pixels) != list(experts):
+        raise ValueError(
+            f"{argument} for experts {list(pixels)}: expected a tensor for each of "
+            f"{list(experts)}, in this order"
+        )
+    return dict(pixels)
+
+
+def blocks_of_images(
+    grids: Mapping[str, Pair], pixels: Mapping[str, Tensor], tiles: Tiles
+) -> list[tuple[Block, ...]]:
+    """The blocks of each image; see `FoveateModel.get_image_features`."""
+    by_name = tiles if isinstance(tiles, Mapping) else dict.fromkeys(pixels, tiles)
+    shapes: dict[str, list[Pair]] = {}
+    for name, views in pixels.items():
+        found = by_name.get(name)
+        shapes[name] = [(1, 1)] * len(views) if found is None else found.tolist()
+        count = sum(down * across + (down * across > 1) for down, across in shapes[name])
+        if count != len(views):
+            raise ValueError(
+                f"pixel_values of {name!r} hold {len(views)} views and image_tiles says {count}: "
+                "expected one view of each image and, of an image with tiles, its tiles"
+            )
+    counts = {name: len(rows) for name, rows in shapes.items()}
+    if len(set(counts.values())) != 1:
+        raise ValueError(f"pixel_values hold {counts} images: expected as many for each expert")
+    return [
+        image_blocks(grids, {name: (rows[i][0], rows[i][1]) for name, rows in shapes.items()})
+        for i in range(max(counts.values()))
+    ]
+
+
+def blocks_of_videos(
+    grids: Mapping[str, Pair],
+    pixels: Mapping[str, Tensor],
+    frames: Tensor | None,
+    times: Tensor | None,
+) -> list[tuple[Block, ...]]:
+    """The blocks of each video; see `FoveateModel.get_video_features`."""
+    counts = {name: len(views) for name, views in pixels.items()}
+    lengths = [max(counts.values())] if frames is None else frames.tolist()
+    if set(counts.values()) != {sum(lengths)} or (times is not None and len(times) != sum(lengths)):
+        raise ValueError(
+            f"video_frames says {lengths} frames, pixel_values_videos hold {counts} and "
+            f"video_times {None if times is None else len(times)}: expected equal numbers"
+        )
+    stamps = [None] * len(lengths) if times is None else times.split(lengths)
+    return [
+        video_blocks(grids, count, None if stamp is None else tuple(stamp.tolist()))
+        for count, stamp in zip(lengths, stamps, strict=True)
+    ]
+
+
+def encode(
+    experts: nn.ModuleDict,
+    fusion: Fusion,
+    pixels: Mapping[str, Tensor],
+    scores: bool,
+    cache: FeatureCache | None,
+) -> dict[str, dict[str, Tensor]]:
+    """For each expert, by kind, (views, tokens, width).
+
+    Kinds are "features", and "keys" and "saliency" (width 1) where they were asked for and the
+    tokens have cells of their own. One call of each expert and of each layer of the fusion.
+    """
+    found = {}
+    for name, views in pixels.items():
+        expert: Any = experts[name]
+        if cache is not None and expert.config.frozen:
+            seen = cache(expert, views, scores)
+        else:
+            seen = expert(views, scores)
+        found[name] = {"features": fusion(name, seen.features, seen.grid)}
+        if seen.saliency is not None and fusion.config.kind == "mlp":
+            saliency = seen.saliency[..., None]
+            found[name]["keys"] = fusion.per_token(name, seen.keys, seen.grid)
+            found[name]["saliency"] = fusion.per_token(name, saliency, seen.grid)
+    return found
+
+
+def assemble(
+    views: Mapping[str, Mapping[str, Tensor]],
+    grids: Mapping[str, Pair],
+    inputs: list[tuple[Block, ...]],
+    stays: Tensor,
+) -> FoveateFeatures:
+    """From the views of each expert to the blocks of each visual input.
+
+    views: from `encode`. grids: of one view, by expert. inputs: the blocks of each visual input.
+    stays: (inputs, experts) bool; the tokens of the others are set to zero.
+    """
+    taken = dict.fromkeys(views, 0)
+    order = {name: place for place, name in enumerate(views)}
+    found: list[list[dict[str, Tensor]]] = []
+    for blocks, kept in zip(inputs, stays.tolist(), strict=True):
+        found.append([])
+        for block in blocks:
+            grid, first = grids[block.expert], taken[block.expert]
+            taken[block.expert] += block.tokens // (grid[0] * grid[1])
+            part = slice(first, taken[block.expert])
+            parts = {kind: _raster(x[part], block, grid) for kind, x in views[block.expert].items()}
+            if not kept[order[block.expert]]:
+                parts["features"] = parts["features"] * 0
+            found[-1].append(parts)
+    features = FoveateFeatures(
+        pooler_output=[torch.cat([part["features"] for part in parts]) for parts in found],
+        blocks=inputs,
+    )
+    if all("saliency" in part for parts in found for part in parts):
+        features.saliency = [torch.cat([p["saliency"][:, 0] for p in parts]) for parts in found]
+        features.cell_keys = [[part["keys"] for part in parts] for parts in found]
+    return features
+
+
+def _raster(views: Tensor, block: Block, view: Pair) -> Tensor:
+    """(views, n, D) of the views that make up a block to its (tokens, D), in raster order."""
+    steps, rows, columns = block.grid
+    tiled = views.reshape(steps, rows // view[0], columns // view[1], *view, views.shape[-1])
+    return tiled.transpose(2, 3).reshape(block.tokens, -1)

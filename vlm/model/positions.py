@@ -1,0 +1,221 @@
+"""Planned positions of a batch with visual inputs, over prefill, decoding and further turns.
+
+The plan of a batch is remembered on its key/value cache: a Python attribute of the cache object
+itself, so that it goes where the cache goes and ends with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import Cache
+
+from positions import Plan, PlannedRotary, PositionTable, Segment, Text, plan
+from vlm.canvas import JointReduction
+from vlm.fusion import Block, Fusion
+
+_ON_CACHE = "foveate_positions"
+
+
+@dataclass(frozen=True)
+class Placed:
+    """One visual input in a sequence: its blocks, and a reduction of all their tokens together."""
+
+    blocks: tuple[Block, ...]
+    reduction: JointReduction | None = None
+
+    @property
+    def tokens(self) -> int:
+        """Placeholders in the sequence."""
+        if self.reduction is not None:
+            return int(self.reduction.anchor.shape[-1])
+        return sum(block.tokens for block in self.blocks)
+
+
+def placed(
+    outputs: Mapping[str, Any], placeholders: Mapping[str, int | None]
+) -> dict[int, list[Placed]]:
+    """The visual inputs of a batch in order, by placeholder id.
+
+    outputs: `FoveateFeatures` by modality. Raises ValueError where they hold other tokens than
+    their blocks say.
+    """
+    inputs = {}
+    for modality, token_id in placeholders.items():
+        found = outputs.get(modality)
+        if found is None or token_id is None or getattr(found, "blocks", None) is None:
+            continue
+        counts = [len(tokens) for tokens in found.pooler_output]
+        cuts = found.reductions or [None] * len(found.blocks)
+        items = [Placed(*pair) for pair in zip(found.blocks, cuts, strict=True)]
+        if [item.tokens for item in items] != counts:
+            raise ValueError(
+                f"{modality} features of {counts} tokens do not fit their blocks: reduce them by "
+                "FoveateFeatures.reduced, and do not split the prefill into chunks"
+            )
+        inputs[token_id] = items
+    return inputs
+
+
+def plan_batch(
+    ids: Tensor,
+    valid: Tensor,
+    inputs: Mapping[int, list[Placed]],
+    fusion: Fusion,
+    starts: Sequence[float] | None = None,
+) -> list[Plan]:
+    """One plan a row.
+
+    ids: (B, S). valid: (B, S) bool, real tokens. inputs: from `placed`. starts: the position of
+    each row's first token (0).
+    """
+    queues = {token_id: list(items) for token_id, items in inputs.items()}
+    rows = zip(ids.cpu(), valid.bool().cpu(), starts or [0.0] * len(ids), strict=True)
+    return [_plan_row(row[real].tolist(), queues, fusion, start) for row, real, start in rows]
+
+
+def _plan_row(
+    ids: list[int], queues: dict[int, list[Placed]], fusion: Fusion, start: float
+) -> Plan:
+    segments: list[Segment] = []
+    reductions: dict[Any, Any] = {}
+    at = text = 0
+    while at < len(ids):
+        queue = queues.get(ids[at])
+        if not queue:
+            at, text = at + 1, text + 1
+            continue
+        item = queue.pop(0)
+        segments.append(Text(text))
+        first, text = len(segments), 0
+        for block in item.blocks:
+            segments.append(block.segment(fusion.config.scheme_of(block.expert)))
+        if item.reduction is not None:
+            reductions[tuple(range(first, len(segments)))] = item.reduction
+        at += item.tokens
+    segments.append(Text(text))
+    dense = plan(segments, start=start, generator=fusion.generator)
+    return dense.after(reductions) if reductions else dense
+
+
+def place(
+    ids: Tensor | None,
+    embeds: Tensor,
+    position_ids: Tensor | None,
+    mask: Tensor | dict[str, Tensor] | None,
+    cache: Cache | None,
+    inputs: Mapping[int, list[Placed]],
+    fusion: Fusion,
+) -> tuple[PositionTable, Tensor] | None:
+    """Where cached and new tokens stand, and which of the table's tokens the new ones are.
+
+    ids: (B, q) new tokens. embeds: (B, q, D). position_ids: integers as `generate` counts them,
+    each row's real tokens from 0. inputs: the visual inputs among the new tokens.
+    Returns the table and (B, q) int64, or None where each token stands one step after the one
+    before, or where the caller has given real positions.
+    """
+    known: PositionTable | None = getattr(cache, _ON_CACHE, None)
+    reduced = any(item.reduction is not None for items in inputs.values() for item in items)
+    if known is None and not reduced and not (fusion.config.scheme and inputs):
+        return None
+    if position_ids is not None and (position_ids.ndim != 2 or position_ids.is_floating_point()):
+        return None
+    rows, new = embeds.shape[:2]
+    past = 0 if cache is None else int(cache.get_seq_length())
+    index = _index(position_ids, mask, rows, new, past).to(embeds.device)
+    if known is not None and new == 1 and not inputs:
+        return known, index
+    valid = real_tokens(mask, rows, new, past).cpu()
+    ids = torch.full((rows, new), -1) if ids is None else ids
+    # Where each row's first new token is; a row without any goes on from its last.
+    first = index.cpu().gather(1, valid.long().argmax(1, keepdim=True))
+    start = first.double() if known is None else known.lookup(first)[:, :, 0, 0].cpu()
+    plans = plan_batch(ids, valid, inputs, fusion, start[:, 0].tolist())
+    return _extended(known, plans, first[:, 0].tolist()).to(embeds.device), index
+
+
+def remember(cache: Cache | None, table: PositionTable) -> None:
+    """Bind a plan to the cache that it fills."""
+    if cache is not None:
+        setattr(cache, _ON_CACHE, table)
+
+
+def real_tokens(mask: Tensor | dict[str, Tensor] | None, rows: int, new: int, past: int) -> Tensor:
+    """(rows, new) bool: which new tokens are no padding, from a mask of any of the usual forms."""
+    if isinstance(mask, dict):
+        mask = mask.get("full_attention", next(iter(mask.values())))
+    if mask is None:
+        return torch.ones(rows, new, dtype=torch.bool)
+    if mask.ndim == 4:
+        # The last query sees every real token.
+        last = mask[:, 0, -1, past : past + new]
+        mask = last if last.dtype == torch.bool else last == 0
+    if mask.shape[1] < new:
+        raise ValueError(
+            f"attention_mask of {mask.shape[1]} columns for {new} new tokens: expected one column "
+            "for each, and for each cached one"
+        )
+    return mask[:, -new:].bool().expand(rows, -1)
+
+
+def _index(position_ids: Tensor | None, mask: Any, rows: int, new: int, past: int) -> Tensor:
+    if position_ids is not None:
+        return position_ids.expand(rows, -1)
+    if isinstance(mask, Tensor) and mask.ndim == 2:
+        return (mask.long().cumsum(1) - 1).clamp(min=0)[:, -new:].expand(rows, -1)
+    return torch.arange(past, past + new).expand(rows, -1)
+
+
+def _extended(
+    known: PositionTable | None, plans: Sequence[Plan], first: Sequence[int]
+) -> PositionTable:
+    """What `known` says of each row's first tokens, then its plan, then one step a token.
+
+    Rows hold real tokens alone, in order, so that their index does not depend on padding.
+    """
+    before = torch.arange(max(first), dtype=torch.float64)[None, :, None].expand(len(plans), -1, 3)
+    if known is not None and max(first):
+        index = torch.arange(max(first), device=known.positions.device)[None]
+        before = known.lookup(index)[:, :, 0].cpu()
+    rows = [
+        torch.cat((old[:count], plan.positions[:, 0]))
+        for old, count, plan in zip(before, first, plans, strict=True)
+    ]
+    length = max(len(row) for row in rows)
+    ends = []
+    for at, (row, own) in enumerate(zip(rows, plans, strict=True)):
+        more = own.next_position + torch.arange(length - len(row), dtype=torch.float64)
+        rows[at] = torch.cat((row, more[:, None].expand(-1, 3)))
+        ends.append(own.next_position + len(more))
+    positions = torch.stack(rows)[:, :, None]
+    inexact = (positions.float().double() != positions).flatten(1).any(1)
+    return PositionTable(positions, torch.tensor(ends, dtype=torch.float64), inexact)
+
+
+def real_positions(table: PositionTable, index: Tensor) -> Tensor:
+    """Positions as a language model takes them, float64: (B, q), or (3, B, q) on three axes."""
+    found = table.lookup(index)[:, :, 0]
+    if bool((found == found[..., :1]).all()):
+        return found[..., 0]
+    return found.permute(2, 0, 1)
+
+
+@contextmanager
+def planned(rotary: Any, table: PositionTable | None) -> Iterator[None]:
+    """Look positions up in `table` while the language model runs."""
+    if table is None:
+        yield
+        return
+    with table.on(rotary):
+        yield
+
+
+def has_plan(rotary: nn.Module) -> bool:
+    """Whether somebody else has planned positions attached to a rotary embedding."""
+    hooks = rotary._forward_pre_hooks.values()
+    return any(isinstance(getattr(hook, "__self__", None), PlannedRotary) for hook in hooks)
