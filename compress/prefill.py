@@ -15,6 +15,7 @@ from compress.state import (
     chunk_mask,
     length_of,
     positions_of,
+    samples_of,
     table_of,
     turn_positions,
 )
@@ -56,21 +57,23 @@ def begin(
     held: list[list[Tensor]] = [[] for _ in ids]
     for item in items:
         held[item.row].append(item.slots)
-    rows = Rows(mask, held)
+    packed = samples_of(kwargs) if state is None else None
+    rows = Rows(mask, held, None if packed is None else packed.cpu())
     answers = owner.answers(ids.shape)
     allocations = [owner.allocation(item.input.count) for item in items]
 
     clock = owner.record.clock
     clock.start("reduce")
     keeps = [allocation.keep for allocation in allocations]
-    text = [places.to(device) for places in rows.after_visual(answers)]
+    after = rows.after_visual(answers)
+    text = [rows.beside(item.row, item.slots, after[item.row]).to(device) for item in items]
     reductions, features = _reductions(owner, items, keeps, embeds, text)
     clock.stop("reduce")
 
     clock.start("plan")
     new_rows, back = rows, None
     ends = homes.masked_fill(~mask.to(device)[..., None], 0).amax((1, 2)).ceil() + 1
-    asking, after = rows.queries("last", answers), rows.after_visual(answers)
+    asking = rows.queries("last", answers)
     schedule = allocations[0].schedule
     if schedule.query != "last":
         asking = rows.queries("all", answers)
@@ -116,12 +119,14 @@ def begin(
         table.next_position,
         _loose(new_rows),
     )
+    if new_rows.samples is not None:
+        new.samples = {0: new_rows.samples.to(device)}
     if owner.method.bias_by_size or (state is not None and state.bias):
         new.bias = {n: with_bias(prompt, n, valid) for n in layers}
     places_of = torch.arange(first, first + embeds.shape[1], device=device)
     arguments: dict[str, Any] = {
         "inputs_embeds": embeds,
-        "attention_mask": new.seen(0).long(),
+        "attention_mask": None if new.samples else new.seen(0).long(),
         "position_ids": places_of.expand(len(embeds), -1),
     }
     if deepstack:
@@ -166,7 +171,10 @@ def _reductions(
     embeds: Tensor,
     text: list[Tensor],
 ) -> tuple[list[Reduction], list[Tensor]]:
-    """The reduction of each item before the language model, and its rows, (M, D)."""
+    """The reduction of each item before the language model, and its rows, (M, D).
+
+    text: for each item, the places of the text after it.
+    """
     device = embeds.device
     found = [embeds[item.row, item.slots.to(device)] for item in items]
     made = [item.encoded.projected[item.index] for item in items]  # type: ignore[index]
@@ -184,7 +192,7 @@ def _reductions(
     late = list(first.values())
     queries = None
     if "query" in owner.method.needs | owner.method.wants:
-        queries = [embeds[items[n].row, text[items[n].row]] for n in late]
+        queries = [embeds[items[n].row, text[n]] for n in late]
     names = set.intersection(*(set(items[n].encoded.fields) for n in late)) if late else set()
     reduced = reduce_inputs(
         owner.method,
@@ -222,15 +230,21 @@ def _deepstack(kwargs: dict[str, Any], items: list[Placed]) -> list[list[Tensor]
 def _salient(owner: Compression, prompt: Prompt, embeds: Tensor) -> list[Tensor]:
     """Places of the text tokens that the method finds salient, by row."""
     chosen = []
-    for row, after in enumerate(prompt.after):
-        slots = prompt.rows.slots[row]
-        places = prompt.asking[row]
-        if slots and len(after):
+    rows = prompt.rows
+    for row, inputs in enumerate(rows.slots):
+        places = [prompt.asking[row]] if not inputs else []
+        # Each sample's text with its visual inputs; rows hold one sample, if they are not packed.
+        for mine in rows.each(row) if inputs else []:
+            slots = [s for s in inputs if len(rows.beside(row, mine, s[:1]))]
+            after = rows.beside(row, mine, prompt.after[row])
+            if not slots or not len(after):
+                places.append(rows.beside(row, mine, prompt.asking[row]))
+                continue
             visual = embeds[row, torch.cat(slots).to(embeds.device)]
             text = embeds[row, after.to(embeds.device)]
             marked = owner.method.salient_rows(text[None], visual[None])[0].cpu()
-            places = after[marked] if bool(marked.any()) else after[-1:]
-        chosen.append(places)
+            places.append(after[marked] if bool(marked.any()) else after[-1:])
+        chosen.append(torch.cat(places).unique())
     return chosen
 
 
@@ -266,10 +280,11 @@ def _table(
         return table_of(homes[:, :, None], start, ends)
     begins = torch.full_like(ends, past) if state is None else state.following
     if owner.positions == "compact":
-        count = new_rows.mask.cumsum(1).to(ends.device)
-        places = begins[:, None] + count - 1
+        places = begins[:, None] + new_rows.place_in_sample().to(ends.device)
         return table_of(places[..., None, None].expand(-1, -1, 1, 3), start, places.amax(1) + 1)
     plans = _planned(owner, items, rows, ids, reductions, begins)
+    if new_rows.samples is not None:
+        return _relaid(plans, new_rows, ends)
     table = PositionTable.from_plans(plans, new_rows.mask, device=ends.device)
     return table_of(table.positions, start, table.next_position, table.exact, layout=table.layout)
 
@@ -282,12 +297,17 @@ def _planned(
     reductions: list[Reduction],
     begins: Tensor,
 ) -> list[Any]:
-    """A plan for each row by the scheme that the user gave."""
+    """A plan for each sample, in order, by the scheme that the user gave."""
     scheme: Scheme = owner.positions  # type: ignore[assignment]
     plans = []
-    for row in range(len(ids)):
-        mine = [n for n, item in enumerate(items) if item.row == row]
-        real = ids[row].cpu()[rows.mask[row]].clone()
+    every = [(row, places) for row in range(len(ids)) for places in rows.each(row)]
+    for row, places in every:
+        real = ids[row].cpu()[places].clone()
+        mine = [
+            n
+            for n, item in enumerate(items)
+            if item.row == row and len(rows.beside(row, places, item.slots[:1]))
+        ]
         visual: dict[int, list[Image | Video]] = {}
         for n in mine:
             item = items[n]
@@ -300,6 +320,17 @@ def _planned(
             reduced[tuple(part for key in planes for part in key)] = _on_host(reductions[n])
         plans.append(plan(segments, scheme, start=float(begins[row])).after(reduced))
     return plans
+
+
+def _relaid(plans: list[Any], rows: Rows, ends: Tensor) -> PositionTable:
+    """The table of plans of samples that are packed one after another in rows."""
+    each = PositionTable.from_plans(plans)
+    flat = torch.cat([each.positions[n, : len(plan)] for n, plan in enumerate(plans)])
+    positions = flat.new_zeros(*rows.mask.shape, *flat.shape[1:])
+    positions[rows.mask] = flat
+    exact = each.exact.any().expand(len(rows.mask))
+    device = ends.device
+    return table_of(positions.to(device), 0, ends, exact.to(device), layout=each.layout)
 
 
 def _segment(grid: tuple[int, int, int]) -> Image | Video:

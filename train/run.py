@@ -5,12 +5,13 @@ from __future__ import annotations
 import inspect
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import (
     AutoModelForImageTextToText,
     AutoProcessor,
@@ -18,6 +19,7 @@ from transformers import (
     TrainingArguments,
     set_seed,
 )
+from transformers.core_model_loading import WeightRenaming
 
 from train.checkpoints import RECIPE, drop_cut_off
 from train.collate import Collator, blank_input
@@ -30,6 +32,7 @@ from train.recipe_files import as_dict, to_yaml
 from train.reduction import Reducer, wanted
 from train.seen import Steps, draw_loss, write_report
 from train.trainer import RecipeTrainer
+from vlm.families import family_of
 
 
 def train(recipe: Recipe, resume: bool = False) -> dict[str, Any]:
@@ -51,10 +54,10 @@ def train(recipe: Recipe, resume: bool = False) -> dict[str, Any]:
         deepspeed.init_distributed()  # on a CPU transformers leaves it until after loading
     output = Path(str(recipe.output))
     _begin(recipe, output, flight)
-    set_seed(recipe.seed)  # adapters begin at random
     model, processor = load(recipe)
     freeze(model, recipe)
     base, cached = model, getattr(model.config, "use_cache", None)
+    set_seed(recipe.seed)  # adapters begin at random, and loading draws more under ZeRO-3
     if recipe.lora is not None:
         model = add_adapters(model, recipe.lora)
         freeze(model, recipe)
@@ -176,9 +179,22 @@ def load(recipe: Recipe) -> tuple[Any, Any]:
         use_safetensors=True,
         **options,
     )
+    _forget_unused_names(model)
     processor = AutoProcessor.from_pretrained(name)
     processor.tokenizer.padding_side = "right"
     return model, processor
+
+
+def _forget_unused_names(model: Any) -> None:
+    """Save the model under the names that it was read with.
+
+    transformers 5.23 remembers which translations of names a checkpoint needed, and under ZeRO-3
+    all that it knows: a LLaVA would be saved as language_model.model.model.layers...
+    """
+    known = getattr(model, "_weight_conversions", None) or []
+    used = [one for one in known if not isinstance(one, WeightRenaming) or one.was_used()]
+    if len(used) != len(known):
+        model._weight_conversions = used
 
 
 def make_encoder(recipe: Recipe, processor: Any) -> Encoder:
@@ -205,7 +221,24 @@ def make_collator(
         packing=recipe.data.packing,
         window=recipe.data.window,
         one_row=recipe.attention == "flash_attention_2",
+        places=rope_of(model) if recipe.data.packing else None,
     )
+
+
+def rope_of(model: Any) -> Callable[[dict[str, Any]], Tensor] | None:
+    """What gives the (3, S) positions of one sample's features to a model under M-RoPE."""
+    core = family_of(model).core
+    if not hasattr(core, "get_rope_index"):
+        return None
+    known = inspect.signature(core.get_rope_index).parameters
+
+    def places(sample: dict[str, Any]) -> Tensor:
+        given = {name: value for name, value in sample.items() if name in known}
+        for name in ("input_ids", "mm_token_type_ids"):
+            given[name] = sample[name][None]
+        return core.get_rope_index(**given)[0][:, 0]
+
+    return places
 
 
 def _boards(recipe: Recipe, output: Path, rank: int) -> list[Any]:
