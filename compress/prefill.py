@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from compress.places import positions_after
 from compress.rows import Rows
 from compress.scores import take
 from compress.stage import Pass, Placed, Prompt, follow_deepstack, split, with_bias, write
@@ -16,13 +17,10 @@ from compress.state import (
     length_of,
     positions_of,
     samples_of,
-    table_of,
     turn_positions,
 )
 from compress.tokens import Reduction
 from compress.views import reduce_inputs
-from positions import Image, PositionTable, Scheme, Video, plan
-from positions.layout import layout_of
 
 if TYPE_CHECKING:
     from compress.attach import Compression
@@ -71,7 +69,7 @@ def begin(
     clock.stop("reduce")
 
     clock.start("plan")
-    new_rows, back = rows, None
+    new_rows, back, dense_homes = rows, None, homes
     ends = homes.masked_fill(~mask.to(device)[..., None], 0).amax((1, 2)).ceil() + 1
     asking = rows.queries("last", answers)
     schedule = allocations[0].schedule
@@ -87,7 +85,9 @@ def begin(
         after = [back[row, one].unique() for row, one in enumerate(after)]
         sizes = [torch.ones(item.input.count, device=device).long() for item in items]
         deepstack = follow_deepstack(deepstack, reductions, sizes)
-    table = _table(owner, items, rows, new_rows, ids, reductions, state, homes, ends, past)
+    table = positions_after(
+        owner, items, rows, new_rows, ids, reductions, state, dense_homes, homes, ends, past
+    )
     valid = new_rows.mask.to(device)
     first = past if state is None else state.length
     prompt = Prompt(
@@ -260,88 +260,6 @@ def _homes(
         index = torch.arange(past, past + embeds.shape[1], device=embeds.device)
         places = index.double().expand(len(embeds), -1)
     return places[..., None].expand(-1, -1, 3)
-
-
-def _table(
-    owner: Compression,
-    items: list[Placed],
-    rows: Rows,
-    new_rows: Rows,
-    ids: Tensor,
-    reductions: list[Reduction],
-    state: State | None,
-    homes: Tensor,
-    ends: Tensor,
-    past: int,
-) -> PositionTable:
-    """Positions of the tokens that are left."""
-    start = past if state is None else state.length
-    if owner.positions == "home":
-        return table_of(homes[:, :, None], start, ends)
-    begins = torch.full_like(ends, past) if state is None else state.following
-    if owner.positions == "compact":
-        places = begins[:, None] + new_rows.place_in_sample().to(ends.device)
-        return table_of(places[..., None, None].expand(-1, -1, 1, 3), start, places.amax(1) + 1)
-    plans = _planned(owner, items, rows, ids, reductions, begins)
-    if new_rows.samples is not None:
-        return _relaid(plans, new_rows, ends)
-    table = PositionTable.from_plans(plans, new_rows.mask, device=ends.device)
-    return table_of(table.positions, start, table.next_position, table.exact, layout=table.layout)
-
-
-def _planned(
-    owner: Compression,
-    items: list[Placed],
-    rows: Rows,
-    ids: Tensor,
-    reductions: list[Reduction],
-    begins: Tensor,
-) -> list[Any]:
-    """A plan for each sample, in order, by the scheme that the user gave."""
-    scheme: Scheme = owner.positions  # type: ignore[assignment]
-    plans = []
-    every = [(row, places) for row in range(len(ids)) for places in rows.each(row)]
-    for row, places in every:
-        real = ids[row].cpu()[places].clone()
-        mine = [
-            n
-            for n, item in enumerate(items)
-            if item.row == row and len(rows.beside(row, places, item.slots[:1]))
-        ]
-        visual: dict[int, list[Image | Video]] = {}
-        for n in mine:
-            item = items[n]
-            kind = owner.family.placeholder(item.encoded.kind)
-            visual.setdefault(kind, []).extend(_segment(grid) for grid in item.input.planes)
-        segments, keys = layout_of(real, visual)
-        each, reduced = iter(keys), {}
-        for n in mine:
-            planes = [next(each) for _ in items[n].input.planes]
-            reduced[tuple(part for key in planes for part in key)] = _on_host(reductions[n])
-        plans.append(plan(segments, scheme, start=float(begins[row])).after(reduced))
-    return plans
-
-
-def _relaid(plans: list[Any], rows: Rows, ends: Tensor) -> PositionTable:
-    """The table of plans of samples that are packed one after another in rows."""
-    each = PositionTable.from_plans(plans)
-    flat = torch.cat([each.positions[n, : len(plan)] for n, plan in enumerate(plans)])
-    positions = flat.new_zeros(*rows.mask.shape, *flat.shape[1:])
-    positions[rows.mask] = flat
-    exact = each.exact.any().expand(len(rows.mask))
-    device = ends.device
-    return table_of(positions.to(device), 0, ends, exact.to(device), layout=each.layout)
-
-
-def _segment(grid: tuple[int, int, int]) -> Image | Video:
-    return Image(grid[1:]) if grid[0] == 1 else Video(grid)
-
-
-def _on_host(reduction: Reduction) -> Reduction:
-    assign, anchor, size = (
-        x[0].cpu() for x in (reduction.assign, reduction.anchor, reduction.size)
-    )
-    return Reduction(reduction.features[0], assign, anchor, size)
 
 
 def _loose(rows: Rows) -> int:

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.parallelism_config import ParallelismConfig
+from accelerate.utils import DeepSpeedSequenceParallelConfig
 from torch import Tensor, nn
 from transformers import (
     AutoModelForImageTextToText,
@@ -61,7 +63,9 @@ def train(recipe: Recipe, resume: bool = False) -> dict[str, Any]:
     if recipe.lora is not None:
         model = add_adapters(model, recipe.lora)
         freeze(model, recipe)
-    reducer = Reducer(base, recipe, flight.rank) if wanted(recipe) else None
+    # Processes that share sequences draw the same.
+    drawn = flight.rank // recipe.sequence_parallel
+    reducer = Reducer(base, recipe, drawn) if wanted(recipe) else None
     encoder = make_encoder(recipe, processor)
     trainer = RecipeTrainer(
         recipe,
@@ -81,6 +85,8 @@ def train(recipe: Recipe, resume: bool = False) -> dict[str, Any]:
     began = time.time()
     done = trainer.train(str(flight.checkpoint) if flight.checkpoint else None)
     facts = _facts(recipe, flight, trainer, done, time.time() - began)
+    if trainer.parallel is not None:
+        trainer.parallel.remove()
     if reducer is not None:
         reducer.compression.remove()
     # Trainer turns the cache off in the configuration that is saved, and generation wants it.
@@ -117,6 +123,13 @@ def training_arguments(recipe: Recipe, flight: Flight) -> TrainingArguments:
         f"{prefix}_checkpointing": recipe.checkpointing,
         f"{prefix}_checkpointing_kwargs": {"use_reentrant": False},
     }
+    if recipe.sequence_parallel > 1:
+        handler = DeepSpeedSequenceParallelConfig(
+            sp_seq_length_is_variable=True, sp_attn_implementation=recipe.attention
+        )
+        options["parallelism_config"] = ParallelismConfig(
+            sp_size=recipe.sequence_parallel, sp_backend="deepspeed", sp_handler=handler
+        )
     return TrainingArguments(
         output_dir=str(recipe.output),
         per_device_train_batch_size=optimizer.micro_batch,
