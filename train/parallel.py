@@ -32,11 +32,14 @@ from vlm.families import family_of
 class SequenceParallel:
     """Attached to a model in training; forwards in evaluation mode are as ever.
 
-    group: the processes that share a sequence. compression: what is attached to the model, if
-    anything; it has to be attached before. parallel.remove() takes it off.
+    group: the processes that share a sequence. attend: transformers' attention function, in whose
+    place DeepSpeed's integration has put its own for all modules. compression: what is attached to
+    the model, if anything; it has to be attached before. `remove()` takes it off.
     """
 
-    def __init__(self, model: Any, group: Any, compression: Compression | None = None) -> None:
+    def __init__(
+        self, model: Any, group: Any, attend: Any, compression: Compression | None = None
+    ) -> None:
         self.group, self.size = group, distributed.get_world_size(group)
         self.rank = distributed.get_rank(group)
         self.compression = compression
@@ -51,7 +54,7 @@ class SequenceParallel:
         self._both(self.family.norm, self._join_last, self._part_last)
         self._loss, model.loss_function = model.loss_function, self._own_loss
         self._name = str(self._config._attn_implementation)
-        self._stock = ALL_ATTENTION_FUNCTIONS[self._name]
+        self._stock = attend
         self._own = {id(layer.self_attn) for layer in self.family.layers}
         ALL_ATTENTION_FUNCTIONS[self._name] = self._attend
 

@@ -10,6 +10,7 @@ import torch
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 from transformers import Trainer
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from train.adapters import is_adapted, load_beside, merge, merged_state, save_beside
 from train.checkpoints import is_universal, mark_whole
@@ -39,6 +40,7 @@ class RecipeTrainer(Trainer):
         self._rates: dict[str, float] = {}
         self.parallel: SequenceParallel | None = None
         self._base, self._counting_batches = base, False
+        self._attend = ALL_ATTENTION_FUNCTIONS.get(recipe.attention)
         super().__init__(**kwargs)
         family = family_of(base)
         self._depth = len(family.layers)
@@ -89,7 +91,7 @@ class RecipeTrainer(Trainer):
 
         compression = None if self.reducer is None else self.reducer.compression
         group = groups._get_sequence_parallel_group()
-        self.parallel = SequenceParallel(self._base, group, compression)
+        self.parallel = SequenceParallel(self._base, group, self._attend, compression)
         self.model_accepts_loss_kwargs = True
         return loader
 

@@ -29,8 +29,10 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 DUET = "compress={method: duet, budget: 8}"
 FAST = "learning_rate={tower: 0.005, projector: 0.005, language_model: 0.005}"
+SHARE = ["sequence_parallel=2", "checkpointing=true"]
+PACKED = ["positions=v2pe:0.25", "data.packing=true", "data.window=90", "optimizer.micro_batch=2"]
 LONG = [FAST, "precision=bf16", "optimizer.steps=40", "log.every=10", "log.save=40"]
-LIMIT = 300  # seconds: a run that hangs must not hang the suite
+LIMIT = 600  # seconds: a run that hangs must not hang the suite
 STARTED: list[subprocess.Popen[bytes]] = []
 
 
@@ -137,6 +139,8 @@ def runs(folder: Path) -> dict[str, dict[str, Any]]:
             job("zero2_long", "deepspeed=zero2", DUET, *LONG),
             job("zero3_long", "deepspeed=zero3", DUET, *LONG),
             job("zero3_lora", "deepspeed=zero3", DUET, "lora={rank: 4, alpha: 8, dropout: 0}"),
+            job("share", "deepspeed=zero2", DUET, *SHARE),
+            job("share_packed", "deepspeed=zero3", *PACKED, *SHARE),
             job("ddp", DUET),
             job("wrong", "optimizer.micro_batch=3"),
         ],
@@ -151,6 +155,7 @@ def alone(folder: Path) -> dict[str, dict[str, Any]]:
         "dense": [],
         "duet": [DUET],
         "lora": [DUET, "lora={rank: 4, alpha: 8, dropout: 0}"],
+        "packed": PACKED,
     }.items():
         found[name] = train(load_recipe("mini", overrides(folder, f"alone_{name}", *more)))
     return found
@@ -173,6 +178,8 @@ def both(runs: dict[str, dict[str, Any]], alone: dict[str, dict[str, Any]]) -> B
         ("zero3_duet", "duet"),
         ("ddp", "duet"),
         ("zero3_lora", "lora"),
+        ("share", "duet"),
+        ("share_packed", "packed"),
     ],
 )
 def test_losses_are_those_of_one_process(both: Both, launched: str, single: str) -> None:

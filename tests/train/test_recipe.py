@@ -11,7 +11,7 @@ from tests.train import small
 from train.__main__ import main
 from train.checkpoints import RECIPE, WHOLE, check_output
 from train.fields import RecipeError
-from train.preflight import check, deepspeed_settings
+from train.preflight import check, check_recipe, deepspeed_settings
 from train.recipe import Recipe
 from train.recipe_files import FOLDER, load_recipe, to_yaml
 
@@ -218,3 +218,30 @@ def test_dry_run_tells_groups_tokens_and_memory(
     assert "visual tokens an image: 16 dense, 10 on average over 4 layers" in said
     for word in ("budget: 10", "language_model", "tokens a step", "optimizer", "GiB"):
         assert word in said
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["deepspeed=null"], "deepspeed null: sequences are shared by DeepSpeed's"),
+        (["deepspeed=zero2", "attention=eager"], "expected 'sdpa' or 'flash_attention_2'"),
+        (
+            ["sequence_parallel=3", "deepspeed=zero2"],
+            "the model has 2 attention heads on 2",
+        ),
+    ],
+)
+def test_sequences_that_cannot_be_shared(
+    tmp_path: Path, overrides: list[str], message: str
+) -> None:
+    recipe = small.recipe(tmp_path, "sequence_parallel=2", *overrides)
+    with pytest.raises(RecipeError, match=message):
+        check_recipe(recipe, recipe.sequence_parallel)
+
+
+def test_slots_need_merged_tokens_at_home() -> None:
+    duet = "compress={method: duet, budget: 64}"
+    with pytest.raises(RecipeError, match="only merged tokens"):
+        load_recipe("finetune", ["slots=8"])
+    with pytest.raises(RecipeError, match="give up the places"):
+        load_recipe("finetune", ["slots=8", duet, "positions=compact"])
