@@ -149,6 +149,12 @@ def deepspeed_settings(recipe: Recipe, accumulation: int) -> dict[str, Any] | No
             given = given.get(name) if isinstance(given, dict) else None
         if given not in (None, "auto", value):
             raise RecipeError(f"{path}: {key} is {given}, and the recipe says {value} ({source})")
+    stage = settings.get("zero_optimization", {}).get("stage", 0)
+    if recipe.lora is not None and recipe.lora.quantize and stage == 3:
+        raise RecipeError(
+            f"{path}: ZeRO-3 spreads weights, which 4-bit ones (lora.quantize) are not made for; "
+            "give --deepspeed zero2"
+        )
     for block in ("optimizer", "scheduler"):
         if block in settings:
             raise RecipeError(

@@ -132,6 +132,7 @@ def runs(folder: Path) -> dict[str, dict[str, Any]]:
         folder,
         2,
         [
+            job("ddp", DUET),  # first: accelerate goes on with DeepSpeed once it was there
             job("zero2", "deepspeed=zero2"),
             job("zero3", "deepspeed=zero3"),
             job("zero2_duet", "deepspeed=zero2", DUET),
@@ -141,7 +142,6 @@ def runs(folder: Path) -> dict[str, dict[str, Any]]:
             job("zero3_lora", "deepspeed=zero3", DUET, "lora={rank: 4, alpha: 8, dropout: 0}"),
             job("share", "deepspeed=zero2", DUET, *SHARE),
             job("share_packed", "deepspeed=zero3", *PACKED, *SHARE),
-            job("ddp", DUET),
             job("wrong", "optimizer.micro_batch=3"),
         ],
     )

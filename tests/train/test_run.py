@@ -290,3 +290,30 @@ def test_a_blank_input_of_the_encoder_is_its_tokens_alone(tmp_path: Path) -> Non
     assert len(blank["input_ids"]) == small.CELLS
     assert blank["pixel_values"].shape[0] == 1
     assert isinstance(Collator(pad=0, blanks={"image": blank}), Collator)
+
+
+PLAIN = ["deepspeed=null", "precision=fp32", "data.workers=0", "optimizer.batch=4"]
+
+
+@pytest.mark.parametrize(
+    ("name", "extra"),
+    [
+        ("pretrain", ["optimizer.micro_batch=2"]),
+        ("finetune", ["optimizer.micro_batch=2"]),
+        ("lora", ["optimizer.micro_batch=2"]),
+        ("duet_64", ["optimizer.micro_batch=2", "compress.budget=4"]),
+        ("v2pe", ["optimizer.micro_batch=4", "data.window=200"]),
+        ("ppe", []),
+        ("poly_pretrain", ["optimizer.micro_batch=2"]),
+        ("poly_finetune", ["optimizer.micro_batch=2"]),
+    ],
+)
+def test_recipes_that_ship_run(tmp_path: Path, name: str, extra: list[str]) -> None:
+    made = small.recipe(tmp_path)
+    given = {"model": made.model, "output": made.output, "data.media": made.data.media}
+    overrides = [f"{key}={value}" for key, value in given.items()]
+    overrides += [f"data.files=[{made.data.files[0]}]", "optimizer.steps=2", "log.every=1"]
+    facts = train(load_recipe(name, [*overrides, *PLAIN, *extra]))
+    assert len(losses(facts)) == 2 and all(loss == loss for loss in losses(facts))
+    if facts["recipe"]["compress"] is not None:
+        assert facts["totals"]["visual kept"] < facts["totals"]["visual dense"]
