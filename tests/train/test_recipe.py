@@ -147,7 +147,7 @@ def test_four_bit_weights_are_not_spread(tmp_path: Path) -> None:
     quantized = dataclasses.replace(
         found, lora=lora, learning_rate=LearningRate(language_model=1e-4)
     )
-    with pytest.raises(RecipeError, match="ZeRO-3 spreads weights.*zero2"):
+    with pytest.raises(RecipeError, match=r"ZeRO-3 spreads weights.*zero2"):
         deepspeed_settings(quantized, 8)
 
 
