@@ -65,7 +65,7 @@ class Collator:
         ordered = [sample for row in rows for sample in row]
         for name in sorted({name for sample in ordered for name in sample} & self.accepts):
             if name not in ALONG_TOKENS:
-                batch[name] = torch.cat([s[name] for s in ordered if name in s])
+                batch[name] = _joined([s[name] for s in ordered if name in s])
         return batch | {"about": about}
 
     def _packed(self, rows: list[list[dict[str, Any]]]) -> list[list[dict[str, Any]]]:
@@ -129,6 +129,13 @@ def blank_input(features: dict[str, Any]) -> dict[str, Any]:
     kept = {name: features[name][run] for name in ("input_ids", "mm_token_type_ids")}
     kept["labels"] = torch.full_like(kept["input_ids"], IGNORED)
     return kept | {k: v for k, v in features.items() if k not in (*kept, "cut", "faults")}
+
+
+def _joined(parts: list[Any]) -> Any:
+    """One tensor of all; several experts have one each, by name."""
+    if isinstance(parts[0], dict):
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    return torch.cat(parts)
 
 
 def _length(row: list[dict[str, Any]]) -> int:

@@ -27,6 +27,7 @@ from train.checkpoints import RECIPE, drop_cut_off
 from train.collate import Collator, blank_input
 from train.dataset import Samples, Scan
 from train.encode import Encoder
+from train.fields import RecipeError
 from train.parts import add_adapters, freeze, groups, sizes
 from train.preflight import Flight, check
 from train.recipe import Recipe
@@ -213,6 +214,11 @@ def _forget_unused_names(model: Any) -> None:
 def make_encoder(recipe: Recipe, processor: Any) -> Encoder:
     """The encoder of a recipe's data."""
     data = recipe.data
+    if data.pad_to_square and not hasattr(processor, "image_processor"):
+        raise RecipeError(
+            f"data.pad_to_square is true, and {type(processor).__name__} fits pictures to each "
+            "expert by itself: set it to false"
+        )
     media = None if data.media is None else Path(data.media)
     return Encoder(
         processor, media, data.template, data.window, data.frames, data.fps, data.pad_to_square
