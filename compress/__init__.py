@@ -10,6 +10,7 @@ print(c.report())
 from compress.attach import Compression, CompressionError, compress
 from compress.long_video import LongVideo, stream_video, video_prompt
 from compress.methods import Method, get_method, list_methods
+from compress.reduce import reduce
 from compress.report import Cost, Report
 from compress.stream import Kept, Stream
 from compress.tokens import Reduction, VisualTokens
@@ -28,6 +29,7 @@ __all__ = [
     "compress",
     "get_method",
     "list_methods",
+    "reduce",
     "stream_video",
     "video_prompt",
 ]

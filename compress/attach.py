@@ -36,9 +36,9 @@ from compress.prefill import begin
 from compress.report import Record, Report
 from compress.scores import take
 from compress.stage import Pass, add_deepstack, enter_stage
-from compress.state import State, chunk_mask, length_of, turn_positions
+from compress.state import State, chunk_mask, turn_positions
 from compress.zero import Symmetry
-from positions import PlannedRotary, Scheme
+from positions import PPE, ChannelTable, PlannedRotary, Scheme
 from vlm.families import Family, family_of, unwrapped
 
 _ATTACHED: weakref.WeakKeyDictionary[nn.Module, Any] = weakref.WeakKeyDictionary()
@@ -57,6 +57,7 @@ class Compression:
         budget: int | float = 0.25,
         *,
         positions: str | Scheme = "home",
+        slots: int | PPE = 1,
         generator: torch.Generator | None = None,
     ) -> None:
         self.family: Family = family_of(model)
@@ -74,6 +75,7 @@ class Compression:
             raise ValueError(f"positions is {positions!r}: expected 'home', 'compact' or a Scheme")
         self._check_attention()
         self.positions, self.generator = positions, generator
+        self.slots = self._slots(slots)
         self.record = Record(self.family)
         self.encoded: dict[str, Encoded] = {}
         self._allocations: dict[int, Allocation] = {}
@@ -178,6 +180,20 @@ class Compression:
             return spoken
         return None
 
+    def looks_at(self, layer: int) -> bool:
+        """Whether, in the forward under way, the sequence that enters decoder layer `layer` is read
+        or shortened as a whole. For tools that cut it up (sequence parallelism)."""
+        going = self._pass
+        if going is None or going.prompt is None:
+            return False
+        stages = going.prompt.stage_layers
+        return going.needs_mask(layer) or layer in stages or layer + 1 in stages
+
+    @property
+    def shortened(self) -> bool:
+        """Whether the forward under way has left tokens out, which come back at the final norm."""
+        return self._pass is not None and self._pass.back is not None
+
     # ------------------------------------------------------------ hooks
 
     def _check_attention(self) -> None:
@@ -197,11 +213,25 @@ class Compression:
                 f"{', '.join(_ADDITIVE)}, or the method without its correction by size"
             )
 
+    def _slots(self, slots: int | PPE) -> PPE | None:
+        chosen = slots if isinstance(slots, PPE) else PPE(slots)
+        if chosen.slots == 1:
+            return None
+        if self.positions == "compact":
+            raise ValueError(
+                "slots keep the places that merged tokens came from, and positions='compact' gives "
+                "them up: expected one or the other"
+            )
+        ChannelTable.of(self.family.rotary).with_slots(chosen.slots, chosen.layout)
+        return chosen
+
     def _attach(self, model: nn.Module) -> None:
         family, add = self.family, self._handles.append
         for outer in {id(m): m for m in (model, unwrapped(model))}.values():
             add(outer.register_forward_pre_hook(self._see_call, with_kwargs=True))
         add(family.core.register_forward_pre_hook(self._see_ids, with_kwargs=True))
+        words = family.core.get_input_embeddings()
+        add(words.register_forward_hook(lambda *_: self.symmetry.embedded(self)))
         for encoder in self.encoders.values():
             self._handles += encoder.attach()
         lm = family.language_model
@@ -228,8 +258,7 @@ class Compression:
             )
         self._ids = ids if given else None
         self._placed = kwargs.get("position_ids") is not None
-        if kwargs.get("mm_encoder_outputs") is not None:  # generate encodes before the core runs
-            self.symmetry.fill(self)
+        self.symmetry.begin(kwargs)
 
     def _enter(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
         """Before the language model: a prompt with visual inputs, or what follows one."""
@@ -240,9 +269,7 @@ class Compression:
         if state is not None:
             self._check_rows(state, kwargs["inputs_embeds"])
             state.follow(cache)
-        if state is None and not (cache is not None and length_of(cache)):
-            self.symmetry.fill(self)
-            kwargs["inputs_embeds"] = self.symmetry.tie(kwargs["inputs_embeds"])
+        kwargs["inputs_embeds"] = self.symmetry.tie(kwargs["inputs_embeds"])
         if ids is not None:
             trusted = state is None or self._placed
             self._pass = begin(self, kwargs, ids, state, trusted)
@@ -342,6 +369,7 @@ def compress(
     budget: int | float = 0.25,
     *,
     positions: str | Scheme = "home",
+    slots: int | PPE = 1,
     generator: torch.Generator | None = None,
 ) -> Compression:
     """Attach a reduction of visual tokens to a stock vision-language model.
@@ -362,6 +390,8 @@ def compress(
         positions: "home" leaves every token that is kept at the position that the model itself
             would have given it, and text where it would have stood; "compact" numbers the tokens
             that are left anew; a `positions.Scheme` plans its own.
+        slots: how many of its members' positions a token that was merged before the language model
+            carries (`positions.PPE`). Tokens merged inside it have those of their anchors.
         generator: the source of draws, for methods that draw.
 
     Raises:
@@ -369,4 +399,4 @@ def compress(
             compression already, or whose attention cannot be reduced.
         TypeError: an argument of a wrong kind.
     """
-    return Compression(model, method, budget, positions=positions, generator=generator)
+    return Compression(model, method, budget, positions=positions, slots=slots, generator=generator)
