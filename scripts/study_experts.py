@@ -135,7 +135,7 @@ def learn(name: str, parts: list[Any], plan: dict[str, Any], loss_of: Any) -> li
 
 def teach_fine(fine: Expert, work: Path) -> list[dict[str, Any]]:
     """The fine expert learns what each cell shows."""
-    path = work / "fine.safetensors"
+    path = work / "tower.safetensors"
     if path.is_file():
         fine.tower.load_state_dict(load_file(path))
         return json.loads(path.with_suffix(".json").read_text())
