@@ -47,8 +47,11 @@ WITHOUT: dict[str, dict[str, Any]] = {
 def arms(budget: int) -> dict[str, Arm]:
     """The whole method, then each part off, by name."""
     parts = {name: Arm(Foveate(**options), budget) for name, options in WITHOUT.items()}
-    places = Arm("foveate", budget, "compact")
-    return {"the whole": Arm("foveate", budget), **parts, "true positions (renumbered)": places}
+    others = {
+        "true positions (renumbered)": Arm("foveate", budget, "compact"),
+        "all of it (cascade clustering)": Arm("cascade", budget),
+    }
+    return {"the whole": Arm("foveate", budget), **parts, **others}
 
 
 def main(argv: list[str] | None = None) -> int:
