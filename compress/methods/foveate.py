@@ -34,7 +34,8 @@ class Foveate(Method):
     K is below `purity`; False drops them. log_size: attention to a merged token is corrected by
     log(size). layers, ratios: stages inside the language model, by the last token's attention: many
     tokens enter, a fifth go on from a quarter of the depth, none from half of it.
-    The defaults were chosen on the validation split of the embedded benchmark (docs/results.md).
+    The defaults were chosen on the validation split of the embedded benchmark (docs/results.md),
+    where few cells are alike enough to be merged; its language model has four layers.
 
     Sources of the parts: coverage, MMTok; determinant, CDPruner; saliency, VisionZip; merging and
     log(size), ToMe. New here: one mixture instead of separate quotas, and place in the kernel.
