@@ -159,9 +159,11 @@ def test_lora_trains_through_a_reduction() -> None:
 
 
 @pytest.fixture
-def dynamo() -> Iterator[Any]:
+def guarded() -> Iterator[None]:
+    """Layers with hooks and layers without are different code."""
     torch._dynamo.reset()
-    yield torch._dynamo
+    with torch._dynamo.config.patch(skip_nnmodule_hook_guards=False):
+        yield
     torch._dynamo.reset()
 
 
@@ -171,37 +173,56 @@ def towers(model: Any, case: Case) -> list[Any]:
 
 @each_case
 @pytest.mark.slow
-def test_a_compiled_vision_tower(case: Case, dynamo: Any) -> None:
+@pytest.mark.usefixtures("guarded")
+def test_a_compiled_vision_tower(case: Case) -> None:
     """Compressed first, compiled then: the layers that give scores are seen."""
     model, given = case.fresh(), case.inputs(case.samples())
-    with compress(model, BOTH, budget=case.budget):
-        plain = logits_of(model, given)
+    with compress(model, BOTH, budget=case.budget), torch.no_grad():
+        plain = model(**given).logits
         for tower in towers(model, case):
             tower.compile(backend="eager")
-        torch.testing.assert_close(logits_of(model, given), plain, **CLOSE)
+        torch.testing.assert_close(model(**given).logits, plain, **CLOSE)
 
 
-def test_a_vision_tower_that_was_compiled_before(dynamo: Any) -> None:
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["llava", "qwen2_5_vl"])
+def test_a_vision_tower_that_was_compiled_before(name: str) -> None:
     """Its layers may run unseen: right all the same, or refused."""
-    model, given = LLAVA.fresh(), LLAVA.inputs(LLAVA.samples()[:1])
-    with compress(model, BOTH, budget=16):
-        plain = logits_of(model, given)
-    model.model.vision_tower.compile(backend="eager")
+    case = next(case for case in CASES if case.name == name)
+    model, given = case.fresh(), case.inputs(case.samples())
+    torch._dynamo.reset()
+    with compress(model, BOTH, budget=case.budget), torch.no_grad():
+        plain = model(**given).logits
+    for tower in towers(model, case):
+        tower.compile(backend="eager")
     with torch.no_grad():
         model(**given)
-    with compress(model, BOTH, budget=16):
+    with compress(model, BOTH, budget=case.budget), torch.no_grad():
         try:
-            found = logits_of(model, given)
+            found = model(**given).logits
         except RuntimeError as error:
-            assert "compress first and compile then" in str(error)
+            assert "compress() first" in str(error)
         else:
             torch.testing.assert_close(found, plain, **CLOSE)
+    torch._dynamo.reset()
 
 
+def test_layers_that_run_unseen_are_refused() -> None:
+    model, given = LLAVA.model(), LLAVA.inputs(LLAVA.samples()[:1])
+    attention = model.model.vision_tower.encoder.layers[1].self_attn
+    with compress(model, BOTH, budget=16):
+        for module in (attention.q_proj, attention.k_proj):
+            module._forward_hooks.clear()
+        with pytest.raises(RuntimeError, match=r"ran unseen.*compress\(\) first"):
+            model(**given)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("guarded")
 @pytest.mark.parametrize("cache", ["dynamic", "static"])
-def test_a_compiled_model_decodes(cache: str, dynamo: Any) -> None:
+def test_a_compiled_model_decodes(cache: str) -> None:
     """Static caches are what transformers compiles the decode step for."""
-    model, given = LLAVA.fresh(), LLAVA.inputs(LLAVA.samples())
+    model, given = LLAVA.fresh(), LLAVA.inputs(LLAVA.samples()[:1])
     with compress(model, BOTH, budget=16):
         plain = logits_of(model, given)
         model.compile(backend="eager")
