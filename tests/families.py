@@ -81,7 +81,7 @@ NEIGHBOURS = """\
 ## Beside other tools
 
 - **Key/value presses** (kvpress) shorten each layer's cache after prefill; a compression follows
-  them where the batch has no padding, and refuses otherwise. kvpress 0.5.5 asks for transformers below
+  them where the batch has no padding, and refuses otherwise. kvpress 0.5.5 wants transformers below
   5.3, and cannot be installed beside this package; its `KnormPress` was tried without its
   dependencies, given the `cache_position` that later versions of transformers no longer pass.
 - **PEFT**: wrap first, compress then. Scores are those of the layers with their adapters.
