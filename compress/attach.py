@@ -38,7 +38,7 @@ from compress.scores import take
 from compress.stage import Pass, add_deepstack, enter_stage
 from compress.state import State, chunk_mask, turn_positions
 from compress.zero import Symmetry
-from positions import PlannedRotary, Scheme
+from positions import PPE, ChannelTable, PlannedRotary, Scheme
 from vlm.families import Family, family_of, unwrapped
 
 _ATTACHED: weakref.WeakKeyDictionary[nn.Module, Any] = weakref.WeakKeyDictionary()
@@ -57,6 +57,7 @@ class Compression:
         budget: int | float = 0.25,
         *,
         positions: str | Scheme = "home",
+        slots: int | PPE = 1,
         generator: torch.Generator | None = None,
     ) -> None:
         self.family: Family = family_of(model)
@@ -74,6 +75,7 @@ class Compression:
             raise ValueError(f"positions is {positions!r}: expected 'home', 'compact' or a Scheme")
         self._check_attention()
         self.positions, self.generator = positions, generator
+        self.slots = self._slots(slots)
         self.record = Record(self.family)
         self.encoded: dict[str, Encoded] = {}
         self._allocations: dict[int, Allocation] = {}
@@ -179,6 +181,20 @@ class Compression:
             return spoken
         return None
 
+    def looks_at(self, layer: int) -> bool:
+        """Whether, in the forward under way, the sequence that enters decoder layer `layer` is read
+        or shortened as a whole. For tools that cut it up (sequence parallelism)."""
+        going = self._pass
+        if going is None or going.prompt is None:
+            return False
+        stages = going.prompt.stage_layers
+        return going.needs_mask(layer) or layer in stages or layer + 1 in stages
+
+    @property
+    def shortened(self) -> bool:
+        """Whether the forward under way has left tokens out, which come back at the final norm."""
+        return self._pass is not None and self._pass.back is not None
+
     # ------------------------------------------------------------ hooks
 
     def _check_attention(self) -> None:
@@ -197,6 +213,18 @@ class Compression:
                 f"implementation {config._attn_implementation!r} does not take: expected one of "
                 f"{', '.join(_ADDITIVE)}, or the method without its correction by size"
             )
+
+    def _slots(self, slots: int | PPE) -> PPE | None:
+        chosen = slots if isinstance(slots, PPE) else PPE(slots)
+        if chosen.slots == 1:
+            return None
+        if self.positions == "compact":
+            raise ValueError(
+                "slots keep the places that merged tokens came from, and positions='compact' gives "
+                "them up: expected one or the other"
+            )
+        ChannelTable.of(self.family.rotary).with_slots(chosen.slots, chosen.layout)
+        return chosen
 
     def _attach(self, model: nn.Module) -> None:
         family, add = self.family, self._handles.append
@@ -223,7 +251,7 @@ class Compression:
 
     def _see_ids(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         media = [kwargs.get(name) for name in self.family.media]
-        given = any(x is not None and (not isinstance(x, dict) or any(x.values())) for x in media)
+        given = any(_holds(x) for x in media)
         ids = kwargs.get("input_ids", args[0] if args else None)
         if given and ids is None:
             raise CompressionError(
@@ -330,12 +358,20 @@ class Compression:
         return (hidden, *args[1:])
 
 
+def _holds(media: Any) -> bool:
+    """Whether an argument brings visual inputs: pixels, or pixels or features by name."""
+    if isinstance(media, dict):
+        return any(value is not None for value in media.values())
+    return media is not None
+
+
 def compress(
     model: nn.Module,
     method: str | Method = "duet",
     budget: int | float = 0.25,
     *,
     positions: str | Scheme = "home",
+    slots: int | PPE = 1,
     generator: torch.Generator | None = None,
 ) -> Compression:
     """Attach a reduction of visual tokens to a stock vision-language model.
@@ -356,6 +392,8 @@ def compress(
         positions: "home" leaves every token that is kept at the position that the model itself
             would have given it, and text where it would have stood; "compact" numbers the tokens
             that are left anew; a `positions.Scheme` plans its own.
+        slots: how many of its members' positions a token that was merged before the language model
+            carries (`positions.PPE`). Tokens merged inside it have those of their anchors.
         generator: the source of draws, for methods that draw.
 
     Raises:
@@ -363,4 +401,4 @@ def compress(
             compression already, or whose attention cannot be reduced.
         TypeError: an argument of a wrong kind.
     """
-    return Compression(model, method, budget, positions=positions, generator=generator)
+    return Compression(model, method, budget, positions=positions, slots=slots, generator=generator)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from compress.places import positions_after
 from compress.rows import Rows
 from compress.scores import take
 from compress.stage import Pass, Placed, Prompt, follow_deepstack, split, with_bias, write
@@ -15,13 +16,11 @@ from compress.state import (
     chunk_mask,
     length_of,
     positions_of,
-    table_of,
+    samples_of,
     turn_positions,
 )
 from compress.tokens import Reduction
 from compress.views import reduce_inputs
-from positions import Image, PositionTable, Scheme, Video, plan
-from positions.layout import layout_of
 
 if TYPE_CHECKING:
     from compress.attach import Compression
@@ -62,21 +61,23 @@ def begin(
     held: list[list[Tensor]] = [[] for _ in ids]
     for item in items:
         held[item.row].append(item.slots)
-    rows = Rows(mask, held)
+    packed = samples_of(kwargs) if state is None else None
+    rows = Rows(mask, held, None if packed is None else packed.cpu())
     answers = owner.answers(ids.shape)
     allocations = [owner.allocation(item.input.count) for item in items]
 
     clock = owner.record.clock
     clock.start("reduce")
     keeps = [allocation.keep for allocation in allocations]
-    text = [places.to(device) for places in rows.after_visual(answers)]
+    after = rows.after_visual(answers)
+    text = [rows.beside(item.row, item.slots, after[item.row]).to(device) for item in items]
     reductions, features = _reductions(owner, items, keeps, embeds, text)
     clock.stop("reduce")
 
     clock.start("plan")
-    new_rows, back = rows, None
+    new_rows, back, dense_homes = rows, None, homes
     ends = homes.masked_fill(~mask.to(device)[..., None], 0).amax((1, 2)).ceil() + 1
-    asking, after = rows.queries("last", answers), rows.after_visual(answers)
+    asking = rows.queries("last", answers)
     schedule = allocations[0].schedule
     if schedule.query != "last":
         asking = rows.queries("all", answers)
@@ -90,7 +91,9 @@ def begin(
         after = [back[row, one].unique() for row, one in enumerate(after)]
         sizes = [torch.ones(item.input.count, device=device).long() for item in items]
         deepstack = follow_deepstack(deepstack, reductions, sizes)
-    table = _table(owner, items, rows, new_rows, ids, reductions, state, homes, ends, past)
+    table = positions_after(
+        owner, items, rows, new_rows, ids, reductions, state, dense_homes, homes, ends, past
+    )
     valid = new_rows.mask.to(device)
     first = past if state is None else state.length
     prompt = Prompt(
@@ -122,12 +125,14 @@ def begin(
         table.next_position,
         _loose(new_rows),
     )
+    if new_rows.samples is not None:
+        new.samples = {0: new_rows.samples.to(device)}
     if owner.method.bias_by_size or (state is not None and state.bias):
         new.bias = {n: with_bias(prompt, n, valid) for n in layers}
     places_of = torch.arange(first, first + embeds.shape[1], device=device)
     arguments: dict[str, Any] = {
         "inputs_embeds": embeds,
-        "attention_mask": new.seen(0).long(),
+        "attention_mask": None if new.samples else new.seen(0).long(),
         "position_ids": places_of.expand(len(embeds), -1),
     }
     if deepstack:
@@ -172,7 +177,10 @@ def _reductions(
     embeds: Tensor,
     text: list[Tensor],
 ) -> tuple[list[Reduction], list[Tensor]]:
-    """The reduction of each item before the language model, and its rows, (M, D)."""
+    """The reduction of each item before the language model, and its rows, (M, D).
+
+    text: for each item, the places of the text after it.
+    """
     device = embeds.device
     found = [embeds[item.row, item.slots.to(device)] for item in items]
     made = [item.encoded.projected[item.index] for item in items]  # type: ignore[index]
@@ -190,7 +198,7 @@ def _reductions(
     late = list(first.values())
     queries = None
     if "query" in owner.method.needs | owner.method.wants:
-        queries = [embeds[items[n].row, text[items[n].row]] for n in late]
+        queries = [embeds[items[n].row, text[n]] for n in late]
     names = set.intersection(*(set(items[n].encoded.fields) for n in late)) if late else set()
     reduced = reduce_inputs(
         owner.method,
@@ -228,15 +236,21 @@ def _deepstack(kwargs: dict[str, Any], items: list[Placed]) -> list[list[Tensor]
 def _salient(owner: Compression, prompt: Prompt, embeds: Tensor) -> list[Tensor]:
     """Places of the text tokens that the method finds salient, by row."""
     chosen = []
-    for row, after in enumerate(prompt.after):
-        slots = prompt.rows.slots[row]
-        places = prompt.asking[row]
-        if slots and len(after):
+    rows = prompt.rows
+    for row, inputs in enumerate(rows.slots):
+        places = [prompt.asking[row]] if not inputs else []
+        # Each sample's text with its visual inputs; rows hold one sample, if they are not packed.
+        for mine in rows.each(row) if inputs else []:
+            slots = [s for s in inputs if len(rows.beside(row, mine, s[:1]))]
+            after = rows.beside(row, mine, prompt.after[row])
+            if not slots or not len(after):
+                places.append(rows.beside(row, mine, prompt.asking[row]))
+                continue
             visual = embeds[row, torch.cat(slots).to(embeds.device)]
             text = embeds[row, after.to(embeds.device)]
             marked = owner.method.salient_rows(text[None], visual[None])[0].cpu()
-            places = after[marked] if bool(marked.any()) else after[-1:]
-        chosen.append(places)
+            places.append(after[marked] if bool(marked.any()) else after[-1:])
+        chosen.append(torch.cat(places).unique())
     return chosen
 
 
@@ -252,71 +266,6 @@ def _homes(
         index = torch.arange(past, past + embeds.shape[1], device=embeds.device)
         places = index.double().expand(len(embeds), -1)
     return places[..., None].expand(-1, -1, 3)
-
-
-def _table(
-    owner: Compression,
-    items: list[Placed],
-    rows: Rows,
-    new_rows: Rows,
-    ids: Tensor,
-    reductions: list[Reduction],
-    state: State | None,
-    homes: Tensor,
-    ends: Tensor,
-    past: int,
-) -> PositionTable:
-    """Positions of the tokens that are left."""
-    start = past if state is None else state.length
-    if owner.positions == "home":
-        return table_of(homes[:, :, None], start, ends)
-    begins = torch.full_like(ends, past) if state is None else state.following
-    if owner.positions == "compact":
-        count = new_rows.mask.cumsum(1).to(ends.device)
-        places = begins[:, None] + count - 1
-        return table_of(places[..., None, None].expand(-1, -1, 1, 3), start, places.amax(1) + 1)
-    plans = _planned(owner, items, rows, ids, reductions, begins)
-    table = PositionTable.from_plans(plans, new_rows.mask, device=ends.device)
-    return table_of(table.positions, start, table.next_position, table.exact, layout=table.layout)
-
-
-def _planned(
-    owner: Compression,
-    items: list[Placed],
-    rows: Rows,
-    ids: Tensor,
-    reductions: list[Reduction],
-    begins: Tensor,
-) -> list[Any]:
-    """A plan for each row by the scheme that the user gave."""
-    scheme: Scheme = owner.positions  # type: ignore[assignment]
-    plans = []
-    for row in range(len(ids)):
-        mine = [n for n, item in enumerate(items) if item.row == row]
-        real = ids[row].cpu()[rows.mask[row]].clone()
-        visual: dict[int, list[Image | Video]] = {}
-        for n in mine:
-            item = items[n]
-            kind = owner.family.placeholder(item.encoded.kind)
-            visual.setdefault(kind, []).extend(_segment(grid) for grid in item.input.planes)
-        segments, keys = layout_of(real, visual)
-        each, reduced = iter(keys), {}
-        for n in mine:
-            planes = [next(each) for _ in items[n].input.planes]
-            reduced[tuple(part for key in planes for part in key)] = _on_host(reductions[n])
-        plans.append(plan(segments, scheme, start=float(begins[row])).after(reduced))
-    return plans
-
-
-def _segment(grid: tuple[int, int, int]) -> Image | Video:
-    return Image(grid[1:]) if grid[0] == 1 else Video(grid)
-
-
-def _on_host(reduction: Reduction) -> Reduction:
-    assign, anchor, size = (
-        x[0].cpu() for x in (reduction.assign, reduction.anchor, reduction.size)
-    )
-    return Reduction(reduction.features[0], assign, anchor, size)
 
 
 def _loose(rows: Rows) -> int:

@@ -15,10 +15,13 @@ class Rows:
 
     mask: (B, S) bool, False at padding. slots: for each row and each of its visual inputs, the
     places (n,) int64 of its tokens in the row, in the order in which the input has them.
+    samples: (B, S) int64, ascending: which of the samples that are packed in a row each token is
+    of; None where each row is one sample.
     """
 
     mask: Tensor
     slots: list[list[Tensor]]
+    samples: Tensor | None = None
 
     @property
     def left(self) -> bool:
@@ -32,6 +35,29 @@ class Rows:
             for places in inputs:
                 out[row, places] = True
         return out
+
+    def each(self, row: int) -> list[Tensor]:
+        """The places of the tokens of each sample in a row, padding left out."""
+        real = self.mask[row].nonzero().flatten()
+        if self.samples is None:
+            return [real]
+        _, lengths = torch.unique_consecutive(self.samples[row, real], return_counts=True)
+        return list(real.split(lengths.tolist()))
+
+    def place_in_sample(self) -> Tensor:
+        """(B, S) int64: how many tokens of its sample come before each token."""
+        count = self.mask.long().cumsum(1) - 1
+        if self.samples is not None:
+            for row in range(len(count)):
+                for places in self.each(row):
+                    count[row, places] -= count[row, places[0]].clone()
+        return count
+
+    def beside(self, row: int, slots: Tensor, places: Tensor) -> Tensor:
+        """Those of some places in a row that are of the same sample as a visual input's slots."""
+        if self.samples is None or not len(slots):
+            return places
+        return places[self.samples[row, places] == self.samples[row, slots[0]]]
 
     def after(self, kept: Sequence[Sequence[Tensor]]) -> tuple[Rows, Tensor, Tensor]:
         """The rows that stay when each visual input keeps some of its tokens.
@@ -59,33 +85,45 @@ class Rows:
         index = torch.zeros(len(sources), width, dtype=torch.int64)
         back = torch.zeros(self.mask.shape, dtype=torch.int64)
         slots_after: list[list[Tensor]] = []
+        samples = None
+        if self.samples is not None:
+            samples = torch.full((len(sources), width), int(self.samples.max()) + 1)
         everywhere = torch.arange(self.mask.shape[1])
         left = self.left
         for row, (source, place) in enumerate(zip(sources, places, strict=True)):
             first = width - len(source) if left else 0
             mask[row, first : first + len(source)] = True
             index[row, first : first + len(source)] = source
-            back[row] = first + (torch.searchsorted(place, everywhere, right=True) - 1).clamp(min=0)
+            last = (torch.searchsorted(place, everywhere, right=True) - 1).clamp(min=0)
+            if samples is not None and self.samples is not None:
+                own = self.samples[row, source]
+                samples[row, first : first + len(source)] = own
+                # Not from the sample before, where the first tokens of one are all dropped.
+                last = last.maximum(torch.searchsorted(own, self.samples[row]))
+            back[row] = first + last
             blocks = [len(source) - sum(len(k) for k in kept[row]), *(len(k) for k in kept[row])]
             new = first + orders[row].argsort()
             slots_after.append(list(new.split(blocks))[1:])
-        return Rows(mask, slots_after), index, back
+        return Rows(mask, slots_after, samples), index, back
 
     def text(self) -> Tensor:
         """(B, S) bool: True at text, False at visual tokens and padding."""
         return self.mask & ~self.visual()
 
     def after_visual(self, answers: Tensor | None) -> list[Tensor]:
-        """For each row, the places of the text tokens after its first visual input.
+        """For each row, the places of the text tokens after its first visual input (by sample).
 
         answers: (B, S) bool, tokens that the model is to say; they are left out.
         """
         found = []
         for row, text in enumerate(self.text()):
-            places = text.nonzero().flatten()
-            ends = [int(slots.max()) for slots in self.slots[row] if len(slots)]
-            places = places[places > min(ends)] if ends else places
-            found.append(places if answers is None else places[~answers[row, places]])
+            parts = []
+            for sample in self.each(row):
+                places = sample[text[sample]]
+                ends = [int(s.max()) for s in self.slots[row] if _within(s[:1], sample).any()]
+                parts.append(places[places > min(ends)] if ends else places)
+            joined = torch.cat(parts)
+            found.append(joined if answers is None else joined[~answers[row, joined]])
         return found
 
     def queries(self, rule: str, answers: Tensor | None) -> list[Tensor]:
@@ -97,17 +135,24 @@ class Rows:
         """
         chosen = []
         for row, after in enumerate(self.after_visual(answers)):
-            last = self.mask[row].nonzero().flatten()[-1:]
-            if rule == "all":
-                found = after
-            elif answers is not None and bool(answers[row].any()):
-                real = self.mask[row].nonzero().flatten()
-                spoken = answers[row, real]
-                found = real[:-1][spoken[1:] & ~spoken[:-1]]
-            else:
-                found = after[-1:]
-            chosen.append(found if len(found) else last)
+            parts = []
+            for real in self.each(row):
+                found = after[_within(after, real)]
+                if rule != "all":
+                    found = found[-1:]
+                    if answers is not None and bool(answers[row, real].any()):
+                        spoken = answers[row, real]
+                        found = real[:-1][spoken[1:] & ~spoken[:-1]]
+                parts.append(found if len(found) else real[-1:])
+            chosen.append(torch.cat(parts))
         return chosen
+
+
+def _within(places: Tensor, sample: Tensor) -> Tensor:
+    """Which of some places lie between the first and the last of a sample's."""
+    if not len(sample):
+        return torch.zeros_like(places, dtype=torch.bool)
+    return (places >= sample[0]) & (places <= sample[-1])
 
 
 def padded(places: Sequence[Tensor]) -> tuple[Tensor, Tensor]:

@@ -19,7 +19,8 @@ class Asked:
 
     queries: (B, Q) int64 places; real: (B, Q) bool. mask: (B, S) bool, False at padding. old:
     (B, P) bool; past: (B, key heads, P, head_dim) rotated keys, None where P = 0. bias: (B, P + S)
-    float32, added to the logits of each key.
+    float32, added to the logits of each key. samples: (B, S) int64, where rows hold several
+    samples: those of one see and rank no tokens of another.
     """
 
     queries: Tensor
@@ -28,6 +29,7 @@ class Asked:
     old: Tensor
     past: Tensor | None = None
     bias: Tensor | None = None
+    samples: Tensor | None = None
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -78,10 +80,16 @@ def text_attention(
     logits = (q.float() * attention.scaling) @ every.float().repeat_interleave(groups, 1).mT
     place = torch.arange(mask.shape[1], device=device)
     seen = mask[:, None] & (place <= queries[..., None])
+    asking = real[..., None]
+    if asked.samples is not None:
+        samples = asked.samples.to(device)
+        own = samples.gather(1, queries)[..., None] == samples[:, None]
+        seen, asking = seen & own, asking & own
     earlier = old[:, None].expand(-1, seen.shape[1], -1)
     seen = torch.cat([earlier, seen], dim=2)
     if asked.bias is not None:
         logits = logits + asked.bias.to(device)[:, None, None]
     weights = torch.softmax(logits.masked_fill(~seen[:, None], -torch.inf), dim=-1).mean(1)
-    weights = weights.masked_fill(~real[..., None], 0).sum(1) / real.sum(1, keepdim=True)
-    return weights[:, old.shape[1] :], k.transpose(1, 2).flatten(2)
+    weights = weights[..., old.shape[1] :].masked_fill(~asking, 0).sum(1)
+    weights = weights / asking.sum(1).clamp(min=1)
+    return weights, k.transpose(1, 2).flatten(2)

@@ -102,7 +102,7 @@ class Pass:
     def needs_mask(self, number: int) -> bool:
         """Whether the mask that the language model made does not serve from layer `number` on."""
         if number == 0:
-            return bool(self.state.bias) or self.state.pressed
+            return bool(self.state.bias or self.state.samples) or self.state.pressed
         return number in self.state.valid or self.state.pressed
 
     def mask_from(self, number: int, family: Family, kwargs: dict[str, Any], h: Tensor) -> None:
@@ -164,7 +164,12 @@ def enter_stage(
 
         given: dict[str, Any] = {"scores": pick(scored), "keys": pick(keys)}
         if needs & {"text", "text_keys", "text_mask"} and count:
-            where, real = padded([prompt.after[row] for row, _ in at])
+            slots = [slots.cpu() for _, slots in at]
+            near = [
+                prompt.rows.beside(row, mine, prompt.after[row])
+                for (row, _), mine in zip(at, slots, strict=True)
+            ]
+            where, real = padded(near)
             owners = torch.tensor([row for row, _ in at], device=hidden.device)
             where, real = where.to(hidden.device), real.to(hidden.device)
             given |= {"text": take(hidden[owners], where), "text_mask": real}
@@ -209,7 +214,7 @@ def _scored(
     old = prompt.seen_before(layer, mask)
     past = _past_keys(kwargs.get("past_key_values"), layer, old)
     bias = going.state.weights(layer)
-    asked = Asked(where, real, mask, old, past, bias)
+    asked = Asked(where, real, mask, old, past, bias, prompt.rows.samples)
     return text_attention(owner.family.layers[layer], entered, rotary, asked)
 
 
@@ -265,6 +270,8 @@ def _note_stage(owner: Compression, going: Pass, number: int, device: torch.devi
     for layer in sorted({number, *(later for later in state.valid if later > number)}):
         old = prompt.seen_before(layer, valid)  # type: ignore[union-attr]
         state.valid[layer] = torch.cat([old.to(device), valid], dim=1)
+        if prompt.rows.samples is not None:  # type: ignore[union-attr]
+            state.samples[layer] = prompt.rows.samples.to(device)  # type: ignore[union-attr]
         if owner.method.bias_by_size:
             state.bias[layer] = with_bias(prompt, layer, valid)  # type: ignore[arg-type]
 

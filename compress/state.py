@@ -26,6 +26,7 @@ class State:
     valid: for each stage, by its first decoder layer, (B, L) bool, False at padding, of the tokens
         that its layers cached in prefill. tail: (B, t) bool, the same of tokens that came after.
     bias: like `valid`, float32, what is added to the attention logits of each key; empty if none.
+    samples: like `valid`, int64, which of the samples packed in a row a token is of; empty if none.
     dense: how many tokens the sequence would have without reduction, padding included; real: (B,)
         int64, the same of each row without padding.
     following: (B,) float64, where the next text token stands.
@@ -43,6 +44,7 @@ class State:
     held: int = 0
     pressed: bool = False
     bias: dict[int, Tensor] = field(default_factory=dict)
+    samples: dict[int, Tensor] = field(default_factory=dict)
 
     @staticmethod
     def of(cache: Any) -> State | None:
@@ -190,6 +192,26 @@ def chunk_mask(mask: Any, rows: int, q: int, dense: int, device: Any) -> Tensor:
     return mask[:, dense:].bool().to(device)
 
 
+def samples_of(kwargs: dict[str, Any]) -> Tensor | None:
+    """(B, S) int64: which of the samples packed in a row each token is of; None if rows hold one.
+
+    As the stock model reads it: no mask, no cache, and text positions that begin anew.
+    """
+    given = kwargs.get("position_ids")
+    cache = kwargs.get("past_key_values") is not None or kwargs.get("use_cache")
+    if given is None or cache or kwargs.get("attention_mask") is not None:
+        return None
+    if given.ndim == 3:
+        if len(given) != 4:  # without text positions in front, models pack nothing
+            return None
+        given = given[0]
+    begins = given.diff(dim=1) != 1
+    if not bool(begins.any()):
+        return None
+    samples = torch.nn.functional.pad(begins.long().cumsum(1), (1, 0))
+    return samples.expand(len(kwargs["inputs_embeds"]), -1).contiguous()
+
+
 def turn_positions(
     state: State, given: Tensor | None, embeds: Tensor, new: Tensor, deltas: Tensor | None
 ) -> Tensor | None:
@@ -224,7 +246,8 @@ def turn_positions(
 def causal_mask(
     family: Family, state: State, layer: int, hidden: Tensor, cache: Any
 ) -> tuple[Any, Tensor]:
-    """What the attention of `layer` takes as mask, and (1, q) int64 indices of the new tokens.
+    """What the attention of `layer` takes as mask, and (1, q) int64 indices of the new tokens; of
+    packed samples (B, q), from 0 in each.
 
     Raises ValueError where another hand has shortened a padded cache (kvpress on a batch).
     """
@@ -242,9 +265,12 @@ def causal_mask(
                 )
             mask = mask[:, :1].expand(-1, held + q)
     config = family.language_model.config
+    samples = state.samples[state.stage(layer)] if state.samples else None
+    if samples is not None:
+        index = index - torch.searchsorted(samples, samples)
     if bias is not None and not bool(bias.any()):
         bias = None
-    grows = not getattr(cache, "is_compileable", False)
+    grows = samples is None and not getattr(cache, "is_compileable", False)
     if bias is None and q == 1 and grows and config._attn_implementation == "sdpa":
         # What transformers would make of it, in one step: stages decode as often as tokens do.
         return (None if bool(mask.all()) else mask[:, None, None].to(hidden.device)), index
@@ -252,20 +278,30 @@ def causal_mask(
         causal = create_causal_mask(
             config=config,
             inputs_embeds=hidden,
-            attention_mask=mask.long(),
+            attention_mask=mask.long() if samples is None else None,
             past_key_values=cache,
-            position_ids=None,
+            position_ids=None if samples is None else index,
             layer_idx=layer,
         )
         return causal, index
-    return _weighted(mask, bias, q, hidden, cache, layer), index
+    return _weighted(mask, bias, q, hidden, cache, layer, samples), index
 
 
-def _weighted(mask: Tensor, bias: Tensor, q: int, hidden: Tensor, cache: Any, layer: int) -> Tensor:
+def _weighted(
+    mask: Tensor,
+    bias: Tensor,
+    q: int,
+    hidden: Tensor,
+    cache: Any,
+    layer: int,
+    samples: Tensor | None,
+) -> Tensor:
     """(B, 1, q, keys): the causal mask as numbers to be added, with the bias in it."""
     length = mask.shape[1]
     place = torch.arange(length, device=mask.device)
     allowed = mask[:, None] & (place <= place[length - q :, None])
+    if samples is not None:
+        allowed = allowed & (samples[:, :, None] == samples[:, None])
     least = torch.finfo(hidden.dtype).min
     logits = bias[:, None].to(hidden.dtype).expand(-1, q, -1)
     whole = logits.masked_fill(~allowed, least)

@@ -12,7 +12,7 @@ from typing import Any
 
 from tests.compress import (
     test_attach,
-    test_bad_input,
+    test_edges,
     test_matrix,
     test_neighbours,
     test_training,
@@ -47,7 +47,7 @@ CLAIMS: tuple[tuple[str, Callable[..., None]], ...] = (
         "loss and gradients equal those of a reduced sequence",
         test_training.test_loss_and_gradients_equal_a_reduced_sequence,
     ),
-    ("bfloat16", test_bad_input.test_half_precision),
+    ("bfloat16", test_edges.test_half_precision),
     ("gradient checkpointing", test_training.test_gradient_checkpointing_changes_nothing),
     (
         "ZeRO-3 with images on one process only",
@@ -59,15 +59,15 @@ CLAIMS: tuple[tuple[str, Callable[..., None]], ...] = (
         "weights elsewhere between calls (device map)",
         test_neighbours.test_weights_that_are_elsewhere_between_calls,
     ),
-    ("a prompt without images", test_bad_input.test_a_prompt_with_no_image),
+    ("a prompt without images", test_edges.test_a_prompt_with_no_image),
     (
         "placeholders that do not match are refused",
-        test_bad_input.test_placeholders_that_do_not_match,
+        test_edges.test_placeholders_that_do_not_match,
     ),
-    ("a video of one frame", test_bad_input.test_a_video_of_one_frame),
+    ("a video of one frame", test_edges.test_a_video_of_one_frame),
     (
         "generating from right padding is refused",
-        test_bad_input.test_generating_from_padding_is_refused,
+        test_edges.test_generating_from_padding_is_refused,
     ),
 )
 

@@ -10,11 +10,12 @@ that a compression calls in the decoder too), and gradients of the vision side a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from train.encode import IGNORED
 
@@ -29,7 +30,8 @@ class Collator:
     pad: the id of padding. blanks: for each kind of media that the data have, the features of one
         blank input (its tokens alone). accepts: arguments of the model's forward. packing: lay
         samples one after another in rows of at most `window` tokens; one_row: all in one row,
-        as FlashAttention wants it.
+        as FlashAttention wants it. places: of a model under M-RoPE, the (3, S) positions of one
+        sample, which it cannot tell from a packed row.
     """
 
     pad: int
@@ -38,10 +40,12 @@ class Collator:
     packing: bool = False
     window: int = 2048
     one_row: bool = False
+    places: Callable[[dict[str, Any]], Tensor] | None = None
 
     def __call__(self, samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """Returns `input_ids`, `labels` (B, S) and either `attention_mask` (B, S) or, packed,
-        `position_ids` (B, S) that begin anew with each sample; the media of all samples, joined;
+        `position_ids` (B, S) that begin anew with each sample, under M-RoPE (4, B, S) with these
+        in front; the media of all samples, joined;
         and `about`, what the run counts: faults, tokens cut, text and visual tokens, samples.
         """
         rows = [[dict(sample)] for sample in samples]
@@ -61,7 +65,7 @@ class Collator:
         ordered = [sample for row in rows for sample in row]
         for name in sorted({name for sample in ordered for name in sample} & self.accepts):
             if name not in ALONG_TOKENS:
-                batch[name] = torch.cat([s[name] for s in ordered if name in s])
+                batch[name] = _joined([s[name] for s in ordered if name in s])
         return batch | {"about": about}
 
     def _packed(self, rows: list[list[dict[str, Any]]]) -> list[list[dict[str, Any]]]:
@@ -90,6 +94,7 @@ class Collator:
             "attention_mask": torch.zeros(shape, dtype=torch.int64),
             "position_ids": torch.zeros(shape, dtype=torch.int64),
         }
+        axes = torch.zeros(3, *shape, dtype=torch.int64)
         for number, row in enumerate(rows):
             at = 0
             for sample in row:
@@ -98,10 +103,15 @@ class Collator:
                     batch[name][number, here] = sample[name]
                 batch["labels"][number, here.start] = IGNORED
                 batch["position_ids"][number, here] = torch.arange(here.stop - here.start)
+                if self.packing and self.places is not None:
+                    axes[:, number, here] = self.places(sample)
             batch["attention_mask"][number, :at] = 1
             batch["position_ids"][number, at:] = torch.arange(width - at)
         if self.packing:
             del batch["attention_mask"]
+            if self.places is not None:
+                text = batch["position_ids"][None]
+                batch["position_ids"] = torch.cat([text, axes])
         else:
             del batch["position_ids"]
         always = ("input_ids", "labels", "attention_mask", "position_ids")
@@ -119,6 +129,13 @@ def blank_input(features: dict[str, Any]) -> dict[str, Any]:
     kept = {name: features[name][run] for name in ("input_ids", "mm_token_type_ids")}
     kept["labels"] = torch.full_like(kept["input_ids"], IGNORED)
     return kept | {k: v for k, v in features.items() if k not in (*kept, "cut", "faults")}
+
+
+def _joined(parts: list[Any]) -> Any:
+    """One tensor of all; several experts have one each, by name."""
+    if isinstance(parts[0], dict):
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    return torch.cat(parts)
 
 
 def _length(row: list[dict[str, Any]]) -> int:

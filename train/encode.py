@@ -14,8 +14,9 @@ from PIL import Image
 from torch import Tensor
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from train.samples import Sample, SampleError
+from train.samples import KINDS, Sample, SampleError
 from vlm.media import inside, read_image, read_video
+from vlm.model import FoveateProcessor
 
 TEMPLATES = Path(__file__).parent / "templates"
 IGNORED = -100
@@ -53,7 +54,12 @@ class Encoder:
     @property
     def sees_video(self) -> bool:
         """Whether the model takes videos; to others a video is given as images, one a frame."""
-        return getattr(self.processor, "video_processor", None) is not None
+        return self._own or getattr(self.processor, "video_processor", None) is not None
+
+    @property
+    def _own(self) -> bool:
+        """Whether the processor is this package's, which reads videos as they are."""
+        return isinstance(self.processor, FoveateProcessor)
 
     def __call__(self, sample: Sample) -> dict[str, Any]:
         """Features of one sample.
@@ -68,7 +74,9 @@ class Encoder:
         messages, images, videos = self._messages(sample)
         text, spans = self.render(messages)
         media: dict[str, Any] = {"images": images} if images else {}
-        if videos:
+        if videos and self._own:
+            media["videos"] = videos
+        elif videos:
             media["videos"] = [video.frames for video in videos]
             media["video_metadata"] = [_metadata(video) for video in videos]
             media["do_sample_frames"] = False
@@ -89,12 +97,25 @@ class Encoder:
         replaced = out.pop("text_replacement_offsets")[0]
         offsets = out.pop("offset_mapping")[0]
         out.pop("attention_mask")
-        ids = torch.tensor(out.pop("input_ids")[0])
-        kinds = torch.tensor(out.pop("mm_token_type_ids")[0])
+        ids = torch.as_tensor(out.pop("input_ids")[0])
+        kinds = torch.as_tensor(out.pop("mm_token_type_ids", [self._kinds(ids)])[0])
+        if self._own and media.get("images") and "image_tiles" not in out:
+            one = torch.ones(len(media["images"]), 2, dtype=torch.int64)
+            many = isinstance(out["pixel_values"], dict)
+            out["image_tiles"] = dict.fromkeys(out["pixel_values"], one) if many else one
         answer = in_spans(offsets, [shift(span, replaced) for span in spans])
         labels = torch.where(answer & (kinds == 0), ids, IGNORED)
         found = dict(zip(TOKENS, (ids, labels, kinds), strict=True))
         return found | {name: _tensor(value) for name, value in out.items()}
+
+    def _kinds(self, ids: Tensor) -> Tensor:
+        """(S,): 1 at visual tokens of images, 2 of videos, for processors that do not tell."""
+        kinds = torch.zeros_like(ids)
+        for number, kind in enumerate(KINDS, start=1):
+            token = getattr(self.processor, f"{kind}_token", None)
+            if token is not None:
+                kinds[ids == self.processor.tokenizer.convert_tokens_to_ids(token)] = number
+        return kinds
 
     def blank(self, kind: str) -> dict[str, Any]:
         """Features of a sample that holds one blank input of `kind` and next to no words."""
@@ -105,7 +126,8 @@ class Encoder:
         media: dict[str, Any] = {"images": [Image.new("RGB", (side, side))]}
         if kind == "video":
             media = {"videos": [np.zeros((2, side, side, 3), dtype=np.uint8)]}
-            media["do_sample_frames"] = False
+            if not self._own:
+                media["do_sample_frames"] = False
         return self._features(text, [], media)
 
     def render(self, messages: list[dict[str, Any]]) -> tuple[str, list[Span]]:
@@ -231,6 +253,8 @@ def in_spans(offsets: list[Span], spans: list[Span]) -> Tensor:
 
 
 def _tensor(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _tensor(part) for name, part in value.items()}
     if isinstance(value, Tensor):
         return value
     if isinstance(value, list) and value and isinstance(value[0], Tensor):

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from transformers import AutoConfig
+
 from train.checkpoints import check_output, is_universal
 from train.dataset import Scan, split
 from train.encode import TEMPLATES
@@ -65,6 +67,8 @@ def check_recipe(recipe: Recipe, world: int) -> tuple[int, dict[str, Any] | None
         make_method(recipe.compress)
     make_positions(recipe.positions)
     _check_template(recipe.data.template)
+    if recipe.sequence_parallel > 1:
+        _check_parallel(recipe)
     _check_packages(recipe)
     return accumulation, settings
 
@@ -75,6 +79,27 @@ def _check_model(name: str) -> None:
         raise RecipeError(f"model: {name} is no folder")
     if path.is_dir() and not (path / "config.json").is_file():
         raise RecipeError(f"model: {name} holds no config.json: expected a saved model")
+
+
+def _check_parallel(recipe: Recipe) -> None:
+    size = recipe.sequence_parallel
+    if recipe.deepspeed is None:
+        raise RecipeError(
+            f"sequence_parallel is {size}, and deepspeed null: sequences are shared by DeepSpeed's "
+            "attention; give --deepspeed zero2 or zero3"
+        )
+    if recipe.attention == "eager":
+        raise RecipeError(
+            f"sequence_parallel is {size}, and attention 'eager': expected 'sdpa' or "
+            "'flash_attention_2'"
+        )
+    text = AutoConfig.from_pretrained(str(recipe.model)).get_text_config()
+    heads, keys = text.num_attention_heads, text.num_key_value_heads
+    if heads % size or (keys % size and size % keys):
+        raise RecipeError(
+            f"sequence_parallel is {size}, and the model has {heads} attention heads on {keys} "
+            "of keys and values: expected a number that divides both (or a multiple of the latter)"
+        )
 
 
 def _check_template(name: str) -> None:
@@ -124,6 +149,12 @@ def deepspeed_settings(recipe: Recipe, accumulation: int) -> dict[str, Any] | No
             given = given.get(name) if isinstance(given, dict) else None
         if given not in (None, "auto", value):
             raise RecipeError(f"{path}: {key} is {given}, and the recipe says {value} ({source})")
+    stage = settings.get("zero_optimization", {}).get("stage", 0)
+    if recipe.lora is not None and recipe.lora.quantize and stage == 3:
+        raise RecipeError(
+            f"{path}: ZeRO-3 spreads weights, which 4-bit ones (lora.quantize) are not made for; "
+            "give --deepspeed zero2"
+        )
     for block in ("optimizer", "scheduler"):
         if block in settings:
             raise RecipeError(

@@ -206,6 +206,8 @@ class Recipe:
         _need(self.slots >= 1, "slots", self.slots, "1 or more")
         if self.slots > 1 and self.compress is None:
             raise ValueError("slots: only merged tokens carry several positions; give `compress`")
+        if self.slots > 1 and self.positions == "compact":
+            raise ValueError("slots: positions 'compact' give up the places that slots keep")
         parallel = self.sequence_parallel
         _need(parallel >= 1, "sequence_parallel", parallel, "1 or more")
 

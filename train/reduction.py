@@ -45,7 +45,12 @@ class Reducer:
         if not isinstance(positions, str):
             positions = Drawn(positions, self._generator)
         self.compression: Compression = compress(
-            model, method, self._budgets[0], positions=positions, generator=self._generator
+            model,
+            method,
+            self._budgets[0],
+            positions=positions,
+            slots=recipe.slots,
+            generator=self._generator,
         )
         self.begin(0)
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 import inspect
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from accelerate.parallelism_config import ParallelismConfig
+from accelerate.utils import DeepSpeedSequenceParallelConfig
+from torch import Tensor, nn
 from transformers import (
     AutoModelForImageTextToText,
     AutoProcessor,
@@ -18,11 +21,13 @@ from transformers import (
     TrainingArguments,
     set_seed,
 )
+from transformers.core_model_loading import WeightRenaming
 
 from train.checkpoints import RECIPE, drop_cut_off
 from train.collate import Collator, blank_input
 from train.dataset import Samples, Scan
 from train.encode import Encoder
+from train.fields import RecipeError
 from train.parts import add_adapters, freeze, groups, sizes
 from train.preflight import Flight, check
 from train.recipe import Recipe
@@ -30,6 +35,7 @@ from train.recipe_files import as_dict, to_yaml
 from train.reduction import Reducer, wanted
 from train.seen import Steps, draw_loss, write_report
 from train.trainer import RecipeTrainer
+from vlm.families import family_of
 
 
 def train(recipe: Recipe, resume: bool = False) -> dict[str, Any]:
@@ -51,14 +57,16 @@ def train(recipe: Recipe, resume: bool = False) -> dict[str, Any]:
         deepspeed.init_distributed()  # on a CPU transformers leaves it until after loading
     output = Path(str(recipe.output))
     _begin(recipe, output, flight)
-    set_seed(recipe.seed)  # adapters begin at random
     model, processor = load(recipe)
     freeze(model, recipe)
     base, cached = model, getattr(model.config, "use_cache", None)
+    set_seed(recipe.seed)  # adapters begin at random, and loading draws more under ZeRO-3
     if recipe.lora is not None:
         model = add_adapters(model, recipe.lora)
         freeze(model, recipe)
-    reducer = Reducer(base, recipe, flight.rank) if wanted(recipe) else None
+    # Processes that share sequences draw the same.
+    drawn = flight.rank // recipe.sequence_parallel
+    reducer = Reducer(base, recipe, drawn) if wanted(recipe) else None
     encoder = make_encoder(recipe, processor)
     trainer = RecipeTrainer(
         recipe,
@@ -78,6 +86,8 @@ def train(recipe: Recipe, resume: bool = False) -> dict[str, Any]:
     began = time.time()
     done = trainer.train(str(flight.checkpoint) if flight.checkpoint else None)
     facts = _facts(recipe, flight, trainer, done, time.time() - began)
+    if trainer.parallel is not None:
+        trainer.parallel.remove()
     if reducer is not None:
         reducer.compression.remove()
     # Trainer turns the cache off in the configuration that is saved, and generation wants it.
@@ -114,6 +124,13 @@ def training_arguments(recipe: Recipe, flight: Flight) -> TrainingArguments:
         f"{prefix}_checkpointing": recipe.checkpointing,
         f"{prefix}_checkpointing_kwargs": {"use_reentrant": False},
     }
+    if recipe.sequence_parallel > 1:
+        handler = DeepSpeedSequenceParallelConfig(
+            sp_seq_length_is_variable=True, sp_attn_implementation=recipe.attention
+        )
+        options["parallelism_config"] = ParallelismConfig(
+            sp_size=recipe.sequence_parallel, sp_backend="deepspeed", sp_handler=handler
+        )
     return TrainingArguments(
         output_dir=str(recipe.output),
         per_device_train_batch_size=optimizer.micro_batch,
@@ -176,14 +193,32 @@ def load(recipe: Recipe) -> tuple[Any, Any]:
         use_safetensors=True,
         **options,
     )
+    _forget_unused_names(model)
     processor = AutoProcessor.from_pretrained(name)
     processor.tokenizer.padding_side = "right"
     return model, processor
 
 
+def _forget_unused_names(model: Any) -> None:
+    """Save the model under the names that it was read with.
+
+    transformers 5.23 remembers which translations of names a checkpoint needed, and under ZeRO-3
+    all that it knows: a LLaVA would be saved as language_model.model.model.layers...
+    """
+    known = getattr(model, "_weight_conversions", None) or []
+    used = [one for one in known if not isinstance(one, WeightRenaming) or one.was_used()]
+    if len(used) != len(known):
+        model._weight_conversions = used
+
+
 def make_encoder(recipe: Recipe, processor: Any) -> Encoder:
     """The encoder of a recipe's data."""
     data = recipe.data
+    if data.pad_to_square and not hasattr(processor, "image_processor"):
+        raise RecipeError(
+            f"data.pad_to_square is true, and {type(processor).__name__} fits pictures to each "
+            "expert by itself: set it to false"
+        )
     media = None if data.media is None else Path(data.media)
     return Encoder(
         processor, media, data.template, data.window, data.frames, data.fps, data.pad_to_square
@@ -205,7 +240,24 @@ def make_collator(
         packing=recipe.data.packing,
         window=recipe.data.window,
         one_row=recipe.attention == "flash_attention_2",
+        places=rope_of(model) if recipe.data.packing else None,
     )
+
+
+def rope_of(model: Any) -> Callable[[dict[str, Any]], Tensor] | None:
+    """What gives the (3, S) positions of one sample's features to a model under M-RoPE."""
+    core = family_of(model).core
+    if not hasattr(core, "get_rope_index"):
+        return None
+    known = inspect.signature(core.get_rope_index).parameters
+
+    def places(sample: dict[str, Any]) -> Tensor:
+        given = {name: value for name, value in sample.items() if name in known}
+        for name in ("input_ids", "mm_token_type_ids"):
+            given[name] = sample[name][None]
+        return core.get_rope_index(**given)[0][:, 0]
+
+    return places
 
 
 def _boards(recipe: Recipe, output: Path, rank: int) -> list[Any]:

@@ -10,10 +10,12 @@ import torch
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 from transformers import Trainer
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from train.adapters import is_adapted, load_beside, merge, merged_state, save_beside
 from train.checkpoints import is_universal, mark_whole
 from train.dataset import Fault
+from train.parallel import SequenceParallel
 from train.parts import groups, optimizer_groups
 from train.recipe import Recipe
 from train.records import DataError
@@ -36,6 +38,9 @@ class RecipeTrainer(Trainer):
         self._new_faults: list[Fault] = []
         self._last_log: float | None = None
         self._rates: dict[str, float] = {}
+        self.parallel: SequenceParallel | None = None
+        self._base, self._counting_batches = base, False
+        self._attend = ALL_ATTENTION_FUNCTIONS.get(recipe.attention)
         super().__init__(**kwargs)
         family = family_of(base)
         self._depth = len(family.layers)
@@ -67,6 +72,45 @@ class RecipeTrainer(Trainer):
         samples = super().get_batch_samples(*args, **kwargs)
         self.watch.stop("data")
         return samples
+
+    # ---------------------------------------------------------------- sequence parallelism
+
+    def get_train_dataloader(self) -> Any:
+        loader = super().get_train_dataloader()
+        if self.recipe.sequence_parallel > 1:
+            # The processes of a group read the same batches, and share the sequences in them.
+            shard: Any = loader.batch_sampler
+            shard.num_processes //= self.recipe.sequence_parallel
+            shard.process_index //= self.recipe.sequence_parallel
+            self.accelerator.deepspeed_ulysses_dl_adapter = self._share
+        return loader
+
+    def _share(self, loader: Any, model: Any) -> Any:
+        """In the place of DeepSpeed's adapter, once its groups are there (see train.parallel)."""
+        from deepspeed.utils import groups
+
+        compression = None if self.reducer is None else self.reducer.compression
+        group = groups._get_sequence_parallel_group()
+        self.parallel = SequenceParallel(self._base, group, self._attend, compression)
+        self.model_accepts_loss_kwargs = True
+        return loader
+
+    def set_initial_training_values(self, args: Any, dataloader: Any) -> Any:
+        self._counting_batches = True
+        found = super().set_initial_training_values(args, dataloader)
+        self._counting_batches = False
+        return found
+
+    def get_sp_size(self) -> int:
+        # Trainer takes it that each process reads batches of its own, for the whole group in turn.
+        return 1 if self._counting_batches else super().get_sp_size()
+
+    def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        if self.parallel is None or not self.model.training:  # type: ignore[union-attr]
+            return super().compute_loss(model, inputs, *args, **kwargs)
+        outputs = model(**inputs, num_items_in_batch=kwargs.get("num_items_in_batch"))
+        # The mean over all tokens of a step is a mean over groups: DeepSpeed divides by as many.
+        return outputs.loss * (self.args.world_size // self.recipe.sequence_parallel)
 
     # ---------------------------------------------------------------- steps
 
@@ -140,8 +184,8 @@ class RecipeTrainer(Trainer):
         seconds, counts = self.watch.take()
         names = sorted({"samples", "text", "visual", "cut", "visual dense", "visual kept"})
         mine = torch.tensor([counts.get(name, 0.0) for name in names], device=self.args.device)
-        every = self.accelerator.reduce(mine, "sum").tolist()
-        total = dict(zip(names, every, strict=True))
+        every = self.accelerator.reduce(mine, "sum") / self.recipe.sequence_parallel
+        total = dict(zip(names, every.tolist(), strict=True))
         for name, amount in total.items():
             self.totals[name] = self.totals.get(name, 0.0) + amount
         inside = seconds.get("reduce", 0.0)

@@ -1,159 +1,149 @@
-"""Input that is wrong, or at the edge of what there can be, on every family."""
+"""Bad input gets one clear error that names the argument; odd input does what is documented."""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
+from dataclasses import fields, replace
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from compress import compress
-from compress.methods import Duet
-from tests import reference
-from tests.compress.common import CLOSE, NEW, answer
-from tests.tiny import CASES, IMAGE_TOKEN, VIDEO_TOKEN, Case, Sample
-from vlm.families import FAMILIES, UnknownFamily, family_of
+from compress import reduce
+from compress.methods import METHODS, get_method, list_methods
+from compress.tokens import VisualTokens
+from tests.compress.cases import inputs
+from tests.compress.test_contracts import BEFORE, GRIDS
 
-BOTH = Duet(layers=(1, 3), ratios=(0.6, 0.3))
-each_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-with_videos = pytest.mark.parametrize(
-    "case",
-    [case for case in CASES if any(("video", "v") in layout for layout in case.layouts)],
-    ids=lambda case: case.name,
-)
+WIDE = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
+TENSORS = ("features", "keys", "saliency", "query", "tower", "shallow", "attention")
+QUICK = settings(max_examples=15, deadline=None, derandomize=True)
 
 
-def test_an_unknown_family_names_the_known_ones() -> None:
-    class Config:
-        model_type = "blip_2"
-
-    class Blip(torch.nn.Module):
-        config, model = Config(), torch.nn.Identity()
-
-    with pytest.raises(UnknownFamily) as caught:
-        compress(Blip(), "duet", budget=8)
-    message = str(caught.value)
-    assert "'blip_2'" in message
-    assert all(kind in message for family in FAMILIES for kind in family.model_types)
-    page = next(word for word in message.split() if word.endswith(".md"))
-    assert (Path(__file__).parents[2] / page).is_file()
+def bare(tokens):
+    """Arguments of `reduce` for these tokens, features apart."""
+    names = (*TENSORS[1:], "query_mask", "grid")
+    return tokens.features, {name: getattr(tokens, name) for name in names}
 
 
-@each_case
-@pytest.mark.parametrize("change", ["one less", "one more", "no image"])
-def test_placeholders_that_do_not_match(case: Case, change: str) -> None:
-    """Never run; the next call is right."""
-    model, sample = case.model(), case.samples()[0]
-    right = case.inputs([sample])
-    (places,) = (sample.ids == IMAGE_TOKEN).nonzero(as_tuple=True)
-    ids = sample.ids.clone()
-    if change == "one less":
-        ids[places[-1]] = 9
-    elif change == "one more":
-        ids = torch.cat([ids[:1], ids[places[:1]], ids[1:]])
-    else:
-        ids = torch.full_like(ids, 9)
-    wrong = case.inputs([Sample(ids, sample.shown)])
-    with compress(model, BOTH, budget=case.budget), torch.no_grad():
-        wanted = model(**right).logits
-        with pytest.raises(ValueError, match=r"(?i)image|placeholder|token"):
-            model(**wrong)
-        # Under M-RoPE generate lays out positions first, and has errors of its own.
-        with pytest.raises((ValueError, RuntimeError, StopIteration)):
-            answer(model, wrong)
-        assert torch.equal(model(**right).logits, wanted)
+@pytest.mark.parametrize("name", BEFORE)
+@given(grid=GRIDS, data=st.data())
+@QUICK
+def test_reduce_takes_counts_and_fractions(name, grid, data):
+    x, others = bare(inputs(b=1, grid=grid))
+    n = x.shape[1]
+    count = data.draw(st.integers(1, n) | st.floats(1e-6, 1.0), label="count")
+    kept = count if isinstance(count, int) else max(1, round(count * n))
+    assert reduce(x, name, count, **others).validate().count == kept
 
 
-@each_case
-def test_a_prompt_with_no_image(case: Case) -> None:
-    """It is the stock model's, also after one with images; there is nothing to report."""
-    model, text = case.model(), case.inputs([case.sample([9], seed=5), case.sample([4], seed=6)])
-    stock = answer(model, text)
-    with compress(model, BOTH, budget=case.budget) as c:
-        first = answer(model, text)
-        with pytest.raises(RuntimeError, match="no prompt"):
-            c.report()
-        answer(model, case.inputs(case.samples()))
-        again = answer(model, text)
-    for out in (first, again):
-        assert all(torch.equal(a, b) for a, b in zip(out.logits, stock.logits, strict=True))
+@pytest.mark.parametrize("name", list_methods())
+@given(data=st.data())
+@QUICK
+def test_counts_that_cannot_be(name, data):
+    x, others = bare(inputs(grid=(1, 2, 3)))
+    outside = st.integers(7, 10**6) | st.integers(-5, 0)
+    fractions = st.floats(1.0, exclude_min=True) | st.floats(max_value=0.0)
+    count = data.draw(outside | fractions | st.just(float("nan")), label="count")
+    with pytest.raises(ValueError, match="count is"):
+        reduce(x, name, count, **others)
+    wrong = data.draw(st.sampled_from(["4", None, True, [4], 1j]), label="wrong")
+    with pytest.raises(TypeError, match="count must be"):
+        reduce(x, name, wrong, **others)
 
 
-@each_case
-@pytest.mark.parametrize("budget", [1, 0.001])
-def test_an_image_with_too_few_cells_for_the_budget(case: Case, budget: float) -> None:
-    """The nearest budget that can be reached is taken and reported; it is never none at all."""
-    model, given = case.model(), case.inputs(case.samples())
-    with compress(model, BOTH, budget=budget) as c:
-        answer(model, given)
-        report, first = c.report(), [tensors["size"] for tensors in c.export()]
-    assert all(len(size) >= 1 for size in first)
-    assert report.reduced.layers[0] == sum(len(size) for size in first)
-    assert report.budget == pytest.approx(sum(report.reduced.layers) / 4 / len(first))
+@pytest.mark.parametrize("name", list_methods())
+@given(grid=GRIDS, extra=st.integers(1, 4), data=st.data())
+@QUICK
+def test_grid_that_does_not_match(name, grid, extra, data):
+    x, others = bare(inputs(b=1, grid=grid))
+    axis = data.draw(st.integers(0, 2))
+    wrong = tuple(length + extra * (i == axis) for i, length in enumerate(grid))
+    with pytest.raises(ValueError, match="grid"):
+        reduce(x, name, 1, **others | {"grid": wrong})
+    for short in ((x.shape[1],), (0, 1, x.shape[1]), (1, 1, 1, x.shape[1])):
+        with pytest.raises(ValueError, match="grid"):
+            reduce(x, name, 1, **others | {"grid": short})
 
 
-@each_case
-def test_images_with_fewer_cells_than_the_budget(case: Case) -> None:
-    """A count that an image does not have leaves it whole; where no image can have it, it is
-    refused at once."""
-    model, given = case.model(), case.inputs(case.samples())
-    cells = family_of(model).cells
-    if cells is not None:
-        with pytest.raises(ValueError, match=rf"budget is 100000.*1\.\.{cells}"):
-            compress(model, BOTH, budget=100_000)
-        return
-    with torch.no_grad():
-        with compress(model, BOTH, budget=100_000):
-            kept = model(**given).logits
-        assert torch.equal(kept, model(**given).logits)
+@pytest.mark.parametrize("name", BEFORE)
+@given(data=st.data())
+@QUICK
+def test_values_that_cannot_be_ranked(name, data):
+    tokens = inputs(grid=(2, 2, 3))
+    field = data.draw(st.sampled_from(TENSORS), label="field")
+    x = getattr(tokens, field)
+    place = data.draw(st.integers(0, x.numel() - 1), label="place")
+    x.flatten()[place] = data.draw(st.sampled_from([torch.nan, torch.inf, -torch.inf]))
+    with pytest.raises(ValueError, match=f"{field} holds NaN"):
+        get_method(name).reduce(tokens, 5)
 
 
-@with_videos
-def test_a_video_of_one_frame(case: Case) -> None:
-    model, sample, budget = case.model(), case.sample((2, ("video", "one"), 5)), 6
-    with torch.no_grad():
-        prefix = reference.reduce_prompt(model, case, BOTH, budget, sample)
-        ids, logits = reference.greedy(model, prefix, NEW)
-    with compress(model, BOTH, budget=budget) as c:
-        out = answer(model, case.inputs([sample]))
-        assert int(c.export()[0]["grid"][0]) == 1
-    assert int((sample.ids == VIDEO_TOKEN).sum()) > budget
-    torch.testing.assert_close(torch.cat(out.logits), logits, **CLOSE)
-    assert torch.equal(out.sequences[0, -NEW:], ids)
+@pytest.mark.parametrize("name", BEFORE)
+@given(data=st.data())
+@QUICK
+def test_vectors_of_no_length(name, data):
+    tokens = inputs(grid=(2, 3, 3))
+    lost = data.draw(st.lists(st.booleans(), min_size=18, max_size=18).map(torch.tensor))
+    for field in data.draw(st.sets(st.sampled_from(TENSORS[:-1])), label="fields"):
+        value = getattr(tokens, field)
+        if field == "query":
+            value.zero_()
+        else:
+            value[:, lost] = 0
+    keep = data.draw(st.integers(1, 17), label="keep")
+    out = get_method(name).reduce(tokens, keep).validate()
+    assert out.features.isfinite().all()
 
 
-@each_case
-def test_generating_from_padding_is_refused(case: Case) -> None:
-    """The stock model warns and goes on from padding; a forward for its logits is no such case."""
-    model, samples = case.model(), case.samples()
-    with compress(model, BOTH, budget=case.budget):
-        with pytest.raises(ValueError, match=r"rows \[.*padded on the right.*left"):
-            answer(model, case.inputs(samples, "right"))
-        with torch.no_grad():
-            model(**case.inputs(samples, "right"), logits_to_keep=3)
-        answer(model, case.inputs(samples, "left"))
+@pytest.mark.parametrize("name", BEFORE)
+@given(grid=GRIDS, kinds=st.lists(st.sampled_from(WIDE), min_size=7, max_size=7))
+@QUICK
+def test_every_field_of_a_type_of_its_own(name, grid, kinds):
+    tokens = inputs(grid=grid)
+    cast = {f: getattr(tokens, f).to(kind) for f, kind in zip(TENSORS, kinds, strict=True)}
+    keep = max(1, tokens.count // 3)
+    out = get_method(name).reduce(replace(tokens, **cast), keep).validate()
+    assert out.features.dtype == kinds[0]
+    assert out.features.isfinite().all()
 
 
-@each_case
-def test_half_precision(case: Case) -> None:
-    """bfloat16 follows float32 as closely as the stock model does; gradients are finite."""
-    model, half = case.model(), case.fresh().bfloat16()
-    given = case.inputs(case.samples())
-    given16 = {name: x.bfloat16() if x.is_floating_point() else x for name, x in given.items()}
-    real = given["attention_mask"] == 1
+@pytest.mark.parametrize("field", [*TENSORS[1:], "query_mask"])
+def test_fields_on_another_device(field):
+    tokens = inputs()
+    with pytest.raises(ValueError, match=f"{field} is on meta, but features is on cpu"):
+        replace(tokens, **{field: getattr(tokens, field).to("meta")})
 
-    def gap(budget: Any) -> float:
-        with torch.no_grad(), compress(model, "uniform", budget=budget):
-            a = model(**given).logits[real]
-        with torch.no_grad(), compress(half, "uniform", budget=budget):
-            b = half(**given16).logits[real]
-        assert b.dtype == torch.bfloat16 and bool(b.isfinite().all())
-        return float((a - b.float()).abs().mean())
 
-    # The same cells, so that the choice is not what is compared.
-    assert gap(case.budget) < 2 * gap(1.0)
-    half.gradient_checkpointing_enable({"use_reentrant": False})
-    with compress(half.train(), BOTH, budget=case.budget):
-        half(**given16, labels=given["input_ids"]).loss.backward()
-    assert all(bool(p.grad.isfinite().all()) for p in half.parameters() if p.grad is not None)
+@pytest.mark.parametrize("name", list_methods())
+def test_options_of_the_wrong_kind(name):
+    method = METHODS[name]
+    with pytest.raises(TypeError, match="nonsense"):
+        method(nonsense=1)
+    for option in fields(method):
+        for wrong in (float("nan"), float("inf"), ["x"], object()):
+            with pytest.raises((TypeError, ValueError), match=option.name):
+                method(**{option.name: wrong})
+        if option.type != "bool" and not str(option.type).startswith(("str", "bool")):
+            with pytest.raises((TypeError, ValueError), match=option.name):
+                method(**{option.name: "nonsense"})
+
+
+def test_reduce_names_what_it_does_not_know():
+    x = torch.randn(2, 9, 4)
+    assert reduce(x, "random", 0.5).features.shape == (2, 4, 4)
+    with pytest.raises(ValueError, match="known methods"):
+        reduce(x, "nonsense", 4)
+    with pytest.raises(ValueError, match="Duet needs"):
+        reduce(x, "duet", 4)
+    with pytest.raises(TypeError, match="method"):
+        reduce(x, 3, 4)
+    with pytest.raises(TypeError, match="features must be floating point"):
+        reduce(x.long(), "random", 4)
+    with pytest.raises(TypeError, match="keys must be a tensor"):
+        reduce(x, "random", 4, keys=[1])
+    for shape in ((9, 4), (2, 9, 4, 1)):
+        with pytest.raises(ValueError, match="features must be a tensor"):
+            reduce(torch.zeros(shape), "random", 4)
+    with pytest.raises(ValueError, match="no cells"):
+        VisualTokens(torch.zeros(1, 0, 4), (1, 1, 1))

@@ -1,5 +1,6 @@
-"""Several runs in the same launched processes, since starting them costs more than a tiny run.
+"""What the launcher's tests start: a run, or several in the same processes, as starting costs most.
 
+deepspeed --num_accelerators 2 --module tests.train.launched mini model=... (as `train`)
 deepspeed --num_accelerators 2 --module tests.train.launched jobs.json
 
 jobs.json: a list of {"name", "recipe": overrides of `mini`, "resume"}; writes NAME.json beside it,
@@ -15,9 +16,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import deepspeed
 import torch
+from deepspeed.runtime.sequence_parallel import parallel_state_sp
 from torch import distributed
 
+from train.__main__ import main as command
 from train.recipe_files import load_recipe
 from train.run import train
 
@@ -34,10 +38,17 @@ def main(path: Path) -> None:
             facts = {"error": str(error)}
         if rank == 0:
             (path.parent / f"{job['name']}.json").write_text(json.dumps(facts, default=str))
+        parallel_state_sp._SEQUENCE_PARALLEL_GROUP = None  # DeepSpeed makes them once a process
+        parallel_state_sp._SEQUENCE_DATA_PARALLEL_GROUP = None
         gc.collect()
         if distributed.is_initialized():
             distributed.barrier()
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[-1]))
+    # Two processes of a test need no shared-memory kernels, which take minutes to compile.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    if sys.argv[-1].endswith("jobs.json"):
+        main(Path(sys.argv[-1]))
+    else:
+        sys.exit(command(sys.argv[1:]))

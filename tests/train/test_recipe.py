@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import importlib.util
 import json
 from pathlib import Path
 
@@ -11,8 +13,8 @@ from tests.train import small
 from train.__main__ import main
 from train.checkpoints import RECIPE, WHOLE, check_output
 from train.fields import RecipeError
-from train.preflight import check, deepspeed_settings
-from train.recipe import Recipe
+from train.preflight import check, check_recipe, deepspeed_settings
+from train.recipe import LearningRate, Lora, Recipe
 from train.recipe_files import FOLDER, load_recipe, to_yaml
 
 MINIMAL = "learning_rate: {projector: 1e-3}\n"
@@ -138,6 +140,17 @@ def test_deepspeed_settings_that_contradict_are_refused(
         deepspeed_settings(settings(tmp_path, changes), 8)
 
 
+def test_four_bit_weights_are_not_spread(tmp_path: Path) -> None:
+    changes = {"zero_optimization": {"stage": 3}}
+    found = settings(tmp_path, changes)
+    lora = Lora(quantize=True, merge=False)
+    quantized = dataclasses.replace(
+        found, lora=lora, learning_rate=LearningRate(language_model=1e-4)
+    )
+    with pytest.raises(RecipeError, match=r"ZeRO-3 spreads weights.*zero2"):
+        deepspeed_settings(quantized, 8)
+
+
 def test_deepspeed_settings_that_agree_pass(tmp_path: Path) -> None:
     agreeing = {"train_batch_size": 128, "bf16": {"enabled": "auto"}}
     assert deepspeed_settings(settings(tmp_path, agreeing), 8) == agreeing
@@ -158,12 +171,18 @@ def test_deepspeed_settings_that_agree_pass(tmp_path: Path) -> None:
         (["deepspeed=zero5"], "there is no such file, nor one in train/deepspeed"),
         (["optimizer.batch=3"], "such as 4"),
         (["attention=flash_attention_2"], "needs the package flash_attn"),
+        (["lora={quantize: true, merge: false}"], "needs the package bitsandbytes"),
+        (["lora={quantize: true}"], "adapters cannot be merged into 4-bit weights"),
+        (["log.to=[tensorboard, wandb]"], "needs the package wandb"),
+        (["log.to=wandv"], "log.to is 'wandv'; did you mean 'wandb'"),
     ],
 )
 def test_mistakes_are_found_before_the_model_is_loaded(
     tmp_path: Path, overrides: list[str], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("RANK", raising=False)
+    absent, real = ("flash_attn", "bitsandbytes", "wandb"), importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda n: None if n in absent else real(n))
     base = tmp_path / "base"
     base.mkdir()
     (base / "config.json").write_text("no model could be loaded from this")
@@ -218,3 +237,30 @@ def test_dry_run_tells_groups_tokens_and_memory(
     assert "visual tokens an image: 16 dense, 10 on average over 4 layers" in said
     for word in ("budget: 10", "language_model", "tokens a step", "optimizer", "GiB"):
         assert word in said
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["deepspeed=null"], "deepspeed null: sequences are shared by DeepSpeed's"),
+        (["deepspeed=zero2", "attention=eager"], "expected 'sdpa' or 'flash_attention_2'"),
+        (
+            ["sequence_parallel=3", "deepspeed=zero2"],
+            "the model has 2 attention heads on 2",
+        ),
+    ],
+)
+def test_sequences_that_cannot_be_shared(
+    tmp_path: Path, overrides: list[str], message: str
+) -> None:
+    recipe = small.recipe(tmp_path, "sequence_parallel=2", *overrides)
+    with pytest.raises(RecipeError, match=message):
+        check_recipe(recipe, recipe.sequence_parallel)
+
+
+def test_slots_need_merged_tokens_at_home() -> None:
+    duet = "compress={method: duet, budget: 64}"
+    with pytest.raises(RecipeError, match="only merged tokens"):
+        load_recipe("finetune", ["slots=8"])
+    with pytest.raises(RecipeError, match="give up the places"):
+        load_recipe("finetune", ["slots=8", duet, "positions=compact"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from pathlib import Path
 from typing import Any
@@ -12,15 +13,17 @@ from safetensors.torch import load_file
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
 from compress import compress
+from tests.tiny import CASES
 from tests.train import small
 from train.checkpoints import WHOLE
 from train.collate import Collator, blank_input
 from train.dataset import Samples, split
+from train.encode import TOKENS
 from train.parts import freeze, groups, part_of
 from train.recipe import Recipe
 from train.recipe_files import load_recipe
 from train.records import DataError
-from train.run import make_collator, make_encoder, train
+from train.run import make_collator, make_encoder, rope_of, train
 
 TINY = pytest.approx  # float32 sums in another order
 
@@ -107,7 +110,12 @@ def test_losses_are_the_same_with_checkpointing(tmp_path: Path, reduced: bool) -
     assert found[0] == found[1]
 
 
-def test_packed_samples_learn_the_same_as_single_ones(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "extra",
+    [[], ["compress={method: duet, budget: 8}"], ["positions=v2pe:0.25"]],
+    ids=["dense", "duet", "v2pe"],
+)
+def test_packed_samples_learn_the_same_as_single_ones(tmp_path: Path, extra: list[str]) -> None:
     found = [
         losses(
             train(
@@ -117,6 +125,7 @@ def test_packed_samples_learn_the_same_as_single_ones(tmp_path: Path) -> None:
                     "data.window=90",
                     "optimizer.micro_batch=4",
                     f"output={tmp_path / packed}",
+                    *extra,
                     text_every=3,
                 )
             )
@@ -184,6 +193,28 @@ def test_the_same_seed_gives_the_same_run_with_draws(tmp_path: Path) -> None:
     assert found[0] == found[1]
     other = train(small.recipe(tmp_path, *extra, "seed=1", f"output={tmp_path / 'c'}"))
     assert losses(other) != found[0][0]
+
+
+def test_packed_samples_of_a_model_under_mrope_have_their_own_positions(tmp_path: Path) -> None:
+    case = next(case for case in CASES if case.name == "qwen2_5_vl")
+    model = case.model()
+    samples = [case.sample((3, ("image", "a"), 4), seed=1), case.sample([5], seed=2)]
+    features = []
+    for sample in samples:
+        given = case.inputs([sample])
+        del given["attention_mask"]
+        given = {k: v[0] if k in TOKENS else v for k, v in given.items()}
+        given["labels"] = given["input_ids"].clone()
+        features.append(given | {"faults": [], "cut": 0})
+    accepts = frozenset(inspect.signature(model.forward).parameters)
+    collate = Collator(0, {}, accepts, packing=True, window=99, places=rope_of(model))
+    batch = collate(features)
+    batch.pop("about")
+    assert batch["position_ids"].shape == (4, 1, sum(len(s.ids) for s in samples))
+    with torch.no_grad():
+        packed = model(**batch, use_cache=False).logits[0]
+        alone = [model(**case.inputs([sample])).logits[0] for sample in samples]
+    torch.testing.assert_close(packed, torch.cat(alone), rtol=1e-4, atol=3e-5)
 
 
 def test_the_report_tells_visual_tokens_before_and_after(tmp_path: Path) -> None:
@@ -259,3 +290,30 @@ def test_a_blank_input_of_the_encoder_is_its_tokens_alone(tmp_path: Path) -> Non
     assert len(blank["input_ids"]) == small.CELLS
     assert blank["pixel_values"].shape[0] == 1
     assert isinstance(Collator(pad=0, blanks={"image": blank}), Collator)
+
+
+PLAIN = ["deepspeed=null", "precision=fp32", "data.workers=0", "optimizer.batch=4"]
+
+
+@pytest.mark.parametrize(
+    ("name", "extra"),
+    [
+        ("pretrain", ["optimizer.micro_batch=2"]),
+        ("finetune", ["optimizer.micro_batch=2"]),
+        ("lora", ["optimizer.micro_batch=2"]),
+        ("duet_64", ["optimizer.micro_batch=2", "compress.budget=4"]),
+        ("v2pe", ["optimizer.micro_batch=4", "data.window=200"]),
+        ("ppe", []),
+        ("poly_pretrain", ["optimizer.micro_batch=2"]),
+        ("poly_finetune", ["optimizer.micro_batch=2"]),
+    ],
+)
+def test_recipes_that_ship_run(tmp_path: Path, name: str, extra: list[str]) -> None:
+    made = small.recipe(tmp_path)
+    given = {"model": made.model, "output": made.output, "data.media": made.data.media}
+    overrides = [f"{key}={value}" for key, value in given.items()]
+    overrides += [f"data.files=[{made.data.files[0]}]", "optimizer.steps=2", "log.every=1"]
+    facts = train(load_recipe(name, [*overrides, *PLAIN, *extra]))
+    assert len(losses(facts)) == 2 and all(loss == loss for loss in losses(facts))
+    if facts["recipe"]["compress"] is not None:
+        assert facts["totals"]["visual kept"] < facts["totals"]["visual dense"]

@@ -1,0 +1,72 @@
+"""Samples packed one after another in a row get what each gets alone (training, no cache)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from compress import compress
+from compress.methods import Duet, Method, Random
+from positions import V2PE
+from tests.compress.common import CLOSE
+from tests.tiny import CASES, Case, Sample
+
+STAGES = Duet(layers=(1, 3), ratios=(0.6, 0.3))
+SALIENT = Duet(layers=(1, 3), ratios=(0.6, 0.3), query="salient")
+BY_FAMILY: dict[str, tuple[Method, float, Any]] = {
+    "keep all": (Random(), 1.0, "home"),
+    "stages": (STAGES, 0.3, "home"),
+}
+OTHER: dict[str, tuple[Method, float, Any]] = {
+    "salient": (SALIENT, 0.3, "home"),
+    "compact": (STAGES, 0.3, "compact"),
+    "v2pe": (STAGES, 0.3, V2PE(1 / 4)),
+}
+
+
+def places(case: Case, model: Any, sample: Sample) -> Tensor:
+    """(1, S), or (4, 1, S) with text positions in front, of one sample."""
+    line = torch.arange(len(sample.ids))[None]
+    if not hasattr(model.model, "get_rope_index"):
+        return line
+    given = case.inputs([sample])
+    keys = ("input_ids", "mm_token_type_ids", "image_grid_thw", "video_grid_thw")
+    axes, _ = model.model.get_rope_index(**{k: given[k] for k in keys if k in given})
+    return torch.cat([line[None], axes])
+
+
+def check(case: Case, method: Method, budget: float, positions: Any, attention: str) -> None:
+    model = case.model(attention)
+    samples = [*case.samples(), case.sample([6], seed=9)]
+    row = Sample(
+        torch.cat([sample.ids for sample in samples]),
+        tuple(one for sample in samples for one in sample.shown),
+    )
+    packed: dict[str, Any] = case.inputs([row])
+    del packed["attention_mask"]
+    packed["position_ids"] = torch.cat([places(case, model, s) for s in samples], dim=-1)
+    labels = [torch.full_like(sample.ids, -100) for sample in samples]
+    for mine, sample in zip(labels, samples, strict=True):
+        mine[-1] = sample.ids[-1]
+    with compress(model, method, budget, positions=positions), torch.no_grad():
+        found = model(**packed, labels=torch.cat(labels)[None], use_cache=False).logits[0]
+        wanted = [
+            model(**case.inputs([s]), labels=mine[None], use_cache=False).logits[0]
+            for s, mine in zip(samples, labels, strict=True)
+        ]
+    for got, alone in zip(found.split([len(x) for x in wanted]), wanted, strict=True):
+        torch.testing.assert_close(got, alone, **CLOSE)
+
+
+@pytest.mark.parametrize("setting", BY_FAMILY)
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_packed_samples_get_what_they_get_alone(case: Case, setting: str) -> None:
+    check(case, *BY_FAMILY[setting], attention="sdpa")
+
+
+@pytest.mark.parametrize("setting", OTHER)
+def test_packed_with_other_queries_and_positions(setting: str) -> None:
+    check(CASES[0], *OTHER[setting], attention="eager")
