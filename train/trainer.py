@@ -44,7 +44,9 @@ class RecipeTrainer(Trainer):
         super().__init__(**kwargs)
         family = family_of(base)
         self._depth = len(family.layers)
-        self.watch.time_module("vision", family.tower)
+        tower: Any = family.tower  # of several experts: a container, which is never called
+        for module in tower.values() if isinstance(tower, nn.ModuleDict) else [tower]:
+            self.watch.time_module("vision", module)
         self.watch.time_module("language model", family.language_model)
 
     # ---------------------------------------------------------------- data
