@@ -14,7 +14,7 @@ from transformers import AutoProcessor, LlavaForConditionalGeneration
 
 from compress import compress
 from tests.tiny import CASES
-from tests.train import small
+from tests.train import small, small_qwen
 from train.checkpoints import WHOLE
 from train.collate import Collator, blank_input
 from train.dataset import Samples, split
@@ -193,6 +193,41 @@ def test_the_same_seed_gives_the_same_run_with_draws(tmp_path: Path) -> None:
     assert found[0] == found[1]
     other = train(small.recipe(tmp_path, *extra, "seed=1", f"output={tmp_path / 'c'}"))
     assert losses(other) != found[0][0]
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [[], ["compress={method: duet, budget: 0.3}"], ["positions=v2pe:0.25"]],
+    ids=["dense", "duet", "v2pe"],
+)
+def test_a_model_with_mrope_learns_pictures_videos_and_text(
+    tmp_path: Path, extra: list[str]
+) -> None:
+    base = small_qwen.write_base(tmp_path / "qwen")
+    found = []
+    for packed in ("false", "true"):
+        recipe = small.recipe(
+            tmp_path,
+            f"model={base}",
+            f"output={tmp_path / packed}",
+            "data.frames=4",
+            "data.group=none",
+            f"data.packing={packed}",
+            "data.window=150",
+            "optimizer.micro_batch=4",
+            "optimizer.warmup=0",
+            *extra,
+            text_every=4,
+        )
+        if not found:
+            media = Path(str(recipe.data.media))
+            small_qwen.give_a_video(Path(recipe.data.files[0]), media)
+            kept = Path(recipe.data.files[0]).read_text()
+        Path(recipe.data.files[0]).write_text(kept)
+        facts = train(recipe)
+        assert not facts["skipped"]
+        found.append(losses(facts))
+    assert found[1] == TINY(found[0], rel=1e-4)
 
 
 def test_packed_samples_of_a_model_under_mrope_have_their_own_positions(tmp_path: Path) -> None:
