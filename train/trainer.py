@@ -39,7 +39,7 @@ class RecipeTrainer(Trainer):
         self._last_log: float | None = None
         self._rates: dict[str, float] = {}
         self.parallel: SequenceParallel | None = None
-        self._base, self._counting_batches = base, False
+        self._base, self._alone = base, False
         self._attend = ALL_ATTENTION_FUNCTIONS.get(recipe.attention)
         super().__init__(**kwargs)
         family = family_of(base)
@@ -98,14 +98,14 @@ class RecipeTrainer(Trainer):
         return loader
 
     def set_initial_training_values(self, args: Any, dataloader: Any) -> Any:
-        self._counting_batches = True
+        # Trainer takes it that each process reads batches of its own, for the whole group in turn.
+        self._alone = True
         found = super().set_initial_training_values(args, dataloader)
-        self._counting_batches = False
+        self._alone = False
         return found
 
     def get_sp_size(self) -> int:
-        # Trainer takes it that each process reads batches of its own, for the whole group in turn.
-        return 1 if self._counting_batches else super().get_sp_size()
+        return 1 if self._alone else super().get_sp_size()
 
     def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         if self.parallel is None or not self.model.training:  # type: ignore[union-attr]
@@ -153,7 +153,11 @@ class RecipeTrainer(Trainer):
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         if self.reducer is not None:
             self.reducer.settle()
-        return super().evaluate(*args, **kwargs)
+        self._alone = True  # each process validates on samples of its own
+        try:
+            return super().evaluate(*args, **kwargs)
+        finally:
+            self._alone = False
 
     def _account(self, about: dict[str, Any], count: bool = True) -> None:
         self._new_faults += about["faults"]
