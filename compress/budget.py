@@ -12,23 +12,23 @@ MODES = ("drop", "merge")
 SCORERS = ("next", "previous")
 
 
-def resolve_budget(budget: int | float, dense: int) -> float:
+def resolve_budget(budget: int | float, dense: int, name: str = "budget") -> float:
     """Mean number of visual tokens asked for: an int is a count, a float in (0, 1] a fraction.
 
     Raises TypeError if `budget` is not a number (bool is not one), ValueError if it is NaN, not
-    positive, a float above 1 or a count above `dense`.
+    positive, a float above 1 or a count above `dense`. name: of the argument, for these errors.
     """
     if isinstance(dense, bool) or not isinstance(dense, Integral) or dense < 1:
         raise ValueError(f"dense must be a positive count of tokens, got {dense!r}")
     if isinstance(budget, bool) or not isinstance(budget, Real):
-        raise TypeError(f"budget must be an int (count) or a float in (0, 1], got {budget!r}")
+        raise TypeError(f"{name} must be an int (count) or a float in (0, 1], got {budget!r}")
     if isinstance(budget, Integral):
         if not 1 <= budget <= dense:
-            raise ValueError(f"budget is {budget} tokens; it must be 1..{dense} (the dense count)")
+            raise ValueError(f"{name} is {budget} tokens; it must be 1..{dense} (the dense count)")
         return float(budget)
     if not 0.0 < float(budget) <= 1.0:  # also refuses NaN
         raise ValueError(
-            f"budget is {budget!r}; a float is a fraction of the dense count, in (0, 1]. "
+            f"{name} is {budget!r}; a float is a fraction of the dense count, in (0, 1]. "
             "Give an int for a count of tokens"
         )
     return float(budget) * dense
@@ -153,10 +153,15 @@ def stage_layers(depth: int, positions: Iterable[int | float]) -> tuple[int, ...
     """Decoder layers of a schedule's stages: an int is a layer, a float a fraction of `depth`.
 
     Rounded down, at least 1 (one layer sees all kept tokens), each later than the one before;
-    layers that do not exist are left out (so a shallow model has fewer stages).
+    layers that do not exist are left out (so a shallow model has fewer stages). Raises ValueError
+    for one that is negative.
     """
     layers: list[int] = []
     for position in positions:
+        if position < 0:
+            raise ValueError(
+                f"layer is {position!r}; a layer, or share of the depth, is not negative"
+            )
         layer = math.floor(position * depth + 1e-9) if isinstance(position, float) else position
         layer = max(layer, layers[-1] + 1 if layers else 1)
         if layer < depth:

@@ -1,4 +1,4 @@
-"""Pure, batched, deterministic operations on tokens. No model, no host sync.
+"""Pure, batched, deterministic operations on tokens. No model, no host sync. Greedy ones: `greedy`.
 
 Shapes: B inputs, N tokens, D channels, M rows kept. Indices are int64. Statistics (similarity,
 distance, means) are float32 or better whatever the features' type. Ties go to the lower index.
@@ -14,6 +14,7 @@ from torch import Tensor
 from compress.tokens import Reduction
 
 PAIRS = 2**24  # similarities held at once where no full N x N table is needed: 64 MiB of float32
+TILE = 192  # rows of a symmetric table computed at once
 TABLES = 2**27  # entries of full N x N tables held at once, over the inputs of a batch: 512 MiB
 
 
@@ -61,7 +62,23 @@ def unit(x: Tensor) -> Tensor:
 
 def cosine(a: Tensor, b: Tensor) -> Tensor:
     """(B, N, D), (B, M, D) -> (B, N, M) cosine similarity; 0 with a zero vector."""
-    return unit(a) @ unit(b).transpose(1, 2)
+    a, b = unit(a), unit(b)
+    kind = torch.promote_types(a.dtype, b.dtype)
+    return a.to(kind) @ b.to(kind).mT
+
+
+def gram(x: Tensor) -> Tensor:
+    """(B, N, D) -> x x^T (B, N, N); on a CPU each pair is computed once."""
+    if x.is_cuda:
+        return x @ x.mT
+    n = x.shape[1]
+    out = x.new_empty(len(x), n, n)
+    for start in range(0, n, TILE):
+        stop = min(n, start + TILE)
+        block = x[:, start:stop] @ x[:, :stop].mT
+        out[:, start:stop, :stop] = block
+        out[:, :start, start:stop] = block[..., :start].mT
+    return out
 
 
 def minmax(x: Tensor) -> Tensor:
@@ -200,95 +217,15 @@ def batches(count: int, cells: int) -> Iterator[slice]:
         yield slice(start, min(start + step, count))
 
 
-@torch.no_grad()
-def farthest(vectors: Tensor, count: int) -> Tensor:
-    """Max-min diversity (DivPrune, section 3): (B, N, D) -> (B, count) indices in pick order.
-
-    Distance is 1 - cosine. The first pick is the token farthest from its nearest other, then each
-    the farthest from its nearest pick.
-    """
-    picks = []
-    for part in batches(*vectors.shape[:2]):
-        near = cosine(vectors[part], vectors[part])
-        alone = near.diagonal_scatter(torch.full_like(near[:, 0], -2.0), dim1=1, dim2=2)
-        pick = alone.amax(2).argmin(1, keepdim=True)
-        del alone
-        chosen, cover = [pick], torch.full_like(near[:, 0], -2.0)
-        for _ in range(count - 1):
-            cover = torch.maximum(cover, rows(near, pick)[:, 0]).scatter_(1, pick, torch.inf)
-            pick = cover.argmin(1, keepdim=True)
-            chosen.append(pick)
-        picks.append(torch.cat(chosen, 1))
-    return torch.cat(picks)
-
-
-@torch.no_grad()
-def volume(kernel: Tensor, count: int) -> Tensor:
-    """Greedy MAP of a determinantal point process -> (B, count) indices in pick order.
-
-    kernel: (B, N, N) positive semi-definite. Each pick has the largest part of its diagonal not
-    yet spanned (Chen et al. 2018, algorithm 1; CDPruner). Once what is left of a token is below
-    1e-5 of it (rank used up, or a duplicate), it ranks after all others, by its diagonal.
-    """
-    left = kernel.diagonal(dim1=1, dim2=2).clone()
-    limit = 1e-5 * left
-    late = left - left.amax(1, keepdim=True) - 1.0
-    done = torch.zeros_like(left, dtype=torch.bool)
-    basis = kernel.new_zeros(len(kernel), count, kernel.shape[1])
-    chosen = []
-    for step in range(count):
-        score = torch.where(left > limit, left, late).masked_fill_(done, -torch.inf)
-        pick = score.argmax(1, keepdim=True)
-        chosen.append(pick)
-        done.scatter_(1, pick, True)
-        seen = basis[:, :step]
-        spanned = seen.gather(2, pick[:, None].expand(-1, step, 1)).transpose(1, 2)
-        row = rows(kernel, pick)[:, 0] - (spanned @ seen)[:, 0]
-        rest = left.gather(1, pick)
-        fresh = rest > limit.gather(1, pick)
-        row = torch.where(fresh, row / rest.clamp(min=1e-30).sqrt(), 0.0)
-        basis[:, step] = row
-        left -= row.square()
-    return torch.cat(chosen, 1)
-
-
-@torch.no_grad()
-def cover(table: Tensor, count: int, lazy: bool | None = None, block: int = 32) -> Tensor:
-    """Greedy facility location: table (B, N, R) >= 0, what token j gives need r -> (B, count).
-
-    Each pick adds most to sum_r max over picks of table[j, r] (MMTok, section 3). In pick order.
-    Gains never grow, so if `lazy` only tokens whose last known gain is among the `block` highest
-    are computed again, until the best is a fresh one: the same picks, far less work, but the host
-    looks at every pick. By default that is done on a CPU, and on a GPU all are computed.
-    """
-    lazy = not table.is_cuda if lazy is None else lazy
-    met = table.new_zeros(table.shape[0], 1, table.shape[2])
-    gain = table.sum(2)
-    stale = torch.zeros_like(gain, dtype=torch.bool)
-    chosen = []
-    for _ in range(count):
-        if not lazy:
-            gain = torch.where(gain < 0, gain, (table - met).clamp_(min=0).sum(2))
-        pick = gain.argmax(1, keepdim=True)
-        while lazy and bool(stale.gather(1, pick).any()):
-            old = gain.masked_fill(~stale, -torch.inf).topk(min(block, gain.shape[1]), 1)
-            fresh = (rows(table, old.indices) - met).clamp_(min=0).sum(2)
-            fresh = torch.where(old.values < 0, gain.gather(1, old.indices), fresh)
-            gain.scatter_(1, old.indices, fresh)
-            stale.scatter_(1, old.indices, False)
-            pick = gain.argmax(1, keepdim=True)
-        chosen.append(pick)
-        gain.scatter_(1, pick, -torch.inf)
-        met = torch.maximum(met, rows(table, pick))
-        stale = gain >= 0
-    return torch.cat(chosen, 1)
-
-
 def squared_distances(x: Tensor, y: Tensor) -> Tensor:
     """(B, N, D), (B, M, D) -> (B, N, M) squared Euclidean distance / D, float32 or better."""
-    x, y = wide(x), wide(y)
+    same, x, y = x is y, wide(x), wide(y)
     base = x.square().sum(2)[..., None] + y.square().sum(2)[:, None]
-    return torch.baddbmm(base, x, y.transpose(1, 2), alpha=-2).clamp(min=0) / x.shape[2]
+    if same:
+        apart = gram(x).mul_(-2).add_(base)
+    else:
+        apart = torch.baddbmm(base, x, y.transpose(1, 2), alpha=-2)
+    return apart.clamp_(min=0).div_(x.shape[2])
 
 
 @torch.no_grad()
@@ -305,7 +242,7 @@ def density_peaks(x: Tensor, neighbours: int) -> Tensor:
     place = torch.arange(n, device=x.device)
     sparse, widest = [], wide(x).new_zeros(b)
     for part in place.split(step):
-        apart = squared_distances(x[:, part], x)
+        apart = squared_distances(x if step >= n else x[:, part], x)
         apart[:, torch.arange(len(part), device=x.device), part] = 0.0
         widest = torch.maximum(widest, apart.amax((1, 2)))
         near = apart.topk(min(neighbours, n), dim=2, largest=False).values

@@ -44,5 +44,5 @@ def reduce(
     tokens = VisualTokens(
         features, shape, keys, saliency, query, query_mask, tower, shallow, attention
     )
-    keep = max(1, round(resolve_budget(count, n)))
+    keep = max(1, round(resolve_budget(count, n, "count")))
     return get_method(method).reduce(tokens, keep, generator)

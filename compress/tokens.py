@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -88,6 +89,15 @@ class VisualTokens(_Fields):
         _expect("shallow", self.shallow, (b, n))
         _expect("attention", self.attention, (b, n, n))
         _expect("size", self.size, (b, n))
+        for name, value in self._given().items():
+            if value.device != self.features.device:
+                raise ValueError(
+                    f"{name} is on {value.device}, but features is on {self.features.device}"
+                )
+
+    def _given(self) -> dict[str, Tensor]:
+        given = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {name: value for name, value in given.items() if isinstance(value, Tensor)}
 
     @property
     def count(self) -> int:
@@ -102,11 +112,7 @@ class VisualTokens(_Fields):
 
     def check_finite(self) -> None:
         """Raise ValueError naming the first field with NaN or infinity (one host sync)."""
-        given = {
-            f.name: value
-            for f in fields(self)
-            if isinstance(value := getattr(self, f.name), Tensor) and value.is_floating_point()
-        }
+        given = {name: x for name, x in self._given().items() if x.is_floating_point()}
         # a sum is the cheapest look at all values; one that overflows is looked at again
         sums = [x.sum(dtype=torch.promote_types(x.dtype, torch.float32)) for x in given.values()]
         good = torch.stack([total.double() for total in sums]).isfinite().tolist()
@@ -116,8 +122,8 @@ class VisualTokens(_Fields):
 
     def take(self, part: slice) -> VisualTokens:
         """Some inputs of the batch."""
-        given = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "grid"}
-        return replace(self, **{k: v[part] for k, v in given.items() if v is not None})
+        parts: dict[str, Any] = {name: x[part] for name, x in self._given().items()}
+        return replace(self, **parts)
 
     def fold(self, starts: list[int], grid: Grid) -> VisualTokens:
         """Runs of prod(grid) cells from each of k starts as inputs of their own: (B * k, ...)."""

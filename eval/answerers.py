@@ -16,6 +16,7 @@ from transformers.video_utils import VideoMetadata
 from compress import Compression, compress
 from eval.arms import DENSE, Arm
 from eval.vision import SharedVision
+from positions import PPE
 from vlm.families import family_of
 from vlm.media import Video
 
@@ -144,7 +145,12 @@ class ModelAnswerer:
             return nullcontext()
         generator = torch.Generator().manual_seed(seed)
         return compress(
-            self.model, arm.method, arm.budget, positions=arm.positions, generator=generator
+            self.model,
+            arm.method,
+            arm.budget,
+            positions=arm.positions,
+            slots=PPE(arm.slots, arm.layout),
+            generator=generator,
         )
 
     def _prepare(self, questions: Sequence[Question]) -> tuple[list[str], Any]:

@@ -12,11 +12,14 @@ from compress.budget import resolve_budget
 from compress.methods import METHODS
 from compress.parse import parse_method
 from eval.samples import slug
+from positions.channels import SlotLayout
 
 
 @dataclass(frozen=True)
 class Arm:
-    """One configuration of a sweep. method None is dense; budget as in `compress`.
+    """One configuration of a sweep. method None is dense; the rest as in `compress`.
+
+    slots: positions that a merged token carries (PPE), dealt out as `layout` says.
 
     Raises ValueError or TypeError for a method that is not known or a budget that cannot be.
     """
@@ -24,6 +27,8 @@ class Arm:
     method: str | Method | None = None
     budget: int | float = 1.0
     positions: str = "home"
+    slots: int = 1
+    layout: SlotLayout = "contiguous"
 
     def __post_init__(self) -> None:
         if self.method is not None:
@@ -35,7 +40,8 @@ class Arm:
         if self.method is None:
             return {"method": None}
         method = repr(get_method(self.method))
-        return {"method": method, "budget": self.budget, "positions": self.positions}
+        found = {"method": method, "budget": self.budget, "positions": self.positions}
+        return found | ({"slots": self.slots, "layout": self.layout} if self.slots > 1 else {})
 
     @property
     def title(self) -> str:
@@ -51,7 +57,8 @@ class Arm:
 
     @property
     def _where(self) -> str:
-        return "" if self.positions == "home" else f" {self.positions}"
+        where = "" if self.positions == "home" else f" {self.positions}"
+        return where if self.slots == 1 else f"{where} x{self.slots} {self.layout}"
 
     @property
     def line(self) -> str:
@@ -90,4 +97,5 @@ def restore(description: Mapping[str, Any]) -> Arm:
         return DENSE
     method = parse_method(description["method"])
     name = next((n for n in METHODS if get_method(n) == method), None)
-    return Arm(name or method, description["budget"], description["positions"])
+    slots = {k: description[k] for k in ("slots", "layout") if k in description}
+    return Arm(name or method, description["budget"], description["positions"], **slots)

@@ -38,6 +38,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--scenes", type=int, default=400)
     parser.add_argument("--methods", default="duet,random,uniform,pool", help="or 'all'")
     parser.add_argument("--budgets", default="48,16", help="tokens an image, of 144")
+    parser.add_argument("--positions", default="home", help="home, compact or both")
     parser.add_argument("--name", default="accuracy", help="of the files that are written")
     parser.add_argument("--model", default="mini")
     parser.add_argument("--seed", type=int, default=0)
@@ -48,7 +49,8 @@ def main(argv: list[str] | None = None) -> int:
     samples = benchmark.load().samples
     methods = list_methods() if args.methods == "all" else split_list(args.methods)
     budgets = [parse_budget(text) for text in split_list(args.budgets)]
-    arms = [DENSE, *(Arm(m, b) for b in budgets for m in methods)]
+    places = split_list(args.positions)
+    arms = [DENSE, *(Arm(m, b, p) for b in budgets for m in methods for p in places)]
     model, processor = vlm.load(args.model)
     answerer = ModelAnswerer(model, processor, args.model)
     sizes = {"batch_size": 20, "seed": args.seed}

@@ -3,8 +3,9 @@
     python -m scripts.bench_ops --out out/bench_ops           # writes out/bench_ops.json and .png
     python -m scripts.bench_ops --cells 576 --batches 1,8 --device cuda --clip
 
-Straightforward versions follow what public code does: one input at a time, full N x N tables,
-everything recomputed at every pick. Methods whose public code is already one pass have none. A
+Straightforward versions follow what public code does: full N x N tables, a Python loop over picks
+(or steps) that goes over them again, one input at a time but for CDPruner, whose code takes a
+batch. Methods whose public code is already one pass have none. A
 run that would need more than `--limit` seconds (judged by the same method at fewer cells) or more
 than `--memory` GiB for its table is left out and says so.
 """
@@ -48,21 +49,24 @@ def plain_divprune(x: Tensor, keep: int, **unused: object) -> Tensor:
 
 
 def plain_cdpruner(x: Tensor, keep: int, query: Tensor, **unused: object) -> Tensor:
-    """Greedy determinant with a kernel row of all channels at every pick."""
-    unit = torch.nn.functional.normalize(x.float(), dim=1)
-    text = torch.nn.functional.normalize(query.float(), dim=1)
-    q = (unit @ text.T).mean(1)
-    q = (q - q.min()) / (q.max() - q.min()) + 1e-6
-    kernel = q[:, None] * (unit @ unit.T) * q[None]
-    left, basis = kernel.diagonal().clone(), kernel.new_zeros(keep, len(x))
-    picked: list[int] = []
+    """Greedy determinant with a kernel row of all channels at every pick; takes a batch."""
+    unit = torch.nn.functional.normalize(x.float(), dim=2)
+    text = torch.nn.functional.normalize(query.float(), dim=2)
+    q = (unit @ text.mT).mean(2)
+    low, high = q.amin(1, keepdim=True), q.amax(1, keepdim=True)
+    q = (q - low) / (high - low) + 1e-6
+    kernel = q[:, :, None] * (unit @ unit.mT) * q[:, None]
+    left = kernel.diagonal(dim1=1, dim2=2).clone()
+    basis = kernel.new_zeros(keep, *left.shape)
+    picked = torch.empty(keep, len(x), dtype=torch.int64, device=x.device)
+    each = torch.arange(len(x), device=x.device)
     for i in range(keep):
-        j = int(left.argmax())
-        row = (kernel[j] - basis[:i, j] @ basis[:i]) / left[j].sqrt()
+        j = picked[i] = left.argmax(1)
+        known = torch.einsum("tb,tbn->bn", basis[:i, each, j], basis[:i])
+        row = (kernel[each, j] - known) / left[each, j].sqrt()[:, None]
         basis[i], left = row, left - row**2
-        left[j] = -torch.inf
-        picked.append(j)
-    return x[sorted(picked)]
+        left[each, j] = -torch.inf
+    return x[each[:, None], picked.T.sort().values]
 
 
 def plain_mmtok(x: Tensor, keep: int, query: Tensor, **unused: object) -> Tensor:
@@ -114,6 +118,7 @@ PLAIN: dict[str, Callable[..., Tensor]] = {
     for name, function in list(globals().items())
     if name.startswith("plain_")
 }
+TOGETHER = {"cdpruner"}  # public code that takes a batch
 
 
 def seconds(
@@ -160,6 +165,8 @@ def runners(tokens: VisualTokens, keep: int) -> dict[str, Callable[[str], object
         return reduce(tokens.features, name, keep, **fields)
 
     def plain(name: str) -> object:
+        if name in TOGETHER:
+            return PLAIN[name](tokens.features, keep, query=query)
         samples = zip(tokens.features, query, saliency, strict=True)
         return [PLAIN[name](x, keep, query=q, saliency=s) for x, q, s in samples]
 

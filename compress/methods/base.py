@@ -38,10 +38,13 @@ For `inside`, at each stage (l, count) of the schedule, visual tokens only, in t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
-from typing import ClassVar
+from numbers import Integral, Real
+from types import NoneType, UnionType
+from typing import Any, ClassVar, get_args, get_origin, get_type_hints
 
 import torch
 from torch import Tensor
@@ -73,6 +76,17 @@ class Method:
     per_frame: ClassVar[bool] = False
     scoring_layer: ClassVar[int | None] = None
     inside_only: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        """Raise TypeError for a field whose value is not of its type, ValueError if not finite."""
+        hints = get_type_hints(type(self))
+        for option in fields(self):
+            value, name = getattr(self, option.name), f"{type(self).__name__}: {option.name}"
+            if not _fits(value, hints[option.name]):
+                raise TypeError(f"{name} is {value!r}; expected {option.type}")
+            parts = value if isinstance(value, tuple) else (value,)
+            if any(isinstance(part, float) and not math.isfinite(part) for part in parts):
+                raise ValueError(f"{name} is {value!r}; it must be finite")
 
     @property
     def needs(self) -> frozenset[str]:
@@ -135,7 +149,7 @@ class Method:
         if not 1 <= keep <= n:
             raise ValueError(f"keep is {keep}; it must be 1..{n} (the cells given)")
         if keep == n:
-            return Reduction.identity(tokens.features)
+            return Reduction.identity(tokens.features, tokens.size)
         name = type(self).__name__
         if self.inside_only:
             raise ValueError(
@@ -198,6 +212,22 @@ class Method:
         place = torch.arange(mask.shape[1], device=mask.device)
         last = torch.where(mask, place, -1).amax(1, keepdim=True)
         return rows | (place == last)
+
+
+def _fits(value: object, hint: Any) -> bool:
+    """Whether a value is of a plain option's type; a whole number is a float too, a bool neither.
+
+    Types of other kinds, which a user's own method may have, are not looked at.
+    """
+    kinds = get_args(hint)
+    if get_origin(hint) is tuple:
+        return isinstance(value, tuple) and all(_fits(part, kinds[0]) for part in value)
+    if get_origin(hint) is UnionType:
+        return any(_fits(value, kind) for kind in kinds)
+    if hint in (int, float):
+        number: type = Integral if hint is int else Real
+        return isinstance(value, number) and not isinstance(value, bool)
+    return isinstance(value, hint) if hint in (bool, str, NoneType) else True
 
 
 def choose(owner: object, **options: tuple[str, ...]) -> None:

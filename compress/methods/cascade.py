@@ -45,6 +45,7 @@ class Cascade(Method):
     ratio: float = 0.45
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 < self.ratio <= 1:
             raise ValueError(f"Cascade: ratio is {self.ratio}; it must be in (0, 1]")
         if self.neighbours < 1:

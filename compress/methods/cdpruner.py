@@ -8,18 +8,20 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from compress import ops
+from compress import greedy, ops
 from compress.methods.base import Method
 from compress.tokens import Reduction, VisualTokens
 
 
 def relevance(features: Tensor, query: Tensor, mask: Tensor | None) -> Tensor:
     """(B, N): mean cosine of each cell to the real query tokens; 0 where there are none."""
-    near = ops.cosine(features, query)
+    text = ops.unit(query)
     if mask is None:
         mask = torch.ones(query.shape[:2], dtype=torch.bool, device=query.device)
-    total = near.masked_fill(~mask[:, None], 0.0).sum(2)
-    return total / mask.sum(1, keepdim=True).clamp(min=1)
+    total = text.masked_fill(~mask[..., None], 0.0).sum(1, keepdim=True)
+    mean = total / mask.sum(1).clamp(min=1)[:, None, None]
+    x = ops.wide(features)
+    return (x @ mean.mT.to(x.dtype))[..., 0] / x.norm(dim=2).clamp(min=1e-12)
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,8 @@ class CDPruner(Method):
 
     Kernel q_i q_j cos(x_i, x_j) of projected features, q the relevance to the question scaled to
     0..1 plus 1e-6; greedy MAP. `negate` flips the relevance, as the released code does with CLIP's
-    own text tower, in whose space the patches that match a text lie away from it.
+    own text tower, in whose space the patches that match a text lie away from it. The kernel is
+    x x^T with x = q_i x_i / |x_i|, so it is never written down.
 
     Departures: relevance is taken to the question's embeddings in the language model's space (a
     model need not carry CLIP's text tower) and scaled per input, not over the batch. Equal
@@ -43,9 +46,6 @@ class CDPruner(Method):
     def pick(self, tokens: VisualTokens, keep: int, generator: torch.Generator | None) -> Reduction:
         score = relevance(tokens.features, tokens.need("query"), tokens.query_mask)
         quality = ops.minmax(-score if self.negate else score) + 1e-6
-        with torch.no_grad():
-            picks = []
-            for part in ops.batches(len(quality), tokens.count):
-                x = ops.unit(tokens.features[part]) * quality[part][..., None]
-                picks.append(ops.volume(x @ x.transpose(1, 2), keep))
-        return ops.keep(tokens.features, torch.cat(picks))
+        x = ops.wide(tokens.features)
+        factors = x * (quality / x.norm(dim=2).clamp(min=1e-12))[..., None]
+        return ops.keep(tokens.features, greedy.span(factors, keep))

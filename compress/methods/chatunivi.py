@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from compress import ops
+from compress.methods import windows
 from compress.methods.base import Method
-from compress.methods.windows import shares
 from compress.tokens import Reduction, VisualTokens
 
 
@@ -30,7 +30,9 @@ class ChatUniVi(Method):
     A cell is in a row of each scale: `assign` has the finest, `more` the others, and sizes count
     it once a scale. Rows ascend within a scale only. Departures from the released code: means
     count merged cells (it averages averages), ties go to the lower index (it adds noise). If an
-    event's finest scale would exceed a frame's cells, there are more events.
+    event's finest scale would exceed a frame's cells, there are more events. An event of more than
+    2,048 tokens is first clustered in windows of whole frames, to 2,048 in all, so that time and
+    memory stay linear in the length of a video.
     """
 
     space: ClassVar[str] = "tower"
@@ -40,6 +42,7 @@ class ChatUniVi(Method):
     events: float = 1 / 16
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("neighbours", "later_neighbours"):
             if getattr(self, name) < 1:
                 raise ValueError(f"ChatUniVi: {name} is {getattr(self, name)}; at least 1")
@@ -71,6 +74,19 @@ class ChatUniVi(Method):
         centres, assign = ops.dpc_knn(x, count, neighbours)
         return ops.merge(x, centres, assign, size=size)
 
+    def _joint(self, x: Tensor, size: Tensor, count: int, scale: int, frames: int) -> Reduction:
+        """The tokens of an event's frames (1, n, D) clustered together."""
+        most = max(count, windows.CELLS // 4)
+        if x.shape[1] <= most:
+            return self._cluster(x, size, count, scale)
+
+        def alone(part: VisualTokens, keep: int) -> Reduction:
+            return self._cluster(part.features, part.size, keep, scale)
+
+        whole = VisualTokens(x, (frames, 1, x.shape[1] // frames), size=size)
+        first = windows.by_window(whole, most, alone, most)
+        return first.then(self._cluster(first.features, first.size, count, scale))
+
     def _levels(self, x: Tensor, counts: list[int]) -> list[Reduction]:
         """Reductions of x (B, n, D) to each count, each a clustering of the one before."""
         levels = [self._cluster(x, None, counts[0], 0)]
@@ -94,7 +110,7 @@ class ChatUniVi(Method):
         least = min(keep, max(1, math.ceil(t * self.events)))
         count = next(e for e in range(least, t + 1) if self.scales(-(-keep // e))[0] <= cells)
         frames = x.unflatten(1, (t, cells))[0]
-        wanted = [self.scales(share) for share in shares(keep, count)]
+        wanted = [self.scales(share) for share in windows.shares(keep, count)]
         most = [max(counts) for counts in zip_longest(*wanted, fillvalue=0)]
         levels = self._levels(frames, most)
         parts: list[Reduction] = []
@@ -108,9 +124,8 @@ class ChatUniVi(Method):
             for scale, number in enumerate(counts):
                 level = levels[scale]
                 size = level.size[where].reshape(1, -1)
-                joint = self._cluster(
-                    level.features[where].flatten(0, 1)[None], size, number, scale
-                )
+                x = level.features[where].flatten(0, 1)[None]
+                joint = self._joint(x, size, number, scale, len(event))
                 token = (level.assign[where] + start * most[scale]).flatten()
                 maps[scale][0, cell] = joint.assign[0, token] + row
                 home = (level.anchor[where] + where[:, None] * cells).reshape(1, -1)

@@ -39,6 +39,7 @@ class DART(Method):
     text: int = 4
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name, least in (("layer", 1), ("visual", 1), ("text", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"DART: {name} is {getattr(self, name)}; at least {least}")

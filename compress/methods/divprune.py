@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import torch
 
-from compress import ops
+from compress import greedy, ops
 from compress.methods.base import Method
 from compress.tokens import Reduction, VisualTokens
 
@@ -24,4 +24,4 @@ class DivPrune(Method):
     pairwise: ClassVar[bool] = True
 
     def pick(self, tokens: VisualTokens, keep: int, generator: torch.Generator | None) -> Reduction:
-        return ops.keep(tokens.features, ops.farthest(tokens.features, keep))
+        return ops.keep(tokens.features, greedy.farthest(tokens.features, keep))

@@ -56,6 +56,7 @@ class Duet(Method):
     ratios: tuple[float, ...] = (0.5, 0.0)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         choose(self, variant=("paper", "released"), saliency=("auto", "cls", "received"))
         released = self.variant == "released"
         for name, paper, code in (

@@ -27,6 +27,7 @@ class FastV(Method):
     layer: int = 2
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.layer < 1:
             raise ValueError(f"FastV: layer is {self.layer}; it must be at least 1")
 

@@ -40,6 +40,7 @@ class FastVID(Method):
     merge: str = "mean"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         choose(self, merge=("mean", "released"))
         if not 0 <= self.salient <= 1:
             raise ValueError(f"FastVID: salient is {self.salient}; it must be in 0..1")

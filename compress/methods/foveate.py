@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from compress import ops
+from compress import greedy, ops
 from compress.budget import Schedule, stage_layers
 from compress.methods.base import Method, choose
 from compress.tokens import Reduction, VisualTokens
@@ -57,6 +57,7 @@ class Foveate(Method):
     ratios: tuple[float, ...] = (0.5, 0.2, 0.0)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         choose(self, choice=("cover", "volume", "top"))
         parts = (self.even, self.salient, self.distinct, self.relevant)
         if min(parts) < 0 or not self.even + self.distinct > 0:
@@ -131,9 +132,9 @@ class Foveate(Method):
         weight = self.weights(tokens)
         near = self.kernel(tokens, keep)
         if self.choice == "cover":
-            index = ops.cover(near * weight[:, None], keep)
+            index = greedy.cover(near * weight[..., None], keep)
         elif self.choice == "volume":
-            index = ops.volume(near * weight[:, :, None] * weight[:, None], keep)
+            index = greedy.volume(near * weight[:, :, None] * weight[:, None], keep)
         else:
             index = ops.top(weight, keep)
         best = ops.rows(near, index).max(1)

@@ -34,6 +34,7 @@ class HoloV(Method):
     diversity: float = 0.09
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.chunks < 1:
             raise ValueError(f"HoloV: chunks is {self.chunks}; it must be at least 1")
         if self.diversity < 0:

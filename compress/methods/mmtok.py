@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import torch
 
-from compress import ops
+from compress import greedy, ops
 from compress.methods.base import Method
 from compress.tokens import Reduction, VisualTokens
 
@@ -33,6 +33,9 @@ class MMTok(Method):
     weight: float = 0.5
 
     def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.weight < 0:
+            raise ValueError(f"MMTok: weight is {self.weight}; it must not be negative")
         for name in ("text_heat", "cell_heat"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"MMTok: {name} is {getattr(self, name)}; it must be above 0")
@@ -40,18 +43,18 @@ class MMTok(Method):
     def pick(self, tokens: VisualTokens, keep: int, generator: torch.Generator | None) -> Reduction:
         with torch.no_grad():
             picks = [
-                ops.cover(self._table(tokens, part), keep)
+                greedy.cover(self._table(tokens, part), keep)
                 for part in ops.batches(len(tokens.features), tokens.count)
             ]
         return ops.keep(tokens.features, torch.cat(picks))
 
     def _table(self, tokens: VisualTokens, part: slice) -> torch.Tensor:
-        """(b, N, N + Q): what each cell gives each need."""
+        """(b, N + Q, N): what each need gets from each cell."""
         tower = (tokens.features if tokens.tower is None else tokens.tower)[part]
-        cells = (ops.cosine(tower, tower) / self.cell_heat).softmax(2)
-        table = cells.transpose(1, 2) * (self.weight / tokens.count)
+        cells = ops.gram(ops.unit(tower)).div_(self.cell_heat).softmax(2)
+        table = cells.mul_(self.weight / tokens.count)
         if tokens.query is None:
-            return table.contiguous()
+            return table
         text = ops.cosine(tokens.query[part], tokens.features[part])
         share = (text / self.text_heat).softmax(2)
         if tokens.query_mask is None:
@@ -59,4 +62,4 @@ class MMTok(Method):
         else:
             mask = tokens.query_mask[part]
             share = share * (mask / mask.sum(1, keepdim=True).clamp(min=1))[..., None]
-        return torch.cat([table, share.transpose(1, 2)], 2)
+        return torch.cat([table, share], 1)

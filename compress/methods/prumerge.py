@@ -39,6 +39,7 @@ class PruMerge(Method):
     neighbours: int = 32
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         choose(self, merge=("mean", "released"))
         if not 0 <= self.salient <= 1:
             raise ValueError(f"PruMerge: salient is {self.salient}; it must be in 0..1")

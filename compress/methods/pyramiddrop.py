@@ -32,6 +32,7 @@ class PyramidDrop(Method):
     floor: float = 0.25
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         choose(self, query=("last", "all", "salient"))
         for name in ("ratio", "floor"):
             if not 0 <= getattr(self, name) <= 1:

@@ -45,6 +45,7 @@ class SparseVLM(Method):
     recycle: float = 0.3
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if len(self.layers) != len(self.counts):
             raise ValueError(f"SparseVLM: layers {self.layers}, counts {self.counts} must pair up")
         if any(not 0 < share <= 1 for share in self.counts):

@@ -24,6 +24,7 @@ class VCast(Method):
     heat: float = 0.7
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.heat > 0:
             raise ValueError(f"VCast: heat is {self.heat}; it must be above 0")
 

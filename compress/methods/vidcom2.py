@@ -28,6 +28,7 @@ class VidCom2(Method):
     heat: float = 0.01
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 < self.channels <= 1:
             raise ValueError(f"VidCom2: channels is {self.channels}; it must be in (0, 1]")
         if not self.heat > 0:

@@ -35,6 +35,7 @@ class VisionZip(Method):
     order: str = "raster"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         choose(self, merge=("mean", "add"), order=("raster", "rank"))
         if not 0 <= self.contextual <= 1:
             raise ValueError(f"VisionZip: contextual is {self.contextual}; it must be in 0..1")

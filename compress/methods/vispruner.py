@@ -32,6 +32,7 @@ class VisPruner(Method):
     step: int = 8
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 <= self.important <= 1:
             raise ValueError(f"VisPruner: important is {self.important}; it must be in 0..1")
         if self.step < 1:
@@ -52,7 +53,7 @@ class VisPruner(Method):
         """(b, count) of `rest` (b, R), thinned."""
         if count == 0:
             return rest[:, :0]
-        near = ops.cosine(features, features)
+        near = ops.gram(ops.unit(features))
         while rest.shape[1] > count:
             even, odd = rest[:, ::2], rest[:, 1::2]
             gone = min(self.step, rest.shape[1] - count, even.shape[1])

@@ -37,6 +37,7 @@ class VScan(Method):
     ratio: float = 1 / 3
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("local", "ratio"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"VScan: {name} is {getattr(self, name)}; it must be in 0..1")

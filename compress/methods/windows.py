@@ -51,14 +51,15 @@ def by_frame(tokens: VisualTokens, keep: int, pick: Pick) -> Reduction:
     return by_run(tokens, runs, pick)
 
 
-def by_window(tokens: VisualTokens, keep: int, pick: Pick) -> Reduction:
-    """Windows of at most `CELLS` cells (whole frames, rows or cells): memory linear in N.
+def by_window(tokens: VisualTokens, keep: int, pick: Pick, cells: int | None = None) -> Reduction:
+    """Windows of at most `cells` cells (whole frames, rows or cells): memory linear in N.
 
-    A window keeps its share of `keep` by its length.
+    A window keeps its share of `keep` by its length. cells: default `CELLS`.
     """
     _, h, w = tokens.grid
-    unit = next(size for size in (h * w, w, 1) if size <= CELLS)
-    parts = -(-(tokens.count // unit) // (CELLS // unit))
+    cells = CELLS if cells is None else cells
+    unit = next(size for size in (h * w, w, 1) if size <= cells)
+    parts = -(-(tokens.count // unit) // (cells // unit))
     lengths = shares(tokens.count // unit, parts)
     runs, start, done = [], 0, 0
     for length in lengths:
@@ -67,7 +68,7 @@ def by_window(tokens: VisualTokens, keep: int, pick: Pick) -> Reduction:
         grid = (length, h, w) if unit == h * w else (1, length, w) if unit == w else (1, 1, length)
         runs.append(Run(start, grid, share))
         start, done = stop, done + share
-    return by_run(tokens, runs, pick, at_once=CELLS)
+    return by_run(tokens, runs, pick, at_once=cells)
 
 
 def by_run(

@@ -19,7 +19,6 @@ from compress.methods import (
     list_methods,
     windows,
 )
-from compress.reduce import reduce
 from compress.tokens import VisualTokens
 from tests.compress.cases import inputs, layer_tokens
 
@@ -208,17 +207,3 @@ def test_same_on_cuda(name):
     there = get_method(name).reduce(VisualTokens(grid=tokens.grid, **moved), 20)
     assert torch.equal(here.assign, there.assign.cpu())
     torch.testing.assert_close(here.features, there.features.cpu(), rtol=0, atol=1e-5)
-
-
-def test_reduce_on_bare_tensors():
-    x = torch.randn(2, 9, 4)
-    out = reduce(x, "random", 0.5)
-    assert out.features.shape == (2, 4, 4)
-    with pytest.raises(ValueError, match="known methods"):
-        reduce(x, "nonsense", 4)
-    with pytest.raises(ValueError, match="needs"):
-        reduce(x, "duet", 4)
-    with pytest.raises(ValueError, match="grid"):
-        reduce(x, "random", 4, grid=(3, 4))
-    with pytest.raises(TypeError, match="method"):
-        reduce(x, 3, 4)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from compress import ops
+from compress import greedy, ops
 from compress.tokens import Reduction, VisualTokens
 
 
@@ -83,26 +83,45 @@ def test_to_nearest_in_chunks(monkeypatch):
     assert (some >= 0).sum(1).tolist() == [7, 7]
 
 
-def test_cover_lazy_and_full_agree():
-    table = torch.rand(3, 50, 40)
-    table[:, 7] = table[:, 3]  # a tie, and then a duplicate that gains nothing
-    full = ops.cover(table, 50, lazy=False)
-    assert torch.equal(ops.cover(table, 50, lazy=True, block=4), full)
+def test_cover_together_and_one_by_one_agree():
+    table = torch.rand(3, 40, 50)
+    table[..., 7] = table[..., 3]  # a tie, and then a duplicate that gains nothing
+    full = greedy.cover(table, 50, together=True)
+    assert torch.equal(greedy.cover(table, 50, together=False), full)
     assert (full.sort(dim=1).values == torch.arange(50)).all()
-    best = table.sum(2).argmax(1)
+    best = table.sum(1).argmax(1)
     assert torch.equal(full[:, 0], best)
 
 
 def test_volume_spans():
     # a token, its double, and one at a right angle: the double comes last
     x = torch.tensor([[[3.0, 0.0], [6.0, 0.0], [0.0, 1.0]]])
-    assert ops.volume(x @ x.transpose(1, 2), 3).tolist() == [[1, 2, 0]]
+    assert greedy.volume(x @ x.transpose(1, 2), 3).tolist() == [[1, 2, 0]]
 
 
 def test_volume_takes_what_is_left_not_what_was():
     # after the first, a long vector with 4% left beats a short one at a right angle
     x = torch.tensor([[[9.0, 0.0, 0.0], [4.8, 1.0, 0.0], [0.0, 0.0, 0.9]]])
-    assert ops.volume(x @ x.transpose(1, 2), 3).tolist() == [[0, 1, 2]]
+    assert greedy.volume(x @ x.transpose(1, 2), 3).tolist() == [[0, 1, 2]]
+
+
+@pytest.mark.parametrize("rank", [3, 40])
+@pytest.mark.parametrize(("together", "pool"), [(True, 0), (False, 2), (False, 8), (False, 99)])
+def test_span_is_volume_without_a_table(rank, together, pool):
+    g = torch.Generator().manual_seed(rank)
+    x = torch.randn(2, 30, rank, generator=g) * torch.rand(2, 30, 1, generator=g)
+    x[:, 4] = x[:, 9]  # the second of the two comes after all others
+    x[1, 7] = 0
+    table = x.double() @ x.double().mT
+    assert torch.equal(greedy.span(x, 30, together, pool), greedy.volume(table, 30))
+    blank = torch.ones(1, 6, 2)
+    assert greedy.span(blank, 6, together, pool).tolist() == [[0, 1, 2, 3, 4, 5]]
+
+
+def test_gram_in_tiles(monkeypatch):
+    monkeypatch.setattr(ops, "TILE", 4)
+    x = torch.randn(2, 11, 5)
+    torch.testing.assert_close(ops.gram(x), x @ x.mT)
 
 
 def test_density_peaks_in_chunks(monkeypatch):

@@ -165,7 +165,26 @@ def test_an_arm_has_a_budget_that_can_be(budget: float) -> None:
 
 
 @pytest.mark.parametrize(
-    "arm", [DENSE, Arm("duet", 64), Arm(Duet(query="all"), 0.5), Arm("random", 8, "compact")]
+    "arm",
+    [
+        DENSE,
+        Arm("duet", 64),
+        Arm(Duet(query="all"), 0.5),
+        Arm("random", 8, "compact"),
+        Arm("pool", 8, slots=4, layout="strided"),
+    ],
 )
 def test_an_arm_comes_back_from_its_description(arm: Arm) -> None:
     assert restore(arm.describe()) == arm
+
+
+def test_slots_change_where_merged_tokens_stand(parts: Any) -> None:
+    answerer = ModelAnswerer(*parts, "mini")
+    _, inputs = answerer._prepare([Question("What?", (draw(make_scene(0)),))])
+    logits = []
+    for arm in (Arm("pool", 16), Arm("pool", 16, slots=4), Arm("pool", 16, slots=4)):
+        with answerer._attached(arm, 0), torch.inference_mode():
+            logits.append(answerer.model(**inputs).logits[:, -1])
+    assert not torch.allclose(logits[0], logits[1])
+    assert torch.equal(logits[1], logits[2])
+    assert len({Arm("pool", 16).folder, Arm("pool", 16, slots=4).folder}) == 2
