@@ -15,6 +15,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from train.adapters import is_adapted, load_beside, merge, merged_state, save_beside
 from train.checkpoints import is_universal, mark_whole
 from train.dataset import Fault
+from train.encode import IGNORED
 from train.parallel import SequenceParallel
 from train.parts import groups, optimizer_groups
 from train.recipe import Recipe
@@ -147,8 +148,21 @@ class RecipeTrainer(Trainer):
 
     def prediction_step(self, model: nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         self._account(inputs.pop("about"), count=False)
-        inputs["use_cache"] = False
-        return super().prediction_step(model, inputs, *args, **kwargs)
+        inputs = self._prepare_inputs(inputs | {"use_cache": False})
+        with torch.no_grad(), self.compute_loss_context_manager():
+            total = model(**inputs, num_items_in_batch=1).loss.detach().float()
+        count = (inputs["labels"][:, 1:] != IGNORED).sum()
+        self._held += torch.stack([total, count.to(total)]).to(self._held)
+        return total / count.clamp(min=1), None, None
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """As Trainer's, but that the loss is the mean over all tokens, however they are batched."""
+        self._held = torch.zeros(2, dtype=torch.float64, device=self.args.device)
+        output = super().evaluation_loop(*args, **kwargs)
+        total, count = self.accelerator.reduce(self._held, "sum").tolist()
+        return output._replace(
+            metrics=(output.metrics or {}) | {"eval_loss": total / max(count, 1)}
+        )
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         if self.reducer is not None:
