@@ -31,7 +31,7 @@ from compress.encode import Encoder
 from compress.encoded import Encoded
 from compress.errors import CompressionError
 from compress.export import export
-from compress.methods import Method, get_method
+from compress.methods import Downsample, Method, get_method
 from compress.prefill import begin
 from compress.report import Record, Report
 from compress.scores import take
@@ -73,6 +73,11 @@ class Compression:
         known = positions in ("home", "compact") if isinstance(positions, str) else None
         if known is False or not (known or hasattr(positions, "homes")):
             raise ValueError(f"positions is {positions!r}: expected 'home', 'compact' or a Scheme")
+        if isinstance(self.method, Downsample) and not self.family.resizes:
+            raise CompressionError(
+                f"{self.method!r} needs a vision tower whose pictures can be made smaller, which "
+                f"family {self.family.name!r} has not: give its processor a smaller picture instead"
+            )
         self._check_attention()
         self.positions, self.generator = positions, generator
         self.slots = self._slots(slots)
@@ -83,6 +88,7 @@ class Compression:
         self._placed = False
         self._labels: Tensor | None = None
         self._ahead = 0
+        self.says_next = False  # the one logit asked for is that after the last column
         self._pass: Pass | None = None
         self._handles: list[Any] = []
         self._planned = PlannedRotary(self.family.rotary)
@@ -246,6 +252,7 @@ class Compression:
         ahead = kwargs.get("logits_to_keep", 0)
         # More than one logit: the tokens before the last are candidates, or a completion.
         self._ahead = max(ahead - 1, 0) if isinstance(ahead, int) else 0
+        self.says_next = isinstance(ahead, int) and ahead == 1
 
     def _see_ids(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         media = [kwargs.get(name) for name in self.family.media]
@@ -309,7 +316,7 @@ class Compression:
 
     def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
         done, self._pass = self._pass, None
-        self._labels, self._ahead = None, 0
+        self._labels, self._ahead, self.says_next = None, 0, False
         self.symmetry.over()
         if done is None:
             return

@@ -46,6 +46,12 @@ def begin(
     items = _placed(owner, ids.cpu(), mask)
     if not items:
         return None
+    if owner.says_next and not bool(mask[:, -1].all()):
+        short = (~mask[:, -1]).nonzero().flatten().tolist()
+        raise ValueError(
+            f"rows {short} of the batch are padded on the right, and the next token is asked for, "
+            "which would go on from padding: pad on the left (tokenizer.padding_side = 'left')"
+        )
     given = kwargs.get("position_ids") if trusted else None
     if state is None:
         given = positions_of(given, embeds)

@@ -131,7 +131,8 @@ class Rows:
 
         rule: "last" the last text token, or where there are answers each token that one follows
             directly (PyramidDrop's rule for training); "all" the text tokens after the first
-            visual input. Text that is not there ("<image>" at the very end) leaves the last token.
+            visual input. Text that is not there ("<image>" at the very end, or right before the
+            answer) leaves the last token that is no answer.
         """
         chosen = []
         for row, after in enumerate(self.after_visual(answers)):
@@ -143,7 +144,10 @@ class Rows:
                     if answers is not None and bool(answers[row, real].any()):
                         spoken = answers[row, real]
                         found = real[:-1][spoken[1:] & ~spoken[:-1]]
-                parts.append(found if len(found) else real[-1:])
+                if not len(found):
+                    asked = real if answers is None else real[~answers[row, real]]
+                    found = (asked if len(asked) else real)[-1:]
+                parts.append(found)
             chosen.append(torch.cat(parts))
         return chosen
 

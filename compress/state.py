@@ -60,7 +60,7 @@ class State:
         self.held = length_of(cache)
         if not getattr(cache, "is_compileable", False):
             self.pressed = any(
-                int(cache.get_seq_length(layer)) != self.seen(layer).shape[1]
+                int(cache.get_seq_length(layer)) != self.given(layer)
                 for layer in range(len(cache.layers))
             )
         setattr(cache, _ON_CACHE, self)
@@ -68,7 +68,11 @@ class State:
     @property
     def length(self) -> int:
         """Tokens that the first layer was given."""
-        return self.valid[0].shape[1] + self.tail.shape[1]
+        return self.given(0)
+
+    def given(self, layer: int) -> int:
+        """Tokens that decoder layer `layer` was given."""
+        return self.valid[self.stage(layer)].shape[1] + self.tail.shape[1]
 
     def stage(self, layer: int) -> int:
         """The first decoder layer of the stage that `layer` is in."""
@@ -264,7 +268,13 @@ def causal_mask(
     samples = state.samples[state.stage(layer)] if state.samples else None
     if samples is not None:
         index = index - torch.searchsorted(samples, samples)
-    if bias is None or not bool(bias.any()):
+    if bias is not None and not bool(bias.any()):
+        bias = None
+    grows = samples is None and not getattr(cache, "is_compileable", False)
+    if bias is None and q == 1 and grows and config._attn_implementation == "sdpa":
+        # What transformers would make of it, in one step: stages decode as often as tokens do.
+        return (None if bool(mask.all()) else mask[:, None, None].to(hidden.device)), index
+    if bias is None:
         causal = create_causal_mask(
             config=config,
             inputs_embeds=hidden,

@@ -10,7 +10,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests.compress import test_attach, test_matrix, test_training, test_turns
+from tests.compress import (
+    test_attach,
+    test_edges,
+    test_matrix,
+    test_neighbours,
+    test_training,
+    test_turns,
+)
 from tests.tiny import CASES, Case
 from vlm.families import family_of
 
@@ -34,15 +41,33 @@ CLAIMS: tuple[tuple[str, Callable[..., None]], ...] = (
     ("assisted decoding (prompt lookup)", test_turns.test_prompt_lookup_equals_greedy),
     ("a second turn on the cached first", test_turns.test_a_second_turn_of_text),
     ("static cache", test_turns.test_a_static_cache_equals_a_dynamic_one),
+    ("quantised cache", test_turns.test_a_quantised_cache),
     ("positions by a scheme", test_attach.test_a_scheme_in_the_place_of_home),
     (
         "loss and gradients equal those of a reduced sequence",
         test_training.test_loss_and_gradients_equal_a_reduced_sequence,
     ),
+    ("bfloat16", test_edges.test_half_precision),
     ("gradient checkpointing", test_training.test_gradient_checkpointing_changes_nothing),
     (
         "ZeRO-3 with images on one process only",
         test_training.test_zero3_with_images_on_one_process_only,
+    ),
+    ("LoRA in place (PEFT)", test_neighbours.test_lora_in_place_equals_lora_merged),
+    ("a compiled vision tower", test_neighbours.test_a_compiled_vision_tower),
+    (
+        "weights elsewhere between calls (device map)",
+        test_neighbours.test_weights_that_are_elsewhere_between_calls,
+    ),
+    ("a prompt without images", test_edges.test_a_prompt_with_no_image),
+    (
+        "placeholders that do not match are refused",
+        test_edges.test_placeholders_that_do_not_match,
+    ),
+    ("a video of one frame", test_edges.test_a_video_of_one_frame),
+    (
+        "generating from right padding is refused",
+        test_edges.test_generating_from_padding_is_refused,
     ),
 )
 
@@ -50,6 +75,26 @@ CLAIMS: tuple[tuple[str, Callable[..., None]], ...] = (
 TIME = """\
 `test_matrix.py` (all of the matrix, and the four claims after it) took 70 s of processor time,
 its quick part 28 s, on one core of two (torch 2.15, transformers 5.23)."""
+
+
+NEIGHBOURS = """\
+## Beside other tools
+
+- **Key/value presses** (kvpress) shorten each layer's cache after prefill; a compression follows
+  them where the batch has no padding, and refuses otherwise. kvpress 0.5.5 wants transformers below
+  5.3, and cannot be installed beside this package; its `KnormPress` was tried without its
+  dependencies, given the `cache_position` that later versions of transformers no longer pass.
+- **PEFT**: wrap first, compress then. Scores are those of the layers with their adapters.
+- **torch.compile**: call `compress()` first, set
+  `torch._dynamo.config.skip_nnmodule_hook_guards = False`, and compile then. Without this setting
+  dynamo takes the code of a layer without hooks for one with them; scores that were not seen are
+  refused with a sentence. The whole model compiles with breaks in the graph. Tried with the backend
+  `eager`, which traces and generates no code.
+- **Device maps** (accelerate) work with weights on disk between calls; for two devices there is a
+  test that needs a GPU, and has not run yet.
+- **Quantised caches** work; visual inputs of a later turn, ranked inside the language model, need
+  the cached keys and are refused.
+"""
 
 
 def parameters(test: Callable[..., None]) -> list[tuple[list[str], list[Any]]]:
@@ -129,7 +174,8 @@ def page() -> str:
         "## What is tested",
         "",
         "On tiny random models of the stock classes, against a slow forward that shares no code",
-        "with the hooks (`tests/reference.py`). An empty field is not tested, and not refused.",
+        "with the hooks (`tests/reference.py`). An empty field is not tested, and not refused;",
+        "families without videos have no test of them.",
         "",
         *table(["", *names], claims),
         "",
@@ -140,6 +186,7 @@ def page() -> str:
         f"quick suite. With the rows below them, {every} tests.",
         TIME,
         "",
+        NEIGHBOURS,
     ]
     return "\n".join(lines)
 

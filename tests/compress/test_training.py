@@ -82,6 +82,29 @@ def test_text_right_after_an_image_is_predicted_from_it() -> None:
     torch.testing.assert_close(out.logits[0, 66], logits[3 + 15], rtol=1e-4, atol=2e-5)
 
 
+@pytest.mark.parametrize("query", ["last", "all", "salient"])
+def test_pretraining_prompts_without_a_question(query: str) -> None:
+    """Nothing but the answer follows the image: its last token asks, and nothing is NaN."""
+    case = CASES[0]
+    model, sample = case.model(), case.sample((3, ("image", "a"), 3))
+    labels = torch.full_like(sample.ids, -100)[None]
+    labels[0, -3:] = sample.ids[-3:]
+    for layers, ratios in (((1,), (0.6,)), ((1, 3), (0.6, 0.3))):
+        method = Duet(layers=layers, ratios=ratios, query=query)
+        with compress(model, method, budget=16):
+            out = model(**case.inputs([sample]), labels=labels)
+        out.loss.backward()
+        assert all(bool(g.isfinite().all()) for g in gradients(model).values())
+        if len(layers) > 1:  # who asks once the last token is dropped, the reference does not say
+            continue
+        prompt = Sample(sample.ids[:-3], sample.shown)
+        with torch.no_grad():
+            prefix = reference.reduce_prompt(model, case, method, 16, prompt)
+            logits, _ = reference.forward(model, prefix, sample.ids[-3:])
+        wanted = torch.nn.functional.cross_entropy(logits[-4:-1], sample.ids[-3:])
+        torch.testing.assert_close(out.loss, wanted, rtol=1e-5, atol=1e-5)
+
+
 def test_gradients_reach_the_merged_cells() -> None:
     case = CASES[0]
     model, given = case.model(), case.inputs(case.samples()[:1])

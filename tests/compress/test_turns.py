@@ -199,7 +199,7 @@ def test_a_cache_that_was_reset_is_new() -> None:
         torch.testing.assert_close(more, model(input_ids=ids).logits[:, -1], **CLOSE)
 
 
-@pytest.mark.parametrize("case", [CASES[0], CASES[3], CASES[4]], ids=lambda case: case.name)
+@each_case
 def test_a_static_cache_equals_a_dynamic_one(case: Case) -> None:
     model, given = case.model(), case.inputs(case.samples())
     for method in (BEFORE, BOTH):
@@ -233,21 +233,27 @@ class Rounded(QuantizedLayer):
         return quantized / 2**16
 
 
-def test_a_quantised_cache() -> None:
-    """Each layer quantises what it has; visual inputs of a later turn cannot be ranked on it."""
-    model, given = LLAVA.model(), LLAVA.inputs(LLAVA.samples())
+def rounded() -> DynamicCache:
+    cache = DynamicCache()
+    cache.layers = [Rounded(residual_length=4) for _ in range(4)]
+    return cache
 
-    def rounded() -> DynamicCache:
-        cache = DynamicCache()
-        cache.layers = [Rounded(residual_length=4) for _ in range(4)]
-        return cache
 
-    with compress(model, BOTH, budget=16), torch.no_grad():
+@each_case
+def test_a_quantised_cache(case: Case) -> None:
+    """Each layer quantises what it has."""
+    model, given = case.model(), case.inputs(case.samples())
+    with compress(model, BOTH, budget=case.budget), torch.no_grad():
         plain = logits_of(model, given)
-        torch.testing.assert_close(
-            logits_of(model, given, past_key_values=rounded()), plain, rtol=1e-2, atol=1e-2
-        )
-        cache, one = rounded(), LLAVA.samples()[0]
+        found = logits_of(model, given, past_key_values=rounded())
+    torch.testing.assert_close(found, plain, rtol=1e-2, atol=1e-2)
+
+
+def test_visual_inputs_on_a_quantised_cache_are_refused() -> None:
+    """Those of a later turn cannot be ranked by keys that it does not show."""
+    model, one = LLAVA.model(), LLAVA.samples()[0]
+    with compress(model, BOTH, budget=16), torch.no_grad():
+        cache = rounded()
         model(**LLAVA.inputs([one]), past_key_values=cache)
         whole = torch.ones(1, 2 * len(one.ids), dtype=torch.int64)
         with pytest.raises(ValueError, match="DynamicCache"):

@@ -18,7 +18,7 @@ from vlm.experts import expert_config
 from vlm.model import FoveateConfig, FoveateForConditionalGeneration
 
 TILES = {"a": (1, 1), "b": (1, 2)}
-FRAMES = {"v": 2}
+FRAMES = {"v": 2, "one": 1}
 SIZES = {"clip": 16, "siglip": 24}
 VISION = {
     "hidden_size": 32,

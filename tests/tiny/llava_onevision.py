@@ -15,7 +15,7 @@ from tests.tiny.base import IMAGE_TOKEN, VIDEO_TOKEN, Case, View, noise, text
 SIZES = {"a": (48, 48), "b": (16, 48), "s": (30, 30)}
 TILES = {"a": 5, "b": 3, "s": 1}
 CROPS = {"a": (8, 8), "b": (4, 12), "s": (1, 0)}
-FRAMES = {"v": 2}
+FRAMES = {"v": 2, "one": 1}
 
 
 class LlavaOnevision(Case):

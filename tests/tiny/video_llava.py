@@ -11,6 +11,8 @@ from transformers import CLIPVisionConfig, LlamaConfig, VideoLlavaConfig
 
 from tests.tiny.base import IMAGE_TOKEN, VIDEO_TOKEN, Case, View, noise, text
 
+FRAMES = {"v": 2, "one": 1}
+
 
 class VideoLlava(Case):
     name = "video_llava"
@@ -43,18 +45,21 @@ class VideoLlava(Case):
         )
 
     def tokens(self, kind: str, variant: str) -> Tensor:
-        return torch.full((16,), IMAGE_TOKEN) if kind == "image" else torch.full((34,), VIDEO_TOKEN)
+        if kind == "image":
+            return torch.full((16,), IMAGE_TOKEN)
+        return torch.full((17 * FRAMES[variant],), VIDEO_TOKEN)
 
     def media(self, kind: str, shown: Sequence[tuple[str, int]]) -> dict[str, Tensor]:
         if kind == "image":
             return {"pixel_values": torch.stack([noise(3, 16, 16, seed=seed) for _, seed in shown])}
-        videos = [noise(2, 3, 16, 16, seed=seed) for _, seed in shown]
+        videos = [noise(FRAMES[variant], 3, 16, 16, seed=seed) for variant, seed in shown]
         return {"pixel_values_videos": torch.stack(videos)}
 
     def views(self, kind: str, variant: str) -> list[View]:
         if kind == "image":
             return [((1, 4, 4), list(range(16)))]
-        return [((2, 4, 4), [*range(1, 17), *range(18, 34)])]
+        frames = FRAMES[variant]
+        return [((frames, 4, 4), [n for n in range(17 * frames) if n % 17])]
 
     def keeps_cls(self, kind: str) -> bool:
         return kind == "video"

@@ -56,14 +56,18 @@ class Tap(ABC):
 
         Raises RuntimeError if the layer did not run, or ran where hooks are not seen.
         """
-        if not self._seen:
+        try:
+            blocks = self.blocks(rows)
+        except KeyError:
             raise RuntimeError(
-                "the vision layer that gives the scores ran unseen: if the vision tower was "
-                "compiled before compress() was called, compress first and compile then"
-            )
-        heads = Heads(self.blocks(rows), self.scale, self.has_cls, self.keeps_cls)
-        self._seen = {}
-        return heads
+                "the vision layer that gives the scores ran unseen: torch.compile takes code that "
+                "it made of another layer, or before there were hooks, for this one. Call "
+                "compress() first, set torch._dynamo.config.skip_nnmodule_hook_guards = False, "
+                "and compile then"
+            ) from None
+        finally:
+            self._seen = {}
+        return Heads(blocks, self.scale, self.has_cls, self.keeps_cls)
 
     def keep(self, name: str) -> Any:
         """A forward hook that keeps a module's output under `name`."""
