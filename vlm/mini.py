@@ -44,7 +44,9 @@ CHAT_TEMPLATE = (
 def _words() -> list[str]:
     words = "USER ASSISTANT What Where How Which In Describe colour shape is are the there say does"
     words += " sign many object objects row column picture video of in or left right above below"
-    words += " first last before after dot frame seen with option letter from given choices directly"
+    words += (
+        " first last before after dot frame seen with option letter from given choices directly"
+    )
     plurals = [f"{s}es" if s == "cross" else f"{s}s" for s in SHAPES]
     return [*words.split(), *COLOURS, *SHAPES, *plurals]
 

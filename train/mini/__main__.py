@@ -22,11 +22,12 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=4_000, help="how many clips are drawn")
     parser.add_argument("--axes", choices=("mrope", "1d"), default="mrope")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--workers", type=int, default=0, help="processes that make batches")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     counts = {IMAGE: args.scenes, VIDEO: args.clips}
     data = {kind: Drawn.prepare(kind, args.output, count) for kind, count in counts.items()}
-    trainer = Trainer(args.output, data, args.seed, args.axes, args.device)
+    trainer = Trainer(args.output, data, args.seed, args.axes, args.device, args.workers)
     for stage in [args.stage] if args.stage else STAGES:
         trainer.run(stage)
     if args.stage in (None, "joint"):

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from multiprocessing import Pool
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import Dataset
 
 from positions import Image, MRoPE, Sequential, Text, Video, plan
 from vlm import mini
@@ -63,22 +64,25 @@ class Drawn:
             np.save(path, np.stack([images for images, _ in rows]))
         return cls(kind, np.load(path, mmap_mode="r"), np.load(path.with_suffix(".labels.npy")))
 
-    def batches(self, size: int, seed: int) -> Iterator[np.ndarray]:
-        """Indices, all of them in a new order in every round."""
-        rng = np.random.default_rng(seed)
-        while True:
-            order = rng.permutation(len(self.images))
-            yield from (order[i : i + size] for i in range(0, len(order) - size + 1, size))
+    def pick(self, step: int, size: int, seed: int) -> np.ndarray:
+        """The indices of one step's batch: each is drawn once in every round through all."""
+        rounds = len(self.images) // size
+        order = np.random.default_rng((seed, step // rounds)).permutation(len(self.images))
+        return order[size * (step % rounds) :][:size]
 
     def pixels(self, index: np.ndarray) -> Tensor:
-        """(b * frames, 3, 96, 96) float32, normalised as the processor does."""
-        images = torch.from_numpy(np.stack([self.images[i] for i in index])).flatten(0, 1)
-        mean, std = torch.tensor(_view.mean), torch.tensor(_view.std)
-        return ((images / 255 - mean) / std).permute(0, 3, 1, 2).contiguous()
+        """(b * frames, 96, 96, 3) uint8."""
+        return torch.from_numpy(np.stack([self.images[i] for i in index])).flatten(0, 1)
 
     def fields(self, index: np.ndarray) -> Tensor:
         """(b, fields, frames * cells) int64."""
         return torch.from_numpy(self.labels[index].astype(np.int64))
+
+
+def normalised(pixels: Tensor) -> Tensor:
+    """(b, 96, 96, 3) uint8 -> (b, 3, 96, 96) float32, as the processor does it."""
+    mean, std = (torch.tensor(v, device=pixels.device) for v in (_view.mean, _view.std))
+    return ((pixels / 255 - mean) / std).permute(0, 3, 1, 2).contiguous()
 
 
 def _draw(kind: str, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -159,18 +163,13 @@ def homes(kind: str, axes: mini.Axes) -> tuple[Tensor, int]:
     return found.positions[len(PREFIX) :, 0].long(), int(found.next_position)
 
 
-@dataclass
-class Batch:
+class Batch(NamedTuple):
     """Prefix, cells and questions of some scenes, in one sequence each (see `pack`)."""
 
     ids: Tensor  # (b, text) question and answer ids
     labels: Tensor  # (b, text) shifted: the id that each token has to predict, or -100
     positions: Tensor  # (3, b, prefix + cells + text)
     mask: Tensor  # (b, 1, s, s) bool
-
-    def to(self, device: torch.device) -> Batch:
-        """The same on another device."""
-        return Batch(*(x.to(device) for x in (self.ids, self.labels, self.positions, self.mask)))
 
 
 Turns = Sequence[Sequence[tuple[list[int], list[int]]]]
@@ -205,3 +204,58 @@ def pack(rows: Turns, cells: Tensor, after: int) -> Batch:
     causal = torch.ones(group.shape[1], group.shape[1], dtype=torch.bool).tril()
     mask = causal & ((group[:, None] == -2) | (group[:, None] == group[:, :, None]))
     return Batch(ids, labels, positions, mask[:, None])
+
+
+# ------------------------------------------------------------------ what one step learns from
+
+
+class Lesson(NamedTuple):
+    """One kind's part of one step. pixels or batch are empty where the stage takes none."""
+
+    pixels: Tensor  # (b * frames, 96, 96, 3) uint8
+    fields: Tensor  # (b, fields, cells shown) int64
+    batch: Batch | None
+
+
+@dataclass(frozen=True)
+class Lessons(Dataset[dict[str, Lesson]]):
+    """The lessons of a stage by step, made in worker processes; the same for the same seed.
+
+    sizes: of a batch, by kind. shown: cells that the language model is shown, None for all (with
+    pixels) and 0 for no questions. captions, letters: see `turns_of`; letters are asked from a
+    third of the stage on.
+    """
+
+    data: dict[str, Drawn]
+    sizes: dict[str, int]
+    steps: int
+    seed: int
+    axes: mini.Axes
+    shown: int | None
+    captions: float = 0.0
+    letters: float = 0.0
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __getitem__(self, step: int) -> dict[str, Lesson]:
+        rng = np.random.default_rng((self.seed, step, 7))
+        return {k: self._lesson(k, step, n, rng) for k, n in self.sizes.items() if n}
+
+    def _lesson(self, kind: str, step: int, size: int, rng: np.random.Generator) -> Lesson:
+        drawn = self.data[kind]
+        index = drawn.pick(step, size, self.seed)
+        fields, nothing = drawn.fields(index), torch.empty(0)
+        if self.shown == 0:
+            return Lesson(drawn.pixels(index), fields, None)
+        letters = self.letters * min(1.0, max(0.0, 3 * step / self.steps - 1))
+        rows = [turns_of(kind, int(s), rng, self.captions, letters) for s in index]
+        where, after = homes(kind, self.axes)
+        if self.shown is None:
+            cells = torch.arange(len(where)).expand(size, -1)
+            return Lesson(drawn.pixels(index), fields, pack(rows, where[cells], after))
+        # Every cell that shows something, and some blank ones: short sequences, true positions.
+        score = (fields[:, 0] > 0) + torch.from_numpy(rng.random(fields[:, 0].shape))
+        cells = score.topk(self.shown, dim=1).indices.sort(dim=1).values
+        fields = fields.gather(2, cells[:, None].expand(-1, fields.shape[1], -1))
+        return Lesson(nothing, fields, pack(rows, where[cells], after))

@@ -34,6 +34,8 @@ class CellHeads(nn.Module):
             at = kind >= 0 if field == "kind" else kind > 0
             if field in _WHERE:
                 at = torch.isin(kind, torch.tensor(_WHERE[field], device=kind.device))
+            if not bool(at.any()):  # frames of clips hold no signs
+                continue
             logits = self.cells[f"read_{field}"](hidden[:, 1:][at]).float()
             total = total + functional.cross_entropy(logits, label[at])
             right[field] = (logits.argmax(-1) == label[at]).float().mean()

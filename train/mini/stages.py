@@ -5,25 +5,25 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.data import DataLoader
 
-from train.mini.data import CELLS, IMAGE, VIDEO, Drawn, homes, pack, turns_of
+from train.mini.data import CELLS, IMAGE, VIDEO, Batch, Drawn, Lesson, Lessons, normalised
 from train.mini.modules import CellHeads, Symbols, answer_loss
 from train.mini.muon import optimizers
 from vlm import mini
 
 STAGES = ("vision", "language", "bridge", "joint")
-SHOWN = 64  # cells that the language stage shows
+CLIP_WEIGHT = 0.4  # of a batch of clips, beside 1 of a batch of scenes
+SEE_WEIGHT = 0.05  # of the tower's own read-outs once the language model learns from it
 Shares = dict[str, Tensor]
 
 
@@ -31,7 +31,8 @@ Shares = dict[str, Tensor]
 class Stage:
     """How long and how fast one stage learns.
 
-    batch: scenes a step. clips: clips a step. lr: the peak of AdamW, muon: of Muon.
+    batch: scenes a step. clips: clips a step. lr: the peak of AdamW, muon: of Muon. shown: cells
+    that the language model is shown (see `Lessons`). asked: chances of captions and of letters.
     """
 
     steps: int
@@ -39,13 +40,15 @@ class Stage:
     clips: int
     lr: float
     muon: float
+    shown: int | None = 0
+    asked: tuple[float, float] = (0.0, 0.0)
 
 
 RECIPE = {
-    "vision": Stage(steps=1500, batch=24, clips=2, lr=1e-3, muon=0.01),
-    "language": Stage(steps=3000, batch=20, clips=6, lr=2e-3, muon=0.01),
-    "bridge": Stage(steps=400, batch=24, clips=2, lr=1e-3, muon=0.005),
-    "joint": Stage(steps=1500, batch=12, clips=2, lr=3e-4, muon=0.002),
+    "vision": Stage(900, 24, 2, lr=1e-3, muon=0.01),
+    "language": Stage(1500, 20, 6, lr=2e-3, muon=0.01, shown=64, asked=(0.3, 0.3)),
+    "bridge": Stage(300, 24, 2, lr=1e-3, muon=0.005),
+    "joint": Stage(700, 12, 2, lr=3e-4, muon=0.002, shown=None, asked=(0.15, 0.2)),
 }
 
 
@@ -58,10 +61,16 @@ class Trainer:
     """Holds the parts, runs the stages, and writes `<stage>.safetensors` and `log.jsonl`."""
 
     def __init__(
-        self, output: Path, data: dict[str, Drawn], seed: int, axes: mini.Axes, device: str
+        self,
+        output: Path,
+        data: dict[str, Drawn],
+        seed: int,
+        axes: mini.Axes,
+        device: str = "cpu",
+        workers: int = 0,
     ) -> None:
         self.output, self.data, self.seed, self.axes = output, data, seed, axes
-        self.device = torch.device(device)
+        self.device, self.workers = torch.device(device), workers
         self.model, self.processor = mini.build(seed, axes)
         torch.manual_seed(seed)
         text: Any = self.model.config.text_config
@@ -105,18 +114,23 @@ class Trainer:
             for optimizer, saved in zip(found, state["optimizers"], strict=True):
                 optimizer.load_state_dict(saved)
             first = state["step"]
-        rng = np.random.default_rng((self.seed, STAGES.index(stage), first))
         sizes = {IMAGE: recipe.batch, VIDEO: recipe.clips}
-        batches = {k: self.data[k].batches(n, self.seed + first) for k, n in sizes.items() if n}
+        seed = self.seed + 1000 * STAGES.index(stage)
+        lessons = Lessons(
+            self.data, sizes, recipe.steps, seed, self.axes, recipe.shown, *recipe.asked
+        )
+        loader = DataLoader(
+            lessons, batch_size=None, sampler=range(first, recipe.steps), num_workers=self.workers
+        )
         began, seen = time.time(), []
         parts.train()
         self.tower.compile(dynamic=False)
         lm: Any = self.model.model.language_model
         lm.compile(dynamic=False)
         on_gpu = self.device.type == "cuda"
-        for step in range(first, recipe.steps):
+        for step, lesson in enumerate(loader, first):
             with torch.autocast("cuda", torch.bfloat16) if on_gpu else nullcontext():
-                shares = self._step(stage, batches, rng, step / recipe.steps)
+                shares = self._step(stage, lesson)
             nn.utils.clip_grad_norm_(parts.parameters(), 1.0)
             for optimizer in found:
                 for group in optimizer.param_groups:
@@ -127,27 +141,21 @@ class Trainer:
             if (step + 1) % 25 == 0:
                 self._log(stage, step + 1, began, seen)
                 seen = []
-            if (step + 1) % 500 == 0 and step + 1 < recipe.steps:
+            if (step + 1) % 250 == 0 and step + 1 < recipe.steps:
                 states = [optimizer.state_dict() for optimizer in found]
                 state = {"step": step + 1, "weights": parts.state_dict(), "optimizers": states}
                 torch.save(state, partial)
         save_file(parts.state_dict(), self.output / f"{stage}.safetensors")
         partial.unlink(missing_ok=True)
 
-    def _step(
-        self,
-        stage: str,
-        batches: dict[str, Iterator[np.ndarray]],
-        rng: np.random.Generator,
-        progress: float,
-    ) -> Shares:
+    def _step(self, stage: str, lessons: dict[str, Lesson]) -> Shares:
         """Gradients of one step: a batch of scenes and a batch of clips."""
         shares: Shares = {}
-        for kind, found in batches.items():
-            index = next(found)
-            loss, right = getattr(self, f"_{stage}")(kind, index, rng, progress)
-            weight = 1.0 if kind == IMAGE else 0.4
-            (weight * loss).backward()
+        for kind, lesson in lessons.items():
+            pixels, fields = lesson.pixels.to(self.device), lesson.fields.to(self.device)
+            batch = lesson.batch and Batch(*(x.to(self.device) for x in lesson.batch))
+            loss, right = getattr(self, f"_{stage}")(kind, pixels, fields, batch)
+            ((1.0 if kind == IMAGE else CLIP_WEIGHT) * loss).backward()
             shares |= {f"{kind} {name}": share.detach() for name, share in right.items()}
             shares[f"{kind} loss"] = loss.detach()
         return shares
@@ -159,66 +167,41 @@ class Trainer:
             print(json.dumps(head | row), file=file)
         print(f"{stage} {step}/{RECIPE[stage].steps} {head['seconds']:.0f} s {row}", flush=True)
 
-    # one batch of each stage: (kind, indices, rng, progress) -> loss, shares right
+    # one batch of each stage: -> loss, shares right
 
-    def _see(self, kind: str, index: np.ndarray) -> tuple[Tensor, Tensor]:
+    def _see(self, pixels: Tensor, fields: Tensor) -> tuple[Tensor, Tensor]:
         """Hidden states (b * frames, 1 + cells, width) and labels (b * frames, fields, cells)."""
-        hidden = self.tower(self.data[kind].pixels(index).to(self.device)).last_hidden_state
-        fields = self.data[kind].fields(index).to(self.device).unflatten(2, (-1, CELLS))
-        return hidden, fields.transpose(1, 2).flatten(0, 1)
+        hidden = self.tower(normalised(pixels)).last_hidden_state
+        return hidden, fields.unflatten(2, (-1, CELLS)).transpose(1, 2).flatten(0, 1)
 
-    def _vision(
-        self, kind: str, index: np.ndarray, rng: np.random.Generator, progress: float
-    ) -> tuple[Tensor, Shares]:
-        hidden, fields = self._see(kind, index)
-        if kind == VIDEO:  # signs are on pictures only
-            return self._read_items(hidden, fields)
-        return self.heads.loss(hidden, fields)
-
-    def _read_items(self, hidden: Tensor, fields: Tensor) -> tuple[Tensor, Shares]:
-        loss, right = self.heads.loss(hidden, fields)
-        return loss, {name: right[name] for name in ("kind", "colour", "shape")}
+    def _vision(self, kind: str, pixels: Tensor, fields: Tensor, _: None) -> tuple[Tensor, Shares]:
+        return self.heads.loss(*self._see(pixels, fields))
 
     def _language(
-        self, kind: str, index: np.ndarray, rng: np.random.Generator, progress: float
+        self, kind: str, _: Tensor, fields: Tensor, batch: Batch
     ) -> tuple[Tensor, Shares]:
-        fields = self.data[kind].fields(index)
-        # Every cell that shows something, and some blank ones: short sequences, true positions.
-        score = (fields[:, 0] > 0) + torch.from_numpy(rng.random(fields[:, 0].shape))
-        cells = score.topk(SHOWN, dim=1).indices.sort(dim=1).values
-        fields = fields.gather(2, cells[:, None].expand(-1, fields.shape[1], -1))
-        visual = self.symbols(fields.to(self.device))
+        visual = self.symbols(fields)
         visual = visual + torch.randn_like(visual) * self.noise
-        where, after = homes(kind, self.axes)
-        # Letters come when there is something to choose by.
-        letters = 0.3 * min(1.0, max(0.0, 3 * progress - 1))
-        rows = [turns_of(kind, int(s), rng, 0.3, letters) for s in index]
-        batch = pack(rows, where[cells], after).to(self.device)
         loss, right = answer_loss(self.model, batch, visual)
         return loss, {"answer": right}
 
-    def _bridge(
-        self, kind: str, index: np.ndarray, rng: np.random.Generator, progress: float
-    ) -> tuple[Tensor, Shares]:
-        hidden, fields = self._see(kind, index)
+    def _bridge(self, kind: str, pixels: Tensor, fields: Tensor, _: None) -> tuple[Tensor, Shares]:
+        hidden, labels = self._see(pixels, fields)
         with torch.no_grad():
-            wanted = self.symbols(fields)
-        said = self._project(hidden)
-        apart = functional.mse_loss(said.float(), wanted) / wanted.var()
-        see = self.heads.loss(hidden, fields)[0] if kind == IMAGE else hidden.new_zeros(())
-        return apart + 0.05 * see, {"apart": apart, "see": see}
+            wanted = self.symbols(labels)
+        said = self._project(hidden).float()
+        apart = functional.mse_loss(said, wanted) / wanted.var()
+        see = self.heads.loss(hidden, labels)[0]
+        return apart + SEE_WEIGHT * see, {"apart": apart, "see": see}
 
     def _joint(
-        self, kind: str, index: np.ndarray, rng: np.random.Generator, progress: float
+        self, kind: str, pixels: Tensor, fields: Tensor, batch: Batch
     ) -> tuple[Tensor, Shares]:
-        hidden, fields = self._see(kind, index)
-        visual = self._project(hidden).unflatten(0, (len(index), -1)).flatten(1, 2)
-        where, after = homes(kind, self.axes)
-        rows = [turns_of(kind, int(s), rng, 0.15, 0.2) for s in index]
-        batch = pack(rows, where.expand(len(index), -1, -1), after).to(self.device)
+        hidden, labels = self._see(pixels, fields)
+        visual = self._project(hidden).unflatten(0, (len(fields), -1)).flatten(1, 2)
         loss, right = answer_loss(self.model, batch, visual)
-        see = self.heads.loss(hidden, fields)[0] if kind == IMAGE else hidden.new_zeros(())
-        return loss + 0.05 * see, {"answer": right, "see": see}
+        see = self.heads.loss(hidden, labels)[0]
+        return loss + SEE_WEIGHT * see, {"answer": right, "see": see}
 
     def _project(self, hidden: Tensor) -> Tensor:
         return self.model.model.fusion("clip", hidden[:, 1:], (mini.GRID, mini.GRID))

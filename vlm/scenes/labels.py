@@ -9,8 +9,8 @@ from vlm.scenes.drawing import draw_item
 from vlm.scenes.scene import CHARACTERS, COLOUR_NAMES, COLOURS, IMAGE_SIZE, SHAPES, Clip, Scene
 
 # label -> number of classes. kind: 0 blank, 1 item, 2 sign, 3 dot. colour, shape, character: an
-# index + 1 (0: none). row, column: the slot of what the cell shows (0: blank). place: 1 or 2 where a
-# character has its centre (0: none). centre: 1 where an item has its centre.
+# index + 1 (0: none). row, column: the slot of what the cell shows (0: blank). place: 1 or 2 where
+# a character has its centre (0: none). centre: 1 where an item has its centre.
 FIELDS = {
     "kind": 4,
     "colour": len(COLOURS) + 1,

@@ -29,8 +29,8 @@ SLOTS = 4  # slots per side
 SLOT = IMAGE_SIZE // SLOTS  # pixels
 FRAMES = 4  # of a clip, a second apart
 
-# Photographs of scikit-image and fonts of matplotlib, by split; "" is Pillow's own font. Every split
-# but the training one has photographs alone.
+# Photographs of scikit-image and fonts of matplotlib, by split; "" is Pillow's own font. Every
+# split but the training one has photographs alone.
 PHOTOS: dict[Split, tuple[str, ...]] = {
     "train": ("astronaut.png", "coffee.png", "rocket.jpg", "brick.png", "motorcycle_left.png"),
     "val": ("gravel.png", "hubble_deep_field.jpg"),
