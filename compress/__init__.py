@@ -8,19 +8,26 @@ print(c.report())
 """
 
 from compress.attach import Compression, CompressionError, compress
+from compress.long_video import LongVideo, stream_video, video_prompt
 from compress.methods import Method, get_method, list_methods
 from compress.report import Cost, Report
+from compress.stream import Kept, Stream
 from compress.tokens import Reduction, VisualTokens
 
 __all__ = [
     "Compression",
     "CompressionError",
     "Cost",
+    "Kept",
+    "LongVideo",
     "Method",
     "Reduction",
     "Report",
+    "Stream",
     "VisualTokens",
     "compress",
     "get_method",
     "list_methods",
+    "stream_video",
+    "video_prompt",
 ]

@@ -219,7 +219,7 @@ class Compression:
 
     def _see_ids(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         media = [kwargs.get(name) for name in self.family.media]
-        given = any(x is not None and (not isinstance(x, dict) or any(x.values())) for x in media)
+        given = any(_holds(x) for x in media)
         ids = kwargs.get("input_ids", args[0] if args else None)
         if given and ids is None:
             raise CompressionError(
@@ -327,6 +327,13 @@ class Compression:
         if going.back is not None:
             hidden = take(hidden, going.back)
         return (hidden, *args[1:])
+
+
+def _holds(media: Any) -> bool:
+    """Whether an argument brings visual inputs: pixels, or pixels or features by name."""
+    if isinstance(media, dict):
+        return any(value is not None for value in media.values())
+    return media is not None
 
 
 def compress(

@@ -56,10 +56,7 @@ class Symmetry:
             if kind in self._encoded:
                 continue
             self._encoded.add(kind)
-            given = {
-                name: x.to(weight.device, weight.dtype if x.is_floating_point() else x.dtype)
-                for name, x in self.family.blank(kind).items()
-            }
+            given = _like(self.family.blank(kind), weight)
             output = owner.encoders[kind].unseen(**given, return_dict=True)
             every = [output.pooler_output, *(getattr(output, "deepstack_features", None) or [])]
             self._blank += [x.sum() * 0 for features in every for x in features]
@@ -98,3 +95,13 @@ class Symmetry:
     def over(self) -> None:
         """The language model is through."""
         self._encoded, self._blank, self._layers = set(), [], frozenset()
+
+
+def _like(blank: dict[str, Any], weight: Tensor) -> dict[str, Any]:
+    """The tensors of a blank input, by expert too, on the device and in the dtype of a weight."""
+    return {
+        name: _like(x, weight)
+        if isinstance(x, dict)
+        else x.to(weight.device, weight.dtype if x.is_floating_point() else x.dtype)
+        for name, x in blank.items()
+    }

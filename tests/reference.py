@@ -2,26 +2,22 @@
 
 It is written from the formulas and shares no code with the package beyond the method's own choice
 on bare tensors, which `tests/compress/test_methods.py` checks against numpy. What the vision side
-saw is taken from a tower that runs an attention function of this file; how a family pools and
-packs is taken from the stock model itself, its projector replaced by one that hands values on.
+saw is read by `tests/reference_vision.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, eager_mask
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from compress.budget import Allocation
 from compress.methods import Method
 from compress.methods.windows import deal
 from compress.tokens import LayerTokens, VisualTokens
+from tests.reference_vision import Seen, encode
 from tests.tiny import IMAGE_TOKEN, VIDEO_TOKEN, Case, Sample
 
 TOKEN = {"image": IMAGE_TOKEN, "video": VIDEO_TOKEN}
@@ -60,125 +56,6 @@ class Prefix:
     grids: list[tuple[int, int, int]]
 
 
-@dataclass
-class Seen:
-    """One encoded input: rows that the projector is given (R, Dt), tokens (N, D) and their
-    DeepStack layers, and fields of VisualTokens by token."""
-
-    rows: Tensor
-    tokens: Tensor
-    deep: list[Tensor]
-    fields: dict[str, Tensor]
-    source: Tensor
-
-
-# ------------------------------------------------------------------ the vision side
-
-
-_MAPS: dict[Any, list[tuple[Tensor, Tensor]]] = {}
-
-
-def _recorded(
-    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **options: Any
-) -> tuple[Tensor, Tensor]:
-    logits = query @ key.transpose(-1, -2) * options["scaling"]
-    if attention_mask is not None:
-        logits = logits + attention_mask
-    weights = logits.float().softmax(-1)
-    _MAPS.setdefault(module, []).append((key, weights))
-    return (weights.to(value.dtype) @ value).transpose(1, 2).contiguous(), weights
-
-
-ALL_ATTENTION_FUNCTIONS.register("recorded", _recorded)
-ALL_MASK_ATTENTION_FUNCTIONS.register("recorded", eager_mask)
-
-
-@contextmanager
-def recorded(case: Case, model: Any) -> Iterator[None]:
-    """Every attention map of the vision side, in `_MAPS` by attention module."""
-    towers = [model.model.get_submodule(path) for path in case.vision]
-    before = [tower.config._attn_implementation for tower in towers]
-    _MAPS.clear()
-    for tower in towers:
-        tower.config._attn_implementation = "recorded"
-    try:
-        yield
-    finally:
-        for tower, name in zip(towers, before, strict=True):
-            tower.config._attn_implementation = name
-
-
-def by_row(case: Case, kind: str, layer: int, name: str, rule: str = "auto") -> Tensor:
-    """A field of one vision layer, by row of the tower."""
-    first = int(case.has_cls and not case.keeps_cls(kind))
-    parts = []
-    for key, weights in list(_MAPS.values())[layer]:
-        if name == "keys":
-            parts.append(key.mean(1)[:, first:].flatten(0, 1))
-        elif case.has_cls and rule != "received":
-            parts.append(weights.mean(1)[:, 0, first:].flatten())
-        else:
-            parts.append(weights.mean(1).mean(1)[:, first:].flatten())
-    return torch.cat(parts)
-
-
-def encode(
-    model: Any, case: Case, kind: str, variant: str, seed: int, layer: int | None = None
-) -> Seen:
-    """One input through the stock vision side."""
-    given = case.media(kind, [(variant, seed)])
-    core = model.model
-    run = getattr(core, f"get_{kind}_features")
-    entering: list[Tensor] = []
-    projector = core.get_submodule(case.projector)
-    handle = projector.register_forward_pre_hook(lambda _, args: entering.append(args[0]))
-    with recorded(case, model):
-        out = run(**given, return_dict=True)
-    handle.remove()
-    tokens = flat(out.pooler_output)
-    deep = [flat(layer) for layer in getattr(out, "deepstack_features", None) or []]
-
-    def packed(values: Tensor) -> Tensor:
-        """(R,) by row of the tower -> (N,) by token, -1 at what is no cell."""
-        stub = Stub(case.pooled(values), tokens.shape[1])
-        stubbed = core.get_submodule(case.projector)
-        stubbed.forward = stub
-        newline = getattr(core, "image_newline", None)
-        if newline is not None:
-            held = newline.data.clone()
-            newline.data.fill_(-1.0)
-        try:
-            return flat(run(**given, return_dict=True).pooler_output)[:, 0]
-        finally:
-            del stubbed.forward
-            if newline is not None:
-                newline.data.copy_(held)
-
-    layer = case.feature_layer if layer is None else layer
-    saliency, keys = (by_row(case, kind, layer, name) for name in ("saliency", "keys"))
-    fields = {
-        "saliency": packed(saliency),
-        "keys": torch.stack([packed(column) for column in keys.T], 1),
-    }
-    rows = torch.cat([x.reshape(-1, x.shape[-1]) for x in entering])
-    return Seen(rows, tokens, deep, fields, packed(torch.arange(float(len(saliency)))))
-
-
-class Stub:
-    """In the place of a projector: gives values in its output's shape."""
-
-    def __init__(self, values: Tensor, width: int) -> None:
-        self.values, self.width = values, width
-
-    def __call__(self, x: Tensor, *_: Any) -> Tensor:
-        values = self.values.reshape(*x.shape[:-2], -1, 1)
-        return values.expand(*values.shape[:-1], self.width)
-
-
-def flat(features: Any) -> Tensor:
-    return torch.cat([x.reshape(-1, x.shape[-1]) for x in features])
-
-
 def reduce_input(
     model: Any, case: Case, method: Method, keep: int, seen: Seen, kind: str, variant: str
 ) -> tuple[Tensor, list[list[int]], list[int]]:
@@ -212,6 +89,8 @@ def _project(model: Any, case: Case, rows: Tensor) -> Tensor:
 
 def dense_positions(model: Any, case: Case, sample: Sample) -> tuple[Tensor, int]:
     """(S, A) positions that the stock model gives a sample alone, and the next one's."""
+    if case.experts:
+        return case.positions(sample)
     found: list[Tensor] = []
     lm = language_model(model)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -34,41 +35,80 @@ class Answer(TextStreamer):
 
 
 def converse(
-    model: Any, processor: Any, media: list[tuple[str, Any]], asked: list[str], new: int
+    model: Any,
+    processor: Any,
+    shown: list[dict[str, Any]],
+    prepare: Callable[[str], Any],
+    asked: list[str],
+    new: int,
 ) -> list[str]:
     """Ask one question after another about the same media; prints and returns the answers.
 
-    Each turn sends the whole conversation again. Videos go in as videos where the model takes
-    them, else as one image a frame.
+    shown: the media in the first turn, as parts of a chat message. prepare: from a text with
+    placeholders to what `generate` takes. Each turn sends the whole conversation again.
     """
-    takes_video = getattr(model.config, "video_token_id", None) is not None
-    images: list[Image.Image] = []
-    videos: list[Any] = []
-    content: list[dict[str, Any]] = []
-    for kind, item in media:
-        if kind == "video" and takes_video:
-            videos.append(item)
-            content.append({"type": "video"})
-        else:
-            frames = [Image.fromarray(f) for f in item] if kind == "video" else [item]
-            images += frames
-            content += [{"type": "image"}] * len(frames)
     talk: list[dict[str, Any]] = []
     answers = []
     for question in asked:
         words = {"type": "text", "text": question}
-        talk.append({"role": "user", "content": [*content, words] if not talk else [words]})
+        talk.append({"role": "user", "content": [*shown, words] if not talk else [words]})
         text = processor.apply_chat_template(talk, add_generation_prompt=True)
-        given = {"images": images or None, "videos": videos or None}
-        given = {name: value for name, value in given.items() if value is not None}
-        inputs = processor(text=text, return_tensors="pt", **given).to(model.device)
         streamer = Answer(processor.tokenizer)
-        model.generate(**inputs, max_new_tokens=new, do_sample=False, streamer=streamer)
+        model.generate(**prepare(text), max_new_tokens=new, do_sample=False, streamer=streamer)
         spent = time.perf_counter() - streamer.began
         print(f"  [first word after {streamer.first * 1e3:.0f} ms, all after {spent * 1e3:.0f} ms]")
         answers.append(streamer.text.strip())
         talk.append({"role": "assistant", "content": [{"type": "text", "text": answers[-1]}]})
     return answers
+
+
+def show(model: Any, processor: Any, media: list[tuple[str, Any]]) -> tuple[list[Any], Any]:
+    """Images and videos as `converse` takes them.
+
+    Videos go in as videos where the model takes them, else as one image a frame.
+    """
+    images: list[Image.Image] = []
+    videos: list[Any] = []
+    shown: list[dict[str, Any]] = []
+    for kind, item in media:
+        if kind == "video" and takes_video(model):
+            videos.append(item)
+            shown.append({"type": "video"})
+        else:
+            frames = [Image.fromarray(f) for f in item.frames] if kind == "video" else [item]
+            images += frames
+            shown += [{"type": "image"}] * len(frames)
+    given = {"images": images, "videos": videos}
+    given = {name: value for name, value in given.items() if value}
+
+    def prepare(text: str) -> Any:
+        return processor(text=text, return_tensors="pt", **given).to(model.device)
+
+    return shown, prepare
+
+
+def stream(
+    model: Any, processor: Any, paths: list[Path], question: str, **options: Any
+) -> tuple[list[Any], Any]:
+    """The same for long videos, which are reduced while they are decoded."""
+    from compress import stream_video, video_prompt
+
+    videos = []
+    for path in paths:
+        began = time.perf_counter()
+        video = stream_video(model, processor, path, question=question, **options)
+        spent = time.perf_counter() - began
+        frames = video.grids[0][0]
+        print(f"  [{path.name}: {frames} frames, {video.dense} cells, {len(video)} tokens left")
+        print(f"   after {spent:.1f} s; at most {video.most} tokens and cells held]")
+        videos.append(video)
+    shown = [{"type": "video" if takes_video(model) else "image"}] * len(videos)
+    return shown, lambda text: video_prompt(model, processor, text, videos)
+
+
+def takes_video(model: Any) -> bool:
+    """Whether a model has a placeholder for videos."""
+    return getattr(model.config, "video_token_id", None) is not None
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -86,6 +126,13 @@ def main(argv: list[str] | None = None) -> int:
     )
     ask.add_argument("--budget", help="tokens (64) or a share (0.11, 1/9); default: dense")
     ask.add_argument("--max-new-tokens", type=int, default=64)
+    ask.add_argument(
+        "--stream",
+        action="store_true",
+        help="long videos: reduced before the language model while they are decoded, to --budget "
+        "tokens (a count; 8192 if not given)",
+    )
+    ask.add_argument("--fps", type=float, default=1.0, help="frames a second, with --stream")
     args = parser.parse_args(argv)
     # A command may use a room that lies further on; the library does not.
     from compress import compress
@@ -94,13 +141,22 @@ def main(argv: list[str] | None = None) -> int:
     try:
         budget = parse_budget(args.budget) if args.budget else None
         method = parse_method(args.method)
-        media: list[tuple[str, Any]] = [("image", vlm.read_image(path)) for path in args.image]
-        media += [("video", vlm.read_video(p, frames=args.frames).frames) for p in args.video]
-        if not media and budget is not None:
+        if args.stream and (args.image or not args.video):
+            raise ValueError("--stream is for videos alone: expected --video and no --image")
+        if not (args.image or args.video) and budget is not None:
             raise ValueError(f"budget is {args.budget}, but there is no --image and no --video")
+        if args.stream:
+            model, processor = vlm.load(args.model)
+            options = {"method": method, "budget": budget or 8192, "fps": args.fps}
+            told = stream(model, processor, args.video, args.question[0], **options)
+            converse(model, processor, *told, args.question, args.max_new_tokens)
+            return 0
+        media: list[tuple[str, Any]] = [("image", vlm.read_image(path)) for path in args.image]
+        media += [("video", vlm.read_video(p, frames=args.frames)) for p in args.video]
         model, processor = vlm.load(args.model)
+        told = show(model, processor, media)
         with nullcontext() if budget is None else compress(model, method, budget) as attached:
-            converse(model, processor, media, args.question, args.max_new_tokens)
+            converse(model, processor, *told, args.question, args.max_new_tokens)
             if attached is not None:
                 print(attached.report())
     except (ValueError, TypeError, OSError) as error:

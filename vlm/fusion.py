@@ -220,7 +220,8 @@ class Fusion(nn.Module):
     def forward(self, expert: str, features: Tensor, grid: Pair) -> Tensor:
         """(B, N, D) features of `expert`, with N = rows * columns, to (B, tokens, out)."""
         first: nn.Module = self.first[expert]
-        features = features.to(self.second.weight.dtype)
+        # By `parameters`: under ZeRO-3 the attribute itself would gather the weight.
+        features = features.to(next(self.second.parameters()).dtype)
         if self.config.kind == "mlp":
             parts = windows(features, grid, self.config.window.get(expert, 1))
             return self.second(self.activation(first(parts.flatten(2))))

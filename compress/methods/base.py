@@ -135,7 +135,7 @@ class Method:
         if not 1 <= keep <= n:
             raise ValueError(f"keep is {keep}; it must be 1..{n} (the cells given)")
         if keep == n:
-            return Reduction.identity(tokens.features)
+            return Reduction.identity(tokens.features, tokens.size)
         name = type(self).__name__
         if self.inside_only:
             raise ValueError(

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from tests.tiny.base import FIRST_WORD, IMAGE_TOKEN, PAD, VIDEO_TOKEN, WORDS, Case, Sample
+from tests.tiny.foveate import Foveate
 from tests.tiny.internvl import InternVL
 from tests.tiny.llava import Llava
 from tests.tiny.llava_next import LlavaNext
@@ -34,6 +35,7 @@ CASES: tuple[Case, ...] = (
     SmolVLM(),
     VideoLlava(),
     Mistral3(),
+    Foveate(),
 )  # fmt: skip
 
 __all__ = ["CASES", "FIRST_WORD", "IMAGE_TOKEN", "PAD", "VIDEO_TOKEN", "WORDS", "Case", "Sample"]

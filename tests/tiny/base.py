@@ -50,7 +50,9 @@ class Case:
     text and (kind, variant) in turn. projector, vision: paths of modules below the core. pools:
     rows of the tower that the projector makes one token of, None where that is done before it.
     has_cls: whether the tower has a class token. feature_layer: the vision layer whose output
-    the projector gets, or the last that sees whole images.
+    the projector gets, or the last that sees whole images. experts: names of several towers, whose
+    `vision` paths these are (then `by_token` and `positions` say what the reference cannot read off
+    the stock model).
     """
 
     name: ClassVar[str]
@@ -59,6 +61,7 @@ class Case:
     vision: ClassVar[tuple[str, ...]] = ("vision_tower",)
     pools: ClassVar[int | None] = 1
     has_cls: ClassVar[bool] = False
+    experts: ClassVar[tuple[str, ...]] = ()
     feature_layer: ClassVar[int] = -1
     budget: ClassVar[int] = 12
     layouts: ClassVar[Sequence[Sequence[Any]]] = (
@@ -94,6 +97,18 @@ class Case:
         """Whether class tokens go on to the projector."""
         return False
 
+    def by_token(self, kind: str, variant: str, values: Sequence[Tensor]) -> Tensor:
+        """Values of the cells of each expert's views, (views, cells, C), by token, (N, C)."""
+        raise NotImplementedError
+
+    def positions(self, sample: Sample) -> tuple[Tensor, int]:
+        """(S, A) positions of a sample alone, and the next one."""
+        raise NotImplementedError
+
+    def build(self, config: Any) -> Any:
+        """The model, with random weights."""
+        return getattr(transformers, self.model_class)(config)
+
     def pooled(self, values: Tensor) -> Tensor:
         """Values (R,) of all rows of the tower, as the projector's output would hold them."""
         return values.reshape(-1, self.pools or 1).mean(1)
@@ -109,7 +124,7 @@ class Case:
         config = self.config(depth)
         with torch.random.fork_rng():
             torch.manual_seed(7)
-            model = getattr(transformers, self.model_class)(config).eval()
+            model = self.build(config).eval()
             # Stock initialisation leaves attention almost flat: every choice would be a tie.
             with torch.no_grad():
                 for path in (*self.vision, self.projector):

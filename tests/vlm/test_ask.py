@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 import vlm
+from tests.vlm.clips import write_clip
 from vlm.__main__ import main
 from vlm.scenes import draw, make_scene
 
@@ -30,6 +31,15 @@ def test_answers_and_a_follow_up(
     assert ("tokens a layer, reduced" in printed) == bool(options)
 
 
+def test_a_long_video_is_streamed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = str(write_clip(tmp_path / "long.mp4", 60, rate=10))
+    options = ["--stream", "--fps", "5", "--budget", "50", "--method", "divprune"]
+    assert main(["ask", "--video", path, "What is it?", "Where?", *options]) == 0
+    printed = capsys.readouterr().out
+    assert "30 frames, 4320 cells, 50 tokens left" in printed
+    assert printed.count("first word after") == 2
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [
@@ -38,6 +48,9 @@ def test_answers_and_a_follow_up(
         (["--image", "{}/scene.png", "--budget", "many"], "'many'"),
         (["--image", "{}/scene.png", "--budget", "500"], "1..144"),
         (["--budget", "5"], "no --image"),
+        (["--stream", "--image", "{}/scene.png"], "expected --video and no --image"),
+        (["--stream", "--video", "{}/clip.mp4"], "clip.mp4"),
+        (["--stream", "--video", "{}/clip.mp4", "--budget", "0.5"], "budget is 0.5"),
         (["--model", "{}"], "config.json"),
     ],
 )

@@ -89,3 +89,16 @@ def saliency(attention: Attention, prefix: int, rule: SaliencyRule = "auto") -> 
             logits = logits + attention.bias(part)
         total += logits.softmax(-1, dtype=torch.float32).mean(1).sum(1)
     return total[:, prefix:] / rows
+
+
+def weights(attention: Attention) -> Tensor:
+    """The whole map, head mean, softmax in float32: (B, S, S) float32, one head at a time."""
+    batch, heads, length, _ = attention.query.shape
+    total = torch.zeros(batch, length, length, device=attention.query.device)
+    bias = None if attention.bias is None else attention.bias(slice(0, length))
+    for head in range(heads):
+        logits = attention.query[:, head] @ attention.key[:, head].mT * attention.scale
+        if bias is not None:
+            logits = logits + bias[:, head]
+        total += logits.softmax(-1, dtype=torch.float32)
+    return total / heads

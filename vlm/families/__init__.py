@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 
 from vlm.families.base import Family, Grid, UnknownFamily, View, VisualInput
+from vlm.families.foveate import FoveateFamily
 from vlm.families.internvl import InternVL
 from vlm.families.llava import Llava
 from vlm.families.llava_next import LlavaNext
@@ -29,6 +30,7 @@ FAMILIES: tuple[type[Family], ...] = (
     InternVL,
     SmolVLM,
     Mistral3,
+    FoveateFamily,
 )
 
 
@@ -67,6 +69,7 @@ def family_of(model: nn.Module) -> Family:
 __all__ = [
     "FAMILIES",
     "Family",
+    "FoveateFamily",
     "Grid",
     "UnknownFamily",
     "View",

@@ -205,8 +205,9 @@ class Family(ABC):
         return rows[source.clamp(min=0)].masked_fill((source < 0)[:, None], 0)
 
     @abstractmethod
-    def blank(self, kind: str) -> dict[str, Tensor]:
-        """Arguments of `get_{kind}_features` for one empty input, as small as the model takes.
+    def blank(self, kind: str) -> dict[str, Any]:
+        """Arguments of `get_{kind}_features` for one empty input, as small as the model takes:
+        tensors, or dicts of them by expert.
 
         Under ZeRO-3 every process must run the same modules, also one whose batch has no images.
         """

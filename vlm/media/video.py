@@ -33,6 +33,7 @@ class Video:
         fps: the file's mean frame rate, not that of the sampled frames.
         duration: seconds, of the whole file.
         source: the path.
+        total: frames of the whole reading, of which this may be a chunk.
     """
 
     frames: np.ndarray
@@ -41,6 +42,7 @@ class Video:
     fps: float
     duration: float
     source: str
+    total: int | None = None
 
     def __len__(self) -> int:
         return len(self.frames)
@@ -147,7 +149,7 @@ def read_video(
             what = f"{len(indices)} frames of {width} x {height} are {size} bytes"
             hint = "use iter_video, short_side= or fewer frames"
             raise MediaError(path, f"{what}, more than max_bytes={max_bytes}: {hint}")
-        return _read(source, path, indices)
+        return _read(source, path, indices, len(indices))
 
 
 def iter_video(
@@ -174,7 +176,7 @@ def iter_video(
     with _opened(path, Opening(**opening)) as source:
         indices = _choose(source, path, frames, fps, sampling, max_frames, start, end, False)
         for first in range(0, len(indices), chunk):
-            yield _read(source, path, indices[first : first + chunk])
+            yield _read(source, path, indices[first : first + chunk], len(indices))
 
 
 @contextmanager
@@ -260,9 +262,11 @@ def _changes(source: FrameSource, indices: np.ndarray) -> np.ndarray:
     return changes
 
 
-def _read(source: FrameSource, path: str | os.PathLike[str], indices: np.ndarray) -> Video:
+def _read(
+    source: FrameSource, path: str | os.PathLike[str], indices: np.ndarray, total: int
+) -> Video:
     frames = np.empty((len(indices), *source.shape, 3), dtype=np.uint8)
     for k, frame in enumerate(source.read(indices.tolist())):
         frames[k] = frame
     times = source.times[indices]
-    return Video(frames, times, indices, source.fps, source.duration, os.fspath(path))
+    return Video(frames, times, indices, source.fps, source.duration, os.fspath(path), total)

@@ -27,11 +27,11 @@ from vlm.model.features import (
     FoveateFeatures,
     Pixels,
     Tiles,
-    assemble,
     blocks_of_images,
     blocks_of_videos,
     by_expert,
     encode,
+    in_order,
 )
 from vlm.model.loading import load_strictly
 
@@ -163,7 +163,7 @@ class FoveateModel(FoveatePreTrainedModel):
             # A rank that finds its features would leave out calls that others wait for.
             raise ValueError("feature_cache cannot be used under ZeRO-3: expected stage 2 or none")
         views = encode(self.experts, self.fusion, pixels, scores, self.feature_cache)
-        return assemble(views, self.grids, inputs, self.fusion.draw(len(inputs)))
+        return in_order(views, self.grids, inputs, self.fusion.draw(len(inputs)))
 
     # --- tokens to words ---
 
@@ -220,7 +220,7 @@ class FoveateModel(FoveatePreTrainedModel):
                 pixel_values, image_tiles, pixel_values_videos, video_frames, video_times
             )
         elif not outputs and self._keeps_ranks_alike:
-            embeds = embeds + self._nothing().to(embeds)
+            embeds = embeds + self._nothing(embeds.device).to(embeds)
         embeds = self._place(input_ids, embeds, outputs, past_key_values)
         inputs = planning.placed(outputs, self._placeholders)
         found = planning.place(
@@ -229,10 +229,9 @@ class FoveateModel(FoveatePreTrainedModel):
         table = None if found is None else found[0]
         if found is not None:
             position_ids = found[1]
-            if attention_mask is None:
+            if attention_mask is None and _length(past_key_values) == 0:
                 # Without a mask, positions with gaps would be read as packed sequences.
-                length = _length(past_key_values) + embeds.shape[1]
-                attention_mask = torch.ones(len(embeds), length, device=embeds.device).long()
+                attention_mask = torch.ones(embeds.shape[:2], device=embeds.device).long()
             if planning.has_plan(self.language_model.rotary_emb):
                 # A compression plans from the positions that it finds; its own plan counts.
                 position_ids, table = planning.real_positions(*found), None
@@ -291,11 +290,10 @@ class FoveateModel(FoveatePreTrainedModel):
         """
         return self.training and _distributed() and "get_image_features" not in vars(self)
 
-    def _nothing(self) -> Tensor:
+    def _nothing(self, device: torch.device) -> Tensor:
         """Zero, from every expert and every layer of the fusion."""
-        weight = self.fusion.second.weight
         pixels = {
-            expert.name: torch.zeros(1, 3, *expert.image_size, device=weight.device)
+            expert.name: torch.zeros(1, 3, *expert.image_size, device=device)
             for expert in self.config.expert_configs
         }
         views = encode(self.experts, self.fusion, pixels, False, None)

@@ -146,7 +146,7 @@ def encode(
     return found
 
 
-def assemble(
+def in_order(
     views: Mapping[str, Mapping[str, Tensor]],
     grids: Mapping[str, Pair],
     inputs: list[tuple[Block, ...]],

@@ -1,0 +1,249 @@
+"""Long videos for a model: decoded, encoded and reduced chunk by chunk, then asked about."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from compress.attach import Compression, compress
+from compress.encoded import Encoded
+from compress.methods import Method
+from compress.methods.windows import deal
+from compress.stream import Kept, Stream
+from compress.tokens import VisualTokens
+from positions import Scheme, Text, plan
+from positions import Video as VideoCells
+from vlm.families import Family, family_of
+from vlm.media import Video, iter_video
+from vlm.model.features import FoveateFeatures
+
+
+@dataclass(frozen=True)
+class LongVideo:
+    """A video as the tokens that are left of it, for any number of questions.
+
+    kept: the tokens of each view (one for each expert), features as the language model takes them.
+    grids: (T, h, w) of each view's dense cells. times: (T,) seconds, float64, None if not known.
+    most: tokens and cells that were held at once while the video was read.
+    """
+
+    kept: tuple[Kept, ...]
+    grids: tuple[tuple[int, int, int], ...]
+    times: np.ndarray | None
+    most: int
+
+    def __len__(self) -> int:
+        return sum(map(len, self.kept))
+
+    @property
+    def features(self) -> Tensor:
+        """(M, D): all tokens in their order in the prompt."""
+        return torch.cat([kept.features for kept in self.kept])
+
+    @property
+    def dense(self) -> int:
+        """Cells of the whole video."""
+        return sum(t * h * w for t, h, w in self.grids)
+
+
+def stream_video(
+    model: nn.Module,
+    processor: Any,
+    video: str | os.PathLike[str] | Iterable[Any],
+    method: str | Method = "foveate",
+    budget: int = 8192,
+    *,
+    fps: float | None = 1.0,
+    chunk: int = 8,
+    total: int | None = None,
+    window: int = 8,
+    question: str | None = None,
+    generator: torch.Generator | None = None,
+    **opening: Any,
+) -> LongVideo:
+    """Reduce a video of any length to `budget` tokens while it is decoded.
+
+    A chunk of frames is decoded, encoded by the model's vision side, and given to a `Stream`, which
+    says how tokens are dealt; then it is forgotten. Memory does not grow with the video's length
+    beyond 8 bytes a frame for its time stamps, time is linear in it. The method's part inside the
+    language model is not used: the budget is what enters it. Merging follows the projector.
+
+    model: a `FoveateForConditionalGeneration` (with several experts, the budget is dealt over them
+        in proportion to their cells), or a stock LLaVA, which sees frames as images. processor: its
+        own. Each frame is seen whole, without tiles.
+    video: a path, or the video's chunks in order: `vlm.Video`s as from `vlm.media.iter_video`, or
+        arrays (F, H, W, 3) uint8.
+    fps: frames a second that are looked at, of a path; None for all. chunk: frames decoded and
+        encoded at once, of a path. total: frames in all, if `video` is chunks and they are known.
+    window: frames that are reduced together. question: its words are the query, for methods that
+        read one. opening: how a path is decoded, see `vlm.read_video`.
+
+    Raises UnknownFamily or ValueError for other models, MediaError for bad media, ValueError for
+    arguments that do not fit.
+    """
+    family = family_of(model)
+    if family.name not in ("foveate", "llava"):
+        raise ValueError(
+            f"{type(model).__name__} is of family {family.name!r}: expected 'foveate' or 'llava', "
+            "whose vision sides see frame by frame"
+        )
+    chunks = iter(video) if not isinstance(video, str | os.PathLike) else None
+    if chunks is None:
+        chunks = iter_video(video, chunk, fps=fps, **opening)  # type: ignore[arg-type]
+    query = None if question is None else _words(model, processor, question)
+    options: dict[str, Any] = {"window": window, "query": query, "generator": generator}
+    Stream(method, budget, total=total, **options)  # a bad argument is told before decoding
+    streams: list[Stream] = []
+    times: list[float] = []
+    with torch.no_grad(), compress(model, method, 1.0) as reader:
+        for piece in chunks:
+            frames = np.asarray(getattr(piece, "frames", piece))
+            known = total if total is not None else getattr(piece, "total", None)
+            if frames.ndim != 4 or frames.shape[3] != 3 or frames.dtype != np.uint8:
+                raise ValueError(
+                    f"a chunk of frames is {frames.dtype} {frames.shape}: expected uint8 "
+                    "(frames, height, width, 3)"
+                )
+            if len(frames) == 0:
+                continue
+            views = _encode(reader, model, processor, frames)
+            if not streams:
+                shares = deal(budget, [view.grid[1] * view.grid[2] for view in views])
+                streams = [Stream(method, share, total=known, **options) for share in shares]
+            for stream, view in zip(streams, views, strict=True):
+                stream.add(view)
+            if isinstance(piece, Video):
+                times += piece.timestamps.tolist()
+    if not streams:
+        raise ValueError("a video without frames: expected one frame or more")
+    frames_seen = streams[0].frames
+    return LongVideo(
+        tuple(stream.result() for stream in streams),
+        tuple((frames_seen, *view.grid[1:]) for view in views),
+        np.array(times) if len(times) == frames_seen else None,
+        sum(stream.most for stream in streams),
+    )
+
+
+def video_prompt(
+    model: nn.Module,
+    processor: Any,
+    text: str,
+    videos: list[LongVideo],
+    positions: str | Scheme = "compact",
+) -> dict[str, Any]:
+    """What `model.generate` takes to answer a text about long videos.
+
+    text: with one placeholder for each video, <video> where the model has that, else <image>.
+    positions: "compact" numbers the tokens that are left one by one, which keeps an hour within a
+        language model's reach; "home" is where the dense video would put them, by the model's own
+        scheme of each expert; a `positions.Scheme` places them (planning takes about 70 bytes a
+        dense cell for a moment).
+    Raises ValueError where placeholders and videos differ in number.
+    """
+    family = family_of(model)
+    kind, token = _placeholder(family)
+    ids = processor.tokenizer(text, return_tensors="pt")["input_ids"][0]
+    at = (ids == token).nonzero().flatten().tolist()
+    if len(at) != len(videos):
+        word = processor.tokenizer.convert_ids_to_tokens(token)
+        raise ValueError(
+            f"the text holds {len(at)} placeholders {word} and {len(videos)} videos were given: "
+            "expected one placeholder for each, in order"
+        )
+    cuts = [-1, *at, len(ids)]
+    runs = [ids[a + 1 : b] for a, b in pairwise(cuts)]
+    parts = [runs[0]]
+    for video, run in zip(videos, runs[1:], strict=True):
+        parts += [ids.new_full((len(video),), token), run]
+    device = family.core.get_input_embeddings().weight.device
+    given: dict[str, Any] = {"input_ids": torch.cat(parts)[None].to(device)}
+    given["attention_mask"] = torch.ones_like(given["input_ids"])
+    features = [video.features for video in videos]
+    whole: Any = FoveateFeatures if family.name == "foveate" else BaseModelOutputWithPooling
+    given["mm_encoder_outputs"] = {kind: whole(pooler_output=features)}
+    if positions != "compact":
+        found = _homes(family, runs, videos, positions)
+        given["position_ids"] = found.float()[None].to(device)
+    return given
+
+
+def _placeholder(family: Family) -> tuple[str, int]:
+    """Kind and token id that stand for a video."""
+    takes_video = "video" in family.kinds and family.placeholder("video") >= 0
+    kind = "video" if takes_video else "image"
+    return kind, family.placeholder(kind)
+
+
+def _homes(
+    family: Family, runs: list[Tensor], videos: list[LongVideo], positions: str | Scheme
+) -> Tensor:
+    """(S,) float64: planned positions of the tokens of a prompt that are left."""
+    if isinstance(positions, str) and positions != "home":
+        raise ValueError(f"positions is {positions!r}: expected 'compact', 'home' or a Scheme")
+    own = [None] * len(videos[0].grids)
+    if positions == "home" and family.name == "foveate":
+        own = [family.core.fusion.config.scheme_of(name) for name in family.core.experts]
+    segments: list[Any] = [Text(len(runs[0]))]
+    index = [torch.arange(len(runs[0]))]
+    start = len(runs[0])
+    for video, run in zip(videos, runs[1:], strict=True):
+        times = None if video.times is None else tuple(video.times.tolist())
+        for kept, grid, scheme in zip(video.kept, video.grids, own, strict=True):
+            segments.append(VideoCells(grid, times=times, scheme=scheme))
+            t, h, w = kept.cells.cpu().unbind(1)
+            index.append(start + (t * grid[1] + h) * grid[2] + w)
+            start += grid[0] * grid[1] * grid[2]
+        segments.append(Text(len(run)))
+        index.append(start + torch.arange(len(run)))
+        start += len(run)
+    planned = plan(segments) if isinstance(positions, str) else plan(segments, positions)
+    homes = planned.homes[torch.cat(index)]
+    if not bool((homes == homes[:, :1]).all()):
+        raise ValueError(f"{positions!r} has several axes: expected a scheme with one")
+    return homes[:, 0]
+
+
+def _words(model: Any, processor: Any, question: str) -> Tensor:
+    """(Q, D): the embeddings of a question."""
+    ids = processor.tokenizer(question, return_tensors="pt", add_special_tokens=False)["input_ids"]
+    words = model.get_input_embeddings()
+    found: Tensor = words(ids[0].to(words.weight.device)).detach()
+    return found
+
+
+def _encode(
+    reader: Compression, model: Any, processor: Any, frames: np.ndarray
+) -> list[VisualTokens]:
+    """A chunk of frames (F, H, W, 3) as the model sees it, one for each view (each expert)."""
+    core, family = reader.family.core, reader.family
+    if family.name == "foveate":
+        call = processor(videos=[frames]).to(model.device, model.dtype)
+        core.get_video_features(**{k: v for k, v in call.items() if k != "video_times"})
+        encoded = reader.encoded.pop("video")
+        return [_view(encoded, number) for number in range(len(encoded.inputs[0].views))]
+    pixels = processor.image_processor(images=list(frames), return_tensors="pt")
+    core.get_image_features(**pixels.to(model.device, model.dtype), return_dict=True)
+    return [_view(reader.encoded.pop("image"), 0)]
+
+
+def _view(encoded: Encoded, number: int) -> VisualTokens:
+    """One view of a video, whether it was encoded as one input or as one for each frame."""
+    views = [item.views[number] for item in encoded.inputs]
+    frames = sum(view.grid[0] for view in views)
+
+    def cells(values: list[Tensor]) -> Tensor:
+        pairs = zip(values, views, strict=True)
+        return torch.cat([x[view.slots.to(x.device)] for x, view in pairs])[None]
+
+    fields = {name: cells(values) for name, values in encoded.fields.items()}
+    features = cells(encoded.projected or [])
+    return VisualTokens(features, (frames, *views[0].grid[1:]), **fields)

@@ -1,0 +1,253 @@
+"""A video of any length reduced as it comes, in memory that does not grow with it."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
+
+import torch
+from torch import Tensor
+
+from compress import ops
+from compress.methods import Method, get_method
+from compress.tokens import Reduction, VisualTokens
+
+LEAST = 8  # tokens of a stretch of the video that are chosen together when all are thinned
+
+# What tokens have beside features; a kept one has what its anchor has.
+_OWN = ("keys", "saliency", "shallow")
+
+
+@dataclass(frozen=True)
+class Kept:
+    """M tokens of a video, in order.
+
+    features: (M, D), in the type that came in. cells: (M, 3) int64, the frame, row and column that
+    each stands for. size: (M,) int64, the cells merged in it.
+    keys, saliency, shallow, tower: as in `VisualTokens`, without the batch; None where not given.
+    """
+
+    features: Tensor
+    cells: Tensor
+    size: Tensor
+    keys: Tensor | None = None
+    saliency: Tensor | None = None
+    shallow: Tensor | None = None
+    tower: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    @classmethod
+    def join(cls, parts: Sequence[Kept]) -> Kept:
+        """Stretches of a video that follow one another, as one."""
+        names = [name for name, value in vars(parts[0]).items() if value is not None]
+        return cls(**{name: torch.cat([getattr(part, name) for part in parts]) for name in names})
+
+    def tokens(self) -> VisualTokens:
+        """As a row of tokens that a method takes."""
+        names = ("features", "size", "tower", *_OWN)
+        given = {name: value[None] for name in names if (value := getattr(self, name)) is not None}
+        return VisualTokens(grid=(1, 1, len(self)), **given)
+
+    def reduced(self, reduction: Reduction, first: bool) -> Kept:
+        """What is left after a reduction of these tokens.
+
+        first: they are dense cells, so the method's own features count. Later ones are means of
+        what the method put together, weighted by size whether or not it does so itself.
+        """
+        anchor = reduction.anchor[0]
+        size = _summed(self.size[:, None], reduction)[:, 0]
+        alone = (size == self.size[anchor])[:, None]
+
+        def mean(x: Tensor) -> Tensor:
+            total = _summed(ops.wide(x) * self.size[:, None], reduction)
+            return torch.where(alone, x[anchor], (total / size[:, None]).to(x.dtype))
+
+        features = reduction.features[0] if first else mean(self.features)
+        own = {name: x[anchor] for name in _OWN if (x := getattr(self, name)) is not None}
+        tower = None if self.tower is None else mean(self.tower)
+        return Kept(features, self.cells[anchor], size, tower=tower, **own)
+
+
+def _summed(x: Tensor, reduction: Reduction) -> Tensor:
+    """(N, C) -> (M, C): sums over the members of each row."""
+    total = x.new_zeros(1, reduction.count, x.shape[1])
+    for level in (reduction.assign, *reduction.more):
+        total = total + ops.segment_sum(x[None], level, reduction.count)
+    return total[0]
+
+
+class Stream:
+    """Reduces a video while it comes, to at most `budget` tokens.
+
+    Frames are cut into windows of `window` frames, and each window is reduced by the method to its
+    share of the budget. Where the length is not known beforehand, or turns out longer, the share
+    starts at 1 and is multiplied by `shrink` whenever the budget would be passed: what was kept is
+    then reduced once more, stretch by stretch (`LEAST` tokens or more at a time), sizes counted.
+    So all parts of the video have the same share of the tokens at any time; at the end of a video
+    of unknown length at least about `shrink` of the budget is used.
+
+    Neither result nor cost depends on how the frames are dealt over calls of `add`. At most
+    `budget` tokens and one window of cells are held; the time is linear in the number of frames.
+
+    stream = Stream("foveate", budget=8192, total=3600)
+    for tokens in ...:
+        stream.add(tokens)
+    kept = stream.result()
+
+    method: a name or an instance; the part of it before the language model.
+    budget: tokens, at least 2. total: frames that will come, if known.
+    query: (Q, D) text embeddings, for methods that read them. generator: for methods that draw.
+    """
+
+    def __init__(
+        self,
+        method: str | Method,
+        budget: int,
+        *,
+        total: int | None = None,
+        window: int = 8,
+        shrink: float = 0.75,
+        query: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        self.method = get_method(method)
+        for name, value, least in (
+            ("budget", budget, 2),
+            ("total", total, 1),
+            ("window", window, 1),
+        ):
+            if value is None and name == "total":
+                continue
+            if isinstance(value, bool) or not isinstance(value, int):
+                raise TypeError(f"{name} is {value!r}: expected an int")
+            if value < least:
+                raise ValueError(f"{name} is {value}: expected at least {least}")
+        if not 0 < shrink < 1:
+            raise ValueError(f"shrink is {shrink}: expected a number between 0 and 1")
+        if self.method.inside_only:
+            raise ValueError(f"{self.method!r} reduces nothing before the language model")
+        if "attention" in self.method.needs:
+            raise ValueError(
+                f"{self.method!r} needs the attention between all tokens, which a stream does not "
+                "keep: expected a method that reads features, keys or saliency"
+            )
+        if "query" in self.method.needs and query is None:
+            raise ValueError(f"{type(self.method).__name__} needs query, which was not given")
+        self.budget, self.total, self.window = budget, total, window
+        self.shrink = Fraction(shrink).limit_denominator(1000)
+        self.query, self.generator = query, generator
+        self.frames = 0  # that came
+        self.most = 0  # tokens held at once, so far
+        self._grid: tuple[int, int] | None = None
+        self._share = Fraction(1)  # tokens a cell
+        self._done: list[tuple[int, Kept]] = []  # cells of a stretch, and what is left of it
+        self._waiting: list[Kept] = []  # frames of an incomplete window
+
+    def __len__(self) -> int:
+        """Tokens held: those kept, and the cells of an incomplete window."""
+        return sum(len(kept) for _, kept in self._done) + sum(map(len, self._waiting))
+
+    def add(self, tokens: VisualTokens) -> None:
+        """The next frames: (1, f * h * w, D) in a grid (f, h, w), on any device.
+
+        Raises ValueError where the batch is not 1, or where the grid of a frame changes.
+        """
+        count, *grid = tokens.grid
+        self._grid = self._grid or (grid[0], grid[1])
+        if len(tokens.features) != 1 or tuple(grid) != self._grid:
+            raise ValueError(
+                f"features {tuple(tokens.features.shape)} in frames of {tuple(grid)} cells: "
+                f"expected one video in frames of {self._grid} cells"
+            )
+        if self.total is not None:
+            self._share = min(self._share, Fraction(self.budget, self.total * math.prod(grid)))
+        cells = math.prod(grid)
+        names = ("features", "tower", *_OWN)
+        fields = {n: x[0] for n in names if (x := getattr(tokens, n)) is not None}
+        at, first = 0, torch.tensor([self.frames, 0, 0]).to(tokens.cells)
+        while at < count:
+            waiting = sum(map(len, self._waiting)) // cells
+            step = min(self.window - waiting, count - at)
+            part = slice(at * cells, (at + step) * cells)
+            homes = tokens.cells[part] + first
+            size = torch.ones_like(homes[:, 0])
+            # A copy: a view would keep the whole chunk alive.
+            own = {name: x[part].clone() for name, x in fields.items()}
+            self._waiting.append(Kept(cells=homes, size=size, **own))
+            at, self.frames = at + step, self.frames + step
+            self.most = max(self.most, len(self))
+            if waiting + step == self.window:
+                self._reduce()
+
+    def result(self) -> Kept:
+        """What is kept of all that came so far; more may be added afterwards.
+
+        Raises ValueError where no frame came.
+        """
+        if not self.frames:
+            raise ValueError("no frames were added: expected one or more")
+        last = copy.copy(self)
+        last._done, last._waiting = list(self._done), list(self._waiting)
+        if last._waiting:
+            last._reduce()
+        return Kept.join([kept for _, kept in last._done])
+
+    def _reduce(self) -> None:
+        """Reduce the window that waits to its share."""
+        window, self._waiting = Kept.join(self._waiting), []
+        before = sum(cells for cells, _ in self._done)
+        held = sum(len(kept) for _, kept in self._done)
+        stop = before + len(window)
+        keep = self._count(before, stop)
+        if held + keep > self.budget:
+            while self._share * stop > self.budget:
+                self._share *= self.shrink
+            self._thin()
+            keep = self._count(before, stop)
+        height, width = self._grid or (1, 1)
+        grid = (len(window) // (height * width), height, width)
+        self._done.append((len(window), self._cut(window, keep, grid)))
+        self.most = max(self.most, len(self))
+
+    def _count(self, start: int, stop: int) -> int:
+        """Tokens of cells start..stop-1: differences of rounded-down sums, so that these add up."""
+        return max(1, math.floor(self._share * stop) - math.floor(self._share * start))
+
+    def _thin(self) -> None:
+        """Reduce all that is kept to the present share, in stretches of at least `LEAST` tokens."""
+        groups: list[list[tuple[int, Kept]]] = []
+        counts: list[int] = []
+        start = stop = 0
+        for part in self._done:
+            stop += part[0]
+            if not groups or counts[-1] >= LEAST:
+                groups.append([])
+                counts.append(0)
+                start = stop - part[0]
+            groups[-1].append(part)
+            counts[-1] = math.floor(self._share * stop) - math.floor(self._share * start)
+        if len(groups) > 1 and counts[-1] < LEAST:
+            groups[-2:] = [groups[-2] + groups[-1]]
+            counts[-2:] = [counts[-2] + counts[-1]]
+        self._done = []
+        for group, count in zip(groups, counts, strict=True):
+            kept = Kept.join([kept for _, kept in group])
+            self._done.append((sum(cells for cells, _ in group), self._cut(kept, max(1, count))))
+
+    def _cut(self, kept: Kept, keep: int, grid: tuple[int, int, int] | None = None) -> Kept:
+        """Reduce to `keep` tokens, or to all that there are; grid: of dense cells."""
+        if keep >= len(kept):
+            return kept
+        tokens = kept.tokens()
+        if grid is not None:
+            tokens = replace(tokens, grid=grid)
+        if self.query is not None and "query" in self.method.needs | self.method.wants:
+            tokens = replace(tokens, query=self.query.to(tokens.features)[None])
+        with torch.no_grad():
+            reduction = self.method.reduce(tokens, keep, self.generator)
+        return kept.reduced(reduction, first=grid is not None)

@@ -1,0 +1,161 @@
+"""What the vision side of a stock model sees, read without a hook on its towers' layers.
+
+Attention maps come from an attention function of this file; how a family pools and packs is taken
+from the stock model itself, its projector replaced by one that hands values on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, eager_mask
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from tests.tiny import Case
+
+
+@dataclass
+class Seen:
+    """One encoded input: rows that the projector is given (R, Dt), tokens (N, D) and their
+    DeepStack layers, and fields of VisualTokens by token."""
+
+    rows: Tensor
+    tokens: Tensor
+    deep: list[Tensor]
+    fields: dict[str, Tensor]
+    source: Tensor
+
+
+_MAPS: dict[Any, list[tuple[Tensor, Tensor]]] = {}
+
+
+def _recorded(
+    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **options: Any
+) -> tuple[Tensor, Tensor]:
+    logits = query @ key.transpose(-1, -2) * options["scaling"]
+    if attention_mask is not None:
+        logits = logits + attention_mask
+    weights = logits.float().softmax(-1)
+    _MAPS.setdefault(module, []).append((key, weights))
+    return (weights.to(value.dtype) @ value).transpose(1, 2).contiguous(), weights
+
+
+ALL_ATTENTION_FUNCTIONS.register("recorded", _recorded)
+ALL_MASK_ATTENTION_FUNCTIONS.register("recorded", eager_mask)
+
+
+@contextmanager
+def recorded(case: Case, model: Any) -> Iterator[None]:
+    """Every attention map of the vision side, in `_MAPS` by attention module."""
+    towers = [model.model.get_submodule(path) for path in case.vision]
+    before = [tower.config._attn_implementation for tower in towers]
+    _MAPS.clear()
+    for tower in towers:
+        tower.config._attn_implementation = "recorded"
+    try:
+        yield
+    finally:
+        for tower, name in zip(towers, before, strict=True):
+            tower.config._attn_implementation = name
+
+
+def by_row(case: Case, kind: str, layer: int, name: str, rule: str = "auto") -> Tensor:
+    """A field of one vision layer, by row of the tower."""
+    first = int(case.has_cls and not case.keeps_cls(kind))
+    parts = []
+    for key, weights in list(_MAPS.values())[layer]:
+        if name == "keys":
+            parts.append(key.mean(1)[:, first:].flatten(0, 1))
+        elif case.has_cls and rule != "received":
+            parts.append(weights.mean(1)[:, 0, first:].flatten())
+        else:
+            parts.append(weights.mean(1).mean(1)[:, first:].flatten())
+    return torch.cat(parts)
+
+
+def encode(
+    model: Any, case: Case, kind: str, variant: str, seed: int, layer: int | None = None
+) -> Seen:
+    """One input through the stock vision side."""
+    if case.experts:
+        return encode_experts(model, case, kind, variant, seed, layer)
+    given = case.media(kind, [(variant, seed)])
+    core = model.model
+    run = getattr(core, f"get_{kind}_features")
+    entering: list[Tensor] = []
+    projector = core.get_submodule(case.projector)
+    handle = projector.register_forward_pre_hook(lambda _, args: entering.append(args[0]))
+    with recorded(case, model):
+        out = run(**given, return_dict=True)
+    handle.remove()
+    tokens = flat(out.pooler_output)
+    deep = [flat(layer) for layer in getattr(out, "deepstack_features", None) or []]
+
+    def packed(values: Tensor) -> Tensor:
+        """(R,) by row of the tower -> (N,) by token, -1 at what is no cell."""
+        stub = Stub(case.pooled(values), tokens.shape[1])
+        stubbed = core.get_submodule(case.projector)
+        stubbed.forward = stub
+        newline = getattr(core, "image_newline", None)
+        if newline is not None:
+            held = newline.data.clone()
+            newline.data.fill_(-1.0)
+        try:
+            return flat(run(**given, return_dict=True).pooler_output)[:, 0]
+        finally:
+            del stubbed.forward
+            if newline is not None:
+                newline.data.copy_(held)
+
+    layer = case.feature_layer if layer is None else layer
+    saliency, keys = (by_row(case, kind, layer, name) for name in ("saliency", "keys"))
+    fields = {
+        "saliency": packed(saliency),
+        "keys": torch.stack([packed(column) for column in keys.T], 1),
+    }
+    rows = torch.cat([x.reshape(-1, x.shape[-1]) for x in entering])
+    return Seen(rows, tokens, deep, fields, packed(torch.arange(float(len(saliency)))))
+
+
+def encode_experts(
+    model: Any, case: Case, kind: str, variant: str, seed: int, layer: int | None
+) -> Seen:
+    """One input through several towers, each of which scores its own cells."""
+    run = getattr(model.model, f"get_{kind}_features")
+    with recorded(case, model):
+        tokens = flat(run(**case.media(kind, [(variant, seed)])).pooler_output)
+    layer = case.feature_layer if layer is None else layer
+    keys, saliency = [], []
+    for path in case.vision:
+        tower = model.model.get_submodule(path)
+        own = [seen for module, seen in _MAPS.items() if module in set(tower.modules())]
+        ((key, weights),) = own[layer]
+        first = int(hasattr(tower.embeddings, "class_embedding"))
+        asked = weights[:, :, :1] if first else weights
+        saliency.append(asked.mean((1, 2))[:, first:, None])
+        keys.append(key.mean(1)[:, first:])
+    fields = {
+        "saliency": case.by_token(kind, variant, saliency)[:, 0],
+        "keys": case.by_token(kind, variant, keys),
+    }
+    return Seen(tokens, tokens, [], fields, torch.arange(len(tokens)))
+
+
+class Stub:
+    """In the place of a projector: gives values in its output's shape."""
+
+    def __init__(self, values: Tensor, width: int) -> None:
+        self.values, self.width = values, width
+
+    def __call__(self, x: Tensor, *_: Any) -> Tensor:
+        values = self.values.reshape(*x.shape[:-2], -1, 1)
+        return values.expand(*values.shape[:-1], self.width)
+
+
+def flat(features: Any) -> Tensor:
+    return torch.cat([x.reshape(-1, x.shape[-1]) for x in features])
