@@ -36,7 +36,7 @@ from compress.prefill import begin
 from compress.report import Record, Report
 from compress.scores import take
 from compress.stage import Pass, add_deepstack, enter_stage
-from compress.state import State, chunk_mask, length_of, turn_positions
+from compress.state import State, chunk_mask, turn_positions
 from compress.zero import Symmetry
 from positions import PlannedRotary, Scheme
 from vlm.families import Family, family_of, unwrapped
@@ -202,6 +202,8 @@ class Compression:
         for outer in {id(m): m for m in (model, unwrapped(model))}.values():
             add(outer.register_forward_pre_hook(self._see_call, with_kwargs=True))
         add(family.core.register_forward_pre_hook(self._see_ids, with_kwargs=True))
+        words = family.core.get_input_embeddings()
+        add(words.register_forward_hook(lambda *_: self.symmetry.embedded(self)))
         for encoder in self.encoders.values():
             self._handles += encoder.attach()
         lm = family.language_model
@@ -228,8 +230,7 @@ class Compression:
             )
         self._ids = ids if given else None
         self._placed = kwargs.get("position_ids") is not None
-        if kwargs.get("mm_encoder_outputs") is not None:  # generate encodes before the core runs
-            self.symmetry.fill(self)
+        self.symmetry.begin(kwargs)
 
     def _enter(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
         """Before the language model: a prompt with visual inputs, or what follows one."""
@@ -240,9 +241,7 @@ class Compression:
         if state is not None:
             self._check_rows(state, kwargs["inputs_embeds"])
             state.follow(cache)
-        if state is None and not (cache is not None and length_of(cache)):
-            self.symmetry.fill(self)
-            kwargs["inputs_embeds"] = self.symmetry.tie(kwargs["inputs_embeds"])
+        kwargs["inputs_embeds"] = self.symmetry.tie(kwargs["inputs_embeds"])
         if ids is not None:
             trusted = state is None or self._placed
             self._pass = begin(self, kwargs, ids, state, trusted)

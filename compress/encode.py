@@ -72,7 +72,7 @@ class Encoder:
         if busy or not self._attached:
             return self._function(*args, **kwargs)
         family, record = self.owner.family, self.owner.record
-        self.owner.symmetry.encoding(self.owner, self.kind)
+        self.owner.symmetry.before(self.owner, self.kind)
         record.restart()
         call = dict(self._signature.bind(*args, **kwargs).arguments)
         encoded = Encoded(self.kind, family.inputs(self.kind, call))
@@ -93,6 +93,7 @@ class Encoder:
         if features is not None:
             encoded.finish(features)
         self.owner.encoded[self.kind] = encoded
+        self.owner.symmetry.after(self.owner, self.kind)
         return output
 
     def unseen(self, **kwargs: Any) -> Any:

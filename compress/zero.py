@@ -16,6 +16,7 @@ from torch import distributed as dist
 
 from compress.rows import padded
 from compress.scores import Asked, text_attention
+from compress.state import length_of
 from vlm.families import Family
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ class Symmetry:
 
     def __init__(self, family: Family) -> None:
         self.family = family
-        self._encoded: set[str] = set()
+        self._missing: list[str] = []
         self._blank: list[Tensor] = []
         self._layers: frozenset[int] = frozenset()
 
@@ -38,24 +39,37 @@ class Symmetry:
             return False
         return any(hasattr(p, "ds_id") for p in self.family.language_model.parameters())
 
-    def encoding(self, owner: Compression, kind: str) -> None:
-        """Before inputs of `kind` are encoded: the kinds that come first, if they were left out."""
-        if self.needed:
-            before = self.family.kinds[: self.family.kinds.index(kind)]
-            self._encode_blank(owner, before)
-            self._encoded.add(kind)
+    def begin(self, kwargs: dict[str, Any]) -> None:
+        """The core is called: which kinds of input does this process lack?"""
+        self.over()
+        cache = kwargs.get("past_key_values")
+        # generate encodes elsewhere, and never goes on without what it was given.
+        later = kwargs.get("mm_encoder_outputs") is not None
+        if later or (cache is not None and length_of(cache)) or not self.needed:
+            return
+        pixels = {"image": "pixel_values", "video": "pixel_values_videos"}
+        self._missing = [k for k in self.family.kinds if kwargs.get(pixels[k]) is None]
 
-    def fill(self, owner: Compression) -> None:
-        """Encode an empty input of each kind that this process has none of."""
-        if self.needed:
-            self._encode_blank(owner, self.family.kinds)
+    def embedded(self, owner: Compression) -> None:
+        """Words are embedded, and what the core encodes would be encoded now."""
+        if self._missing == list(self.family.kinds):
+            self._encode(owner, list(self._missing))
 
-    def _encode_blank(self, owner: Compression, kinds: tuple[str, ...]) -> None:
+    def before(self, owner: Compression, kind: str) -> None:
+        """Inputs of `kind` are about to be encoded; the kinds that come first, before them."""
+        place = self.family.kinds.index(kind)
+        self._encode(owner, [k for k in self._missing if self.family.kinds.index(k) < place])
+
+    def after(self, owner: Compression, kind: str) -> None:
+        """Inputs of `kind` were encoded; the kinds that come after the last one."""
+        place = self.family.kinds.index(kind)
+        if all(later in self._missing for later in self.family.kinds[place + 1 :]):
+            self._encode(owner, list(self._missing))
+
+    def _encode(self, owner: Compression, kinds: list[str]) -> None:
         weight = next(self.family.tower.parameters())
         for kind in kinds:
-            if kind in self._encoded:
-                continue
-            self._encoded.add(kind)
+            self._missing.remove(kind)
             given = _like(self.family.blank(kind), weight)
             output = owner.encoders[kind].unseen(**given, return_dict=True)
             every = [output.pooler_output, *(getattr(output, "deepstack_features", None) or [])]
@@ -94,7 +108,7 @@ class Symmetry:
 
     def over(self) -> None:
         """The language model is through."""
-        self._encoded, self._blank, self._layers = set(), [], frozenset()
+        self._missing, self._blank, self._layers = [], [], frozenset()
 
 
 def _like(blank: dict[str, Any], weight: Tensor) -> dict[str, Any]:

@@ -39,10 +39,11 @@ def product() -> Iterator[Any]:
                 yield pytest.param(case, shape, attention, id=name, marks=marks)
 
 
+MATRIX = list(product())
 each_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 
 
-@pytest.mark.parametrize(("case", "shape", "attention"), product())
+@pytest.mark.parametrize(("case", "shape", "attention"), MATRIX)
 def test_prefill_and_decode_equal_a_full_forward(case: Case, shape: str, attention: str) -> None:
     """Each sample alone: tokens, logits, what each layer caches, and the report."""
     model, method = case.model(attention), SHAPES[shape]
@@ -64,7 +65,7 @@ def test_prefill_and_decode_equal_a_full_forward(case: Case, shape: str, attenti
         assert c.report().budget == pytest.approx(sum(counts) / len(lengths) / len(allocations))
 
 
-@pytest.mark.parametrize(("case", "shape", "attention"), product())
+@pytest.mark.parametrize(("case", "shape", "attention"), MATRIX)
 def test_a_batch_gives_each_sample_what_it_gets_alone(
     case: Case, shape: str, attention: str
 ) -> None:

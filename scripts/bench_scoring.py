@@ -1,0 +1,268 @@
+"""Time of the vision side with scoring, against without, and against attention maps asked for.
+
+    python -m scripts.bench_scoring --out docs/bench/scoring --rounds 5 --processor-time
+    python -m scripts.bench_scoring --towers clip_l_14_336 --device cuda --dtype bfloat16
+
+Random weights at real shapes; the language model behind them is tiny and does not run. Three ways,
+in turn, in an order drawn for each round:
+
+    plain    pictures are encoded, as the stock model does it
+    scored   the same, and each token's saliency and keys are read off the scoring layer, as any
+             method of this package gets them
+    maps     the same saliency from `output_attentions=True`, for which all layers run eager; a
+             tower that gives no maps (Qwen2.5-VL) runs eager and that is all
+
+Ratios are taken within a round, so that a machine that does other work disturbs both sides alike.
+`read_ms` is the part of `scored` that follows the tower; beside it the hooks keep two references.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import random
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor
+
+from vlm.families import Family, family_of
+
+hf: Any = transformers  # its configurations take more than their types say
+WAYS = ("plain", "scored", "maps")
+LANGUAGE: dict[str, Any] = {
+    "vocab_size": 8,
+    "hidden_size": 64,
+    "intermediate_size": 64,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+}
+Call = dict[str, Tensor]
+
+
+def clip_l_14_336(batch: int, draw: torch.Generator) -> tuple[Any, Call]:
+    """LLaVA-1.5's tower: 577 tokens, 24 layers, a class token."""
+    config = hf.LlavaConfig(
+        vision_config=hf.CLIPVisionConfig(
+            hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16,
+            image_size=336, patch_size=14,
+        ),
+        text_config=hf.LlamaConfig(**LANGUAGE),
+        image_token_id=1,
+    )  # fmt: skip
+    pixels = torch.randn(batch, 3, 336, 336, generator=draw)
+    return hf.LlavaForConditionalGeneration(config), {"pixel_values": pixels}
+
+
+def qwen2_5_vl(batch: int, draw: torch.Generator) -> tuple[Any, Call]:
+    """Qwen2.5-VL's tower, on 24 x 24 patches an image: 32 layers, four of which see all of it."""
+    config = hf.Qwen2_5_VLConfig(
+        vision_config={"out_hidden_size": LANGUAGE["hidden_size"]},
+        text_config={
+            **LANGUAGE, "rope_parameters": {"rope_type": "default", "mrope_section": [4, 6, 6]}
+        },
+    )  # fmt: skip
+    vision: Any = config.vision_config
+    width = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
+    pixels = torch.randn(batch * 24 * 24, width, generator=draw)
+    grids = torch.tensor([[1, 24, 24]] * batch)
+    model = hf.Qwen2_5_VLForConditionalGeneration(config)
+    return model, {"pixel_values": pixels, "image_grid_thw": grids}
+
+
+TOWERS: dict[str, Callable[[int, torch.Generator], tuple[Any, Call]]] = {
+    "clip_l_14_336": clip_l_14_336,
+    "qwen2_5_vl": qwen2_5_vl,
+}
+
+
+class Ways:
+    """The three ways of one model on one call of `get_image_features`."""
+
+    def __init__(self, family: Family, call: Call, clock: Callable[[], float]) -> None:
+        self.family, self.call, self.clock = family, call, clock
+        self.layer = family.scoring_layer("image", None)
+        self.inputs = family.inputs("image", call)
+        self.read = 0.0
+        self.tap = family.tap(family.vision_layers("image")[self.layer])
+
+    def encode(self, **more: Any) -> Any:
+        return self.family.core.get_image_features(**self.call, return_dict=True, **more)
+
+    def plain(self) -> None:
+        self.encode()
+
+    def scored(self) -> list[Tensor]:
+        """Saliency (N,) of each input; what it takes after the tower is in `read`."""
+        handles, self.tap.active = self.tap.attach(), True
+        try:
+            self.encode()
+        finally:
+            self.tap.active = False
+            for handle in handles:
+                handle.remove()
+        start = self.clock()
+        rows = [item.rows for item in self.inputs]
+        heads = self.tap.take(rows)
+        saliency, keys = heads.saliency("auto")[:, None].split(rows), heads.keys().split(rows)
+        every = list(zip(self.inputs, saliency, keys, strict=True))
+        found = [self.family.pool(item, score)[:, 0] for item, score, _ in every]
+        for item, _, key in every:
+            self.family.pool(item, key)
+        self.read = self.clock() - start
+        return found
+
+    def maps(self) -> list[Tensor] | None:
+        """The same saliency, from maps of all layers; None where the tower gives none."""
+        tower: Any = self.family.tower
+        before = tower.config._attn_implementation
+        tower.set_attn_implementation("eager")
+        try:
+            maps = self.encode(output_attentions=True).attentions
+        finally:
+            tower.set_attn_implementation(before)
+        if not maps or maps[self.layer].ndim != 4:
+            return None
+        mean = maps[self.layer].float().mean(1)  # (n, S, S)
+        values = mean[:, 0, 1:] if self.tap.has_cls else mean.mean(1)
+        parts = values.reshape(-1, 1).split([item.rows for item in self.inputs])
+        pairs = zip(self.inputs, parts, strict=True)
+        return [self.family.pool(item, part)[:, 0] for item, part in pairs]
+
+
+def compare(
+    model: Any, call: Call, rounds: int, seed: int, processor: bool = False
+) -> dict[str, Any]:
+    """Milliseconds of each way, and ratios to `plain` within rounds: median and quartiles."""
+    device = model.device
+
+    def clock() -> float:
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.process_time() if processor else time.perf_counter()
+
+    ways = Ways(family_of(model), call, clock)
+    spent: dict[str, list[float]] = {way: [] for way in (*WAYS, "read")}
+    peak: dict[str, int] = {}
+    draw = random.Random(seed)
+    with torch.no_grad():
+        ours, stock = ways.scored(), ways.maps()
+        same = zip(ours, stock or ours, strict=True)
+        apart = max(float((a - b).abs().max() / b.abs().max()) for a, b in same)
+        for _ in range(rounds):
+            for way in draw.sample(WAYS, len(WAYS)):
+                if device.type == "cuda":
+                    torch.cuda.reset_peak_memory_stats()
+                start = clock()
+                getattr(ways, way)()
+                spent[way].append(clock() - start)
+                if way == "scored":
+                    spent["read"].append(ways.read)
+                if device.type == "cuda":
+                    peak[way] = torch.cuda.max_memory_allocated() // 2**20
+    row: dict[str, Any] = {"rounds": rounds, "scores_apart": apart if stock else None}
+    for way, times in spent.items():
+        row[f"{way}_ms"] = round(1e3 * statistics.median(times), 3)
+        row[f"{way}_each_ms"] = [round(1e3 * value, 3) for value in times]
+    for way in ("scored", "maps", "read"):
+        ratios = [a / b for a, b in zip(spent[way], spent["plain"], strict=True)]
+        low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive")
+        row[f"{way}_ratio"] = {"quartiles": [round(low, 4), round(high, 4)]}
+        row[f"{way}_ratio"]["median"] = round(middle, 4)
+    return row | ({"peak_mib": peak} if peak else {})
+
+
+def plot(rows: list[dict[str, Any]], path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axis = plt.subplots(figsize=(8, 1 + 0.9 * len(rows)))
+    labels = {"maps": "output_attentions=True", "scored": "scoring"}
+    for way, shift, colour in (("maps", 0.2, "C1"), ("scored", -0.2, "C0")):
+        places = [at + shift for at in range(len(rows))]
+        added = [100 * (row[f"{way}_ratio"]["median"] - 1) for row in rows]
+        ends = [[100 * (x - 1) for x in row[f"{way}_ratio"]["quartiles"]] for row in rows]
+        spread = [
+            [x - low for x, (low, _) in zip(added, ends, strict=True)],
+            [high - x for x, (_, high) in zip(added, ends, strict=True)],
+        ]
+        axis.barh(places, added, 0.36, xerr=spread, color=colour, label=labels[way],
+                  error_kw={"elinewidth": 1})  # fmt: skip
+        for place, row in zip(places, rows, strict=True):
+            if way == "scored":
+                text = f"reading alone {100 * row['read_ratio']['median']:.2f}%"
+                axis.annotate(text, (4, place), va="center", fontsize=8)
+    axis.axvline(3, color="grey", linestyle=":", linewidth=1)
+    axis.set_yticks(range(len(rows)), [f"{r['tower']}, batch {r['batch']}" for r in rows])
+    axis.set(xlabel="added to the time of the vision side, %; median, quartiles (dotted: 3%)")
+    axis.legend(fontsize=8)
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--towers", type=lambda text: text.split(","), default=list(TOWERS))
+    numbers = lambda text: [int(part) for part in text.split(",")]  # noqa: E731
+    parser.add_argument("--batches", type=numbers, default=[1, 8])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
+    parser.add_argument(
+        "--processor-time",
+        action="store_true",
+        help="one thread, counting its processor time: for a machine that is busy otherwise",
+    )
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=Path("out/bench_scoring"))
+    args = parser.parse_args()
+    unknown = [name for name in args.towers if name not in TOWERS]
+    if unknown or args.rounds < 2:
+        parser.error(f"--towers {unknown} not among {list(TOWERS)}, or --rounds below 2")
+    if args.processor_time:
+        torch.set_num_threads(1)
+    device, dtype = torch.device(args.device), getattr(torch, args.dtype)
+    rows = []
+    for name in args.towers:
+        for batch in args.batches:
+            torch.manual_seed(args.seed)
+            model, call = TOWERS[name](batch, torch.Generator().manual_seed(args.seed))
+            call = {k: x.to(device, dtype if x.is_floating_point() else None)
+                    for k, x in call.items()}  # fmt: skip
+            model = model.eval().to(device, dtype)
+            found = compare(model, call, args.rounds, args.seed, args.processor_time)
+            rows.append({"tower": name, "batch": batch} | found)
+            print(json.dumps(rows[-1]), flush=True)
+    hardware = torch.cuda.get_device_name() if device.type == "cuda" else platform.processor()
+    report = {
+        "command": " ".join(["python -m scripts.bench_scoring", *sys.argv[1:]]),
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+        },
+        "hardware": {
+            "device": hardware or platform.machine(), "threads": torch.get_num_threads()
+        },
+        "clock": "processor time" if args.processor_time else "wall",
+        "dtype": args.dtype,
+        "seed": args.seed,
+        "rows": rows,
+    }  # fmt: skip
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    args.out.with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n")
+    plot(rows, args.out.with_suffix(".png"))
+
+
+if __name__ == "__main__":
+    main()

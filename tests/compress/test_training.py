@@ -1,0 +1,180 @@
+"""Loss and gradients under a compression; the same module calls on every process of ZeRO-3."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from compress import compress
+from compress.methods import Duet, PyramidDrop
+from tests import reference
+from tests.tiny import CASES, Case, Sample
+
+BOTH = Duet(layers=(1, 3), ratios=(0.6, 0.3))
+each_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+
+
+def labelled(case: Case, side: str = "right") -> tuple[list[Sample], dict[str, Tensor]]:
+    """Prompts with an answer of three tokens."""
+    answers = [case.sample([3], seed=20 + n).ids for n in range(len(case.layouts))]
+    samples = [
+        Sample(torch.cat([sample.ids, said]), sample.shown)
+        for sample, said in zip(case.samples(), answers, strict=True)
+    ]
+    given = case.inputs(samples, side)
+    labels = torch.full_like(given["input_ids"], -100)
+    for row, sample in enumerate(samples):
+        real = given["attention_mask"][row].nonzero().flatten()
+        labels[row, real[-3:]] = sample.ids[-3:]
+    return samples, given | {"labels": labels}
+
+
+def gradients(model: Any) -> dict[str, Tensor]:
+    found = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    return found
+
+
+@each_case
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_loss_and_gradients_equal_a_reduced_sequence(case: Case, side: str) -> None:
+    """As if the sequence had been shortened by hand, labels and all."""
+    model = case.model()
+    samples, given = labelled(case, side)
+    with compress(model, BOTH, budget=case.budget):
+        out = model(**given)
+        out.loss.backward()
+    assert out.logits.shape[:2] == given["labels"].shape
+    found, total = gradients(model), torch.zeros(())
+    for sample in samples:
+        # The choice in training is that of the token before the answer.
+        prompt = Sample(sample.ids[:-3], sample.shown)
+        prefix = reference.reduce_prompt(model, case, BOTH, case.budget, prompt)
+        logits, _ = reference.forward(model, prefix, sample.ids[-3:])
+        total = total + torch.nn.functional.cross_entropy(logits[-4:-1], sample.ids[-3:])
+    loss = total / len(samples)
+    loss.backward()
+    torch.testing.assert_close(out.loss, loss, rtol=1e-5, atol=1e-5)
+    wanted = gradients(model)
+    largest = max(float(g.abs().max()) for g in wanted.values())
+    for name, gradient in wanted.items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-3, atol=2e-5 * largest)
+
+
+def test_text_right_after_an_image_is_predicted_from_it() -> None:
+    """The label after the image belongs to the last token that is left of it."""
+    case = CASES[0]
+    model, sample = case.model(), case.sample((3, ("image", "a"), 2))
+    method = Duet(layers=(), ratios=())
+    with compress(model, method, budget=16), torch.no_grad():
+        out = model(**case.inputs([sample]), labels=sample.ids[None])
+    with torch.no_grad():
+        prefix = reference.reduce_prompt(model, case, method, 16, sample)
+        logits, _ = reference.forward(model, prefix)
+    torch.testing.assert_close(out.logits[0, 66], logits[3 + 15], rtol=1e-4, atol=2e-5)
+
+
+def test_gradients_reach_the_merged_cells() -> None:
+    case = CASES[0]
+    model, given = case.model(), case.inputs(case.samples()[:1])
+    image = given["pixel_values"].requires_grad_()
+    with compress(model, "duet", budget=16) as c:
+        model(**given, labels=given["input_ids"]).loss.backward()
+        assign = c.record.stages(0)[0][2].assign[0]
+    assert image.grad is not None and bool(image.grad.isfinite().all())
+    assert bool((assign < 0).any())
+    model.zero_grad()
+
+
+@each_case
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_gradient_checkpointing_changes_nothing(case: Case, reentrant: bool) -> None:
+    model = case.fresh().train()
+    _, given = labelled(case)
+    with compress(model, BOTH, budget=case.budget):
+        plain = model(**given).loss
+        plain.backward()
+        before = gradients(model)
+        model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+        model.enable_input_require_grads()
+        again = model(**given).loss
+        again.backward()
+    assert torch.equal(plain, again)
+    after = gradients(model)
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_text_alone_trains_as_ever() -> None:
+    case = CASES[0]
+    model, ids = case.model(), case.sample([9], seed=4).ids[None]
+    losses = []
+    for budget in (None, 16):
+        if budget is None:
+            losses.append(model(input_ids=ids, labels=ids).loss)
+        else:
+            with compress(model, "duet", budget=budget):
+                losses.append(model(input_ids=ids, labels=ids).loss)
+    assert torch.equal(*losses)
+
+
+def test_labels_rank_without_the_answers() -> None:
+    """An answer that names the image's parts must not pick them: other answers, same tokens."""
+    case = CASES[0]
+    model, sample = case.model(), case.sample((3, ("image", "a"), 8))
+    kept = []
+    for seed in (0, 1):
+        ids = sample.ids.clone()
+        draw = torch.Generator().manual_seed(seed)
+        ids[-3:] = torch.randint(6, 64, (3,), generator=draw)
+        labels = ids.clone()
+        labels[:-3] = -100
+        method = PyramidDrop(layers=(1, 2), ratio=0.5, query="all")
+        with torch.no_grad(), compress(model, method, budget=0.5) as c:
+            model(**case.inputs([Sample(ids, sample.shown)]), labels=labels[None])
+            kept.append([reduction.anchor for _, _, reduction in c.record.stages(0)[1:]])
+    assert all(torch.equal(a, b) for a, b in zip(*kept, strict=True))
+
+
+def finished(processes: list[subprocess.Popen[bytes]], limit: float) -> list[int | None]:
+    """Exit codes, None for one that was still running after `limit` seconds or another's failure.
+
+    A process that does not meet the other's call waits for ever: it is ended here.
+    """
+    end = time.monotonic() + limit
+    codes = [process.poll() for process in processes]
+    while None in codes and not any(codes) and time.monotonic() < end:
+        time.sleep(0.2)
+        codes = [process.poll() for process in processes]
+    for process in processes:
+        process.kill()
+        process.wait()
+    return codes
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["llava", "qwen3_vl"])
+def test_zero3_with_images_on_one_process_only(name: str, tmp_path: Path) -> None:
+    """Two processes, images and text in turn; losses are those of one process with both batches."""
+    pytest.importorskip("deepspeed")
+    processes = []
+    for rank in range(2):
+        own = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_PORT": 0}
+        environment = os.environ | {key: str(value) for key, value in own.items()}
+        environment |= {"MASTER_ADDR": "127.0.0.1", "DS_ACCELERATOR": "cpu"}
+        command = [sys.executable, "-m", "tests.compress.zero3", name, str(tmp_path)]
+        processes.append(subprocess.Popen(command, env=environment))
+    assert finished(processes, limit=240) == [0, 0]
+    distributed = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
+    from tests.compress import zero3
+
+    together = zero3.one_process(name)
+    torch.testing.assert_close(torch.stack(distributed, 1), together, rtol=1e-4, atol=1e-4)

@@ -1,0 +1,152 @@
+"""`python -m tests.families` writes docs/families.md: what the tests hold of each family.
+
+Nothing is claimed by hand: a family has a claim where the test that shows it runs on the family's
+case, which is read off the test's parameters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tests.compress import test_attach, test_matrix, test_training, test_turns
+from tests.tiny import CASES, Case
+from vlm.families import family_of
+
+PAGE = Path(__file__).parent.parent / "docs" / "families.md"
+
+# What a test shows, in the words of the page.
+CLAIMS: tuple[tuple[str, Callable[..., None]], ...] = (
+    (
+        "greedy answers, prefill and decode, equal a full forward of the reduced sequence; "
+        "the cache of every layer has its own length; the report is what was measured",
+        test_matrix.test_prefill_and_decode_equal_a_full_forward,
+    ),
+    (
+        "batches of different prompts and numbers of inputs, padded on either side",
+        test_matrix.test_a_batch_gives_each_sample_what_it_gets_alone,
+    ),
+    ("keep-all is bit-equal to the stock model", test_matrix.test_keep_all_is_bit_equal),
+    ("so is what it generates", test_matrix.test_keep_all_generates_bit_equal),
+    ("leaving it leaves no trace", test_matrix.test_leaves_the_model_as_it_was),
+    ("beams", test_matrix.test_beams),
+    ("assisted decoding (prompt lookup)", test_turns.test_prompt_lookup_equals_greedy),
+    ("a second turn on the cached first", test_turns.test_a_second_turn_of_text),
+    ("static cache", test_turns.test_a_static_cache_equals_a_dynamic_one),
+    ("positions by a scheme", test_attach.test_a_scheme_in_the_place_of_home),
+    (
+        "loss and gradients equal those of a reduced sequence",
+        test_training.test_loss_and_gradients_equal_a_reduced_sequence,
+    ),
+    ("gradient checkpointing", test_training.test_gradient_checkpointing_changes_nothing),
+    (
+        "ZeRO-3 with images on one process only",
+        test_training.test_zero3_with_images_on_one_process_only,
+    ),
+)
+
+# Measured; the rest of the page is derived.
+TIME = """\
+`test_matrix.py` (all of the matrix, and the four claims after it) took 70 s of processor time,
+its quick part 28 s, on one core of two (torch 2.15, transformers 5.23)."""
+
+
+def parameters(test: Callable[..., None]) -> list[tuple[list[str], list[Any]]]:
+    """Names and values of each parametrisation of a test."""
+    found = []
+    for mark in getattr(test, "pytestmark", []):
+        if mark.name == "parametrize":
+            names = mark.args[0]
+            names = names.replace(" ", "").split(",") if isinstance(names, str) else list(names)
+            values = [getattr(value, "values", value) for value in mark.args[1]]
+            found.append((names, [v if isinstance(v, tuple) else (v,) for v in values]))
+    return found
+
+
+def cells(test: Callable[..., None], case: Case) -> int:
+    """How many times a test runs on a case."""
+    count, about = 1, False
+    for names, values in parameters(test):
+        for at, name in enumerate(names):
+            if name in ("case", "name"):
+                values = [v for v in values if v[at] in (case, case.name)]
+                about = True
+        count *= len(values)
+    return count if about else 0
+
+
+def quick(test: Callable[..., None]) -> int:
+    """How many of a test's runs on cases are in the quick suite, where one list says all."""
+    (mark,) = (m for m in test.pytestmark if m.name == "parametrize")  # type: ignore[attr-defined]
+    return sum(not value.marks for value in mark.args[1])
+
+
+def described(case: Case) -> list[str]:
+    """A row: the stock class, its inputs, where saliency comes from, where methods merge."""
+    family = family_of(case.model())
+    layers = family.vision_layers(family.kinds[0])
+    tap = family.tap(layers[family.scoring_layer(family.kinds[0], None)])
+    saliency = "class token" if tap.has_cls else "received attention"
+    shown = {part[0] for layout in case.layouts for part in layout if not isinstance(part, int)}
+    inputs = "s, ".join(kind for kind in family.kinds if kind in shown) + "s"
+    where = "before the projector" if family.merge_point(family.kinds[0]) else "after the projector"
+    types = ", ".join(f"`{kind}`" for kind in sorted(family.model_types))
+    return [family.name, types, f"`{case.model_class}`", inputs, saliency, where]
+
+
+def table(head: list[str], rows: list[list[str]]) -> list[str]:
+    lines = [head, ["---"] * len(head), *rows]
+    return [f"| {' | '.join(line)} |" for line in lines]
+
+
+def page() -> str:
+    """The text of docs/families.md."""
+    families = table(
+        ["family", "`model_type`", "class", "inputs", "saliency", "features are merged"],
+        [described(case) for case in CASES],
+    )
+    names = [case.name for case in CASES]
+    claims = [
+        [claim, *(("yes" if cells(test, case) else "") for case in CASES)] for claim, test in CLAIMS
+    ]
+    matrix = [test for _, test in CLAIMS[:2]]
+    size = sum(cells(test, case) for test in matrix for case in CASES)
+    shapes, kinds = len(test_matrix.SHAPES), len(test_matrix.ATTENTION)
+    every = sum(cells(test, case) for _, test in CLAIMS for case in CASES)
+    lines = [
+        "# Families",
+        "",
+        "Written by `python -m tests.families` from the tests' own lists; a test compares the two.",
+        "[add-a-family.md](add-a-family.md) says how to add one.",
+        "",
+        *families,
+        "",
+        "Other families are refused with a sentence that names these. Saliency is the attention",
+        "that the class token gives, or that a token receives on average, in one layer; the tower",
+        "keeps its attention implementation ([what it costs](results.md#cost-of-scoring)).",
+        "",
+        "## What is tested",
+        "",
+        "On tiny random models of the stock classes, against a slow forward that shares no code",
+        "with the hooks (`tests/reference.py`). An empty field is not tested, and not refused.",
+        "",
+        *table(["", *names], claims),
+        "",
+        f"The matrix is {len(CASES)} families x {shapes} shapes of methods "
+        f"({', '.join(test_matrix.SHAPES)}) x {kinds} attention backends",
+        f"({', '.join(test_matrix.ATTENTION)}) x alone and in padded batches: {size} tests, of "
+        f"which {sum(quick(test) for test in matrix)} are in the",
+        f"quick suite. With the rows below them, {every} tests.",
+        TIME,
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    PAGE.write_text(page(), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,23 @@
+"""The page of families says what the tests hold, no more and no less."""
+
+from __future__ import annotations
+
+from tests import families
+from tests.compress import test_training
+from tests.tiny import CASES
+from vlm.families import FAMILIES
+
+
+def test_the_page_is_what_is_generated() -> None:
+    assert families.PAGE.read_text() == families.page(), "run python -m tests.families"
+
+
+def test_every_family_has_a_case() -> None:
+    assert {family.name for family in FAMILIES} == {case.name for case in CASES}
+
+
+def test_a_claim_holds_for_the_cases_that_its_test_names() -> None:
+    zero = test_training.test_zero3_with_images_on_one_process_only
+    tested = [case.name for case in CASES if families.cells(zero, case)]
+    assert tested == ["llava", "qwen3_vl"]
+    assert families.cells(test_training.test_text_alone_trains_as_ever, CASES[0]) == 0
