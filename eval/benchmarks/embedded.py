@@ -114,7 +114,7 @@ class Embedded(Benchmark):
     def score(self, sample: Sample, text: str) -> Score:
         """Exact match, but for surrounding space and, for words, case."""
         read = text.strip()
-        if sample.groups["category"] != "reading":
+        if sample.groups["category"] != "reading" and not self.choices:
             read = read.lower()
         return Score(float(read == sample.answer), read)
 
