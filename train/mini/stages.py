@@ -23,6 +23,7 @@ from vlm import mini
 
 STAGES = ("vision", "language", "bridge", "joint")
 CLIP_WEIGHT = 0.4  # of a batch of clips, beside 1 of a batch of scenes
+SAVE = 250  # steps between two checkpoints
 SEE_WEIGHT = 0.05  # of the tower's own read-outs once the language model learns from it
 Shares = dict[str, Tensor]
 
@@ -68,9 +69,10 @@ class Trainer:
         axes: mini.Axes,
         device: str = "cpu",
         workers: int = 0,
+        compiled: bool = True,
     ) -> None:
         self.output, self.data, self.seed, self.axes = output, data, seed, axes
-        self.device, self.workers = torch.device(device), workers
+        self.device, self.workers, self.compiled = torch.device(device), workers, compiled
         self.model, self.processor = mini.build(seed, axes)
         torch.manual_seed(seed)
         text: Any = self.model.config.text_config
@@ -124,9 +126,10 @@ class Trainer:
         )
         began, seen = time.time(), []
         parts.train()
-        self.tower.compile(dynamic=False)
-        lm: Any = self.model.model.language_model
-        lm.compile(dynamic=False)
+        if self.compiled:
+            self.tower.compile(dynamic=False)
+            lm: Any = self.model.model.language_model
+            lm.compile(dynamic=False)
         on_gpu = self.device.type == "cuda"
         for step, lesson in enumerate(loader, first):
             with torch.autocast("cuda", torch.bfloat16) if on_gpu else nullcontext():
@@ -141,7 +144,7 @@ class Trainer:
             if (step + 1) % 25 == 0:
                 self._log(stage, step + 1, began, seen)
                 seen = []
-            if (step + 1) % 250 == 0 and step + 1 < recipe.steps:
+            if (step + 1) % SAVE == 0 and step + 1 < recipe.steps:
                 states = [optimizer.state_dict() for optimizer in found]
                 state = {"step": step + 1, "weights": parts.state_dict(), "optimizers": states}
                 torch.save(state, partial)
