@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from train.mini import stages
 from train.mini.data import IMAGE, VIDEO, Drawn, Lessons, homes, pack, turns_of
