@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     try:
         if args.benchmark == "make-embedded":
-            for path in write(args.output, args.split, args.scenes):
+            for path in write(args.output, args.split, args.scenes, args.clips):
                 print(path)
             return 0
         return _evaluate(args)
@@ -140,6 +140,7 @@ def _parser() -> argparse.ArgumentParser:
     make = commands.add_parser("make-embedded", help="write the embedded benchmark as files")
     make.add_argument("--split", choices=SPLITS, default="test")
     make.add_argument("--scenes", type=_count, default=200)
+    make.add_argument("--clips", type=_count, default=100)
     make.add_argument("--output", type=Path, required=True)
     return parser
 

@@ -19,6 +19,7 @@ from eval.vision import SharedVision
 from positions import PPE
 from vlm.families import family_of
 from vlm.media import Video
+from vlm.model import FoveateProcessor
 
 
 @dataclass(frozen=True)
@@ -174,7 +175,7 @@ class ModelAnswerer:
         inputs = self.processor(
             text=rendered,
             **({"images": images} if any(images) else {}),
-            **(_videos(videos) if videos else {}),
+            **(self._videos(videos) if videos else {}),
             padding=True,
             padding_side="left",
             add_special_tokens=not begun,
@@ -185,9 +186,17 @@ class ModelAnswerer:
 
     def _parts(self, part: Any) -> list[Any]:
         """A part as the model takes it: a video is its frames where only images are known."""
-        if isinstance(part, Video) and getattr(self.processor, "video_processor", None) is None:
+        known = isinstance(self.processor, FoveateProcessor)
+        known = known or getattr(self.processor, "video_processor", None) is not None
+        if isinstance(part, Video) and not known:
             return [Image.fromarray(frame) for frame in part.frames]
         return [part]
+
+    def _videos(self, videos: Sequence[Video]) -> dict[str, Any]:
+        """Arguments of the processor: the frames as they were sampled, with their times."""
+        if isinstance(self.processor, FoveateProcessor):
+            return {"videos": list(videos)}
+        return _videos(videos)
 
 
 def _content(part: Any) -> dict[str, Any]:

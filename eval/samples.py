@@ -35,13 +35,13 @@ class Picture:
 
 @dataclass(frozen=True)
 class Drawing:
-    """One image that is made, not read: `make()` draws it."""
+    """One image or video that is made, not read: `make()` gives a PIL image, or a `Video`."""
 
-    make: Any  # a function of no arguments that gives a PIL image
-    kind: ClassVar[str] = "image"
+    make: Any  # a function of no arguments
+    kind: str = "image"
 
-    def load(self) -> Image.Image:
-        """The image as RGB."""
+    def load(self) -> Any:
+        """The image as RGB, or the video."""
         return self.make()
 
 

@@ -1,8 +1,9 @@
 """Accuracy of the embedded model, dense and reduced: `python -m scripts.accuracy`.
 
 DUET, and random, strided and pooled tokens as fair baselines, at 1/3 and 1/9 of the tokens, on the
-same questions about the same held-out scenes. Writes `accuracy.json` (raw figures, versions,
-hardware, command), `accuracy.png` and `accuracy.md`. An interrupted run goes on where it was.
+same questions about the same held-out scenes and clips; beside them chance, and what the model
+answers without seeing anything ("blind"). Writes `accuracy.json` (raw figures, versions, hardware,
+command), `accuracy.png` and `accuracy.md`. An interrupted run goes on where it was.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import os
 import platform
 import shlex
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,36 +37,36 @@ COLOURS = ("#333333", "#0072B2", "#E69F00", "#CC79A7", "#009E73", "#D55E00")  # 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m scripts.accuracy", description=__doc__)
     parser.add_argument("--scenes", type=int, default=400)
+    parser.add_argument("--clips", type=int, default=200)
     parser.add_argument("--methods", default="duet,random,uniform,pool", help="or 'all'")
-    parser.add_argument("--budgets", default="48,16", help="tokens an image, of 144")
+    parser.add_argument("--budgets", default="1/3,1/9", help="share of the tokens")
     parser.add_argument("--positions", default="home", help="home, compact or both")
     parser.add_argument("--name", default="accuracy", help="of the files that are written")
     parser.add_argument("--model", default="mini")
+    parser.add_argument("--split", default="test")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--work", type=Path, default=Path("out/accuracy"), help="raw answers")
     parser.add_argument("--output", type=Path, default=Path("docs/results"))
     args = parser.parse_args(argv)
-    benchmark = Embedded("test", args.scenes)
-    samples = benchmark.load().samples
     methods = list_methods() if args.methods == "all" else split_list(args.methods)
     budgets = [parse_budget(text) for text in split_list(args.budgets)]
     places = split_list(args.positions)
     arms = [DENSE, *(Arm(m, b, p) for b in budgets for m in methods for p in places)]
     model, processor = vlm.load(args.model)
     answerer = ModelAnswerer(model, processor, args.model)
-    sizes = {"batch_size": 20, "seed": args.seed}
-    folder = open_run(args.work, benchmark, samples, answerer, **sizes)
-    run(folder, samples, answerer, arms, **sizes)
-    results = summarise(benchmark, samples, {a: read_records(folder / a.folder) for a in arms})
+    benchmark = Embedded(args.split, args.scenes, args.clips)
+    samples, results, records = answers(benchmark, answerer, arms, args)
+    blind = answers(replace(benchmark, blind=True), answerer, [DENSE], args)[1][0]
     kinds = sorted({s.groups["category"] for s in samples})
     chance = {k: benchmark.chance([s for s in samples if s.groups["category"] == k]) for k in kinds}
     chance["all"] = benchmark.chance(samples)
+    unseen = {k: blind.by["category"][k].mean for k in kinds} | {"all": blind.accuracy.mean}
     text = table(results)
     if "foveate" in methods and len(methods) > 1:
-        records = {arm: read_records(folder / arm.folder) for arm in arms}
         text += "\n\n" + duels(benchmark, samples, records, results)
-    shown = ", ".join(f"{name} {value:.1%}" for name, value in chance.items())
-    print(f"{text}\nchance: {shown}")
+    for name, found in (("chance", chance), ("blind", unseen)):
+        text += f"\n{name}: " + ", ".join(f"{k} {value:.1%}" for k, value in found.items())
+    print(text)
     args.output.mkdir(parents=True, exist_ok=True)
     facts = {
         "command": shlex.join(["python", "-m", "scripts.accuracy", *(argv or sys.argv[1:])]),
@@ -74,21 +75,35 @@ def main(argv: list[str] | None = None) -> int:
         "versions": versions(),
         "hardware": {"machine": platform.machine(), "cores": os.cpu_count(), "gpu": None},
         "chance": chance,
+        "blind": unseen,
         "results": [asdict(result) for result in results],
     }
     (args.output / f"{args.name}.json").write_text(json.dumps(facts, indent=1, default=repr) + "\n")
-    (args.output / f"{args.name}.md").write_text(f"```\n{text}\n\nchance: {shown}\n```\n")
+    (args.output / f"{args.name}.md").write_text(f"```\n{text}\n```\n")
     picture = args.output / f"{args.name}.png"
     if len(methods) > len(COLOURS) - 1:
-        rank(results, [str(b) for b in budgets], picture)
+        rank(results, picture)
     else:
-        draw(results, chance, picture)
+        draw(results, chance, unseen, picture)
     return 0
 
 
-def reached(result: Result, budget: Any) -> bool:
-    """Whether the measured mean number of tokens is within 5% of the budget."""
-    return abs(result.figures["tokens"] / float(budget) - 1) < 0.05
+def answers(
+    benchmark: Embedded, answerer: ModelAnswerer, arms: list[Arm], args: argparse.Namespace
+) -> tuple[list[Sample], list[Result], dict[Arm, Any]]:
+    """The questions, what each arm made of them, and each arm's raw answers."""
+    samples = benchmark.load().samples
+    sizes = {"batch_size": 20, "seed": args.seed}
+    folder = open_run(args.work, benchmark, samples, answerer, **sizes)
+    run(folder, samples, answerer, arms, **sizes)
+    records = {arm: read_records(folder / arm.folder) for arm in arms}
+    return samples, summarise(benchmark, samples, records), records
+
+
+def reached(result: Result, dense: Result) -> bool:
+    """Whether the measured share of the tokens is within 5% of the budget."""
+    share = result.figures["tokens"] / dense.figures["tokens"]
+    return abs(share / float(result.title.split()[1]) - 1) < 0.05
 
 
 def duels(
@@ -101,16 +116,18 @@ def duels(
         mine = Arm("foveate", arm.budget)
         if arm.method in (None, "foveate") or mine not in records:
             continue
-        if not reached(by_title[arm.title], arm.budget):
+        if not reached(by_title[arm.title], results[0]):
             continue
         a, b = (benchmark.units(score_all(benchmark, samples, r)) for r in (rows, records[mine]))
         found = paired([u.value for u in a], [u.value for u in b], [u.cluster for u in a])
-        line = f"{arm.method!s:<20}{arm.budget:>6}{found.gained:>5}{found.lost:>6}"
+        line = f"{arm.method!s:<20}{arm.budget:>6.3f}{found.gained:>5}{found.lost:>6}"
         lines.append(f"{line}{100 * found.difference:>+10.1f}  {found.p:.2g}")
     return "\n".join(lines)
 
 
-def draw(results: list[Result], chance: dict[str, float], path: Path) -> None:
+def draw(
+    results: list[Result], chance: dict[str, float], blind: dict[str, float], path: Path
+) -> None:
     """Accuracy by category, one group of bars a category, with 95% intervals."""
     import matplotlib
 
@@ -138,15 +155,16 @@ def draw(results: list[Result], chance: dict[str, float], path: Path) -> None:
             ecolor="#777777",
             capsize=2,
         )
-    for k, name in enumerate(names):
-        label = "chance" if k == 0 else "_"
-        axes.hlines(
-            100 * chance[name], k - 0.42, k + 0.42, color="black", linestyle=":", label=label
-        )
+    for title, known, style in (("chance", chance, ":"), ("blind", blind, "-")):
+        for k, name in enumerate(names):
+            label = title if k == 0 else "_"
+            axes.hlines(
+                100 * known[name], k - 0.42, k + 0.42, color="black", linestyle=style, label=label
+            )
     axes.set_xticks(range(len(names)), names)
     axes.set_ylabel("right answers, %")
     axes.set_title(
-        "Dense (144 tokens an image) and reduced, the smaller budget paler; 95% intervals"
+        "Dense (144 tokens a picture or frame) and reduced, smaller budgets paler; 95% intervals"
     )
     axes.set_ylim(0, 100)
     axes.legend(ncols=5, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.08))
@@ -154,7 +172,7 @@ def draw(results: list[Result], chance: dict[str, float], path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
-def rank(results: list[Result], budgets: list[str], path: Path) -> None:
+def rank(results: list[Result], path: Path) -> None:
     """All methods in the order of their accuracy at the smallest budget, a dot a budget."""
     import matplotlib
 
@@ -164,8 +182,9 @@ def rank(results: list[Result], budgets: list[str], path: Path) -> None:
     found: dict[str, dict[str, Any]] = {}
     for result in results[1:]:
         method, budget = result.title.split()
-        shown = result.accuracy if reached(result, budget) else None
+        shown = result.accuracy if reached(result, results[0]) else None
         found.setdefault(method, {})[budget] = shown
+    budgets = list(dict.fromkeys(result.title.split()[1] for result in results[1:]))
     # What cannot reach the smaller budgets (one full layer costs more) comes last.
     order = sorted(found, key=lambda n: [i.mean if i else 0 for i in found[n].values()][::-1])
     figure, axes = pyplot.subplots(figsize=(8, 0.28 * len(order) + 1.4), constrained_layout=True)
@@ -176,10 +195,10 @@ def rank(results: list[Result], budgets: list[str], path: Path) -> None:
         errors = [[100 * (i.mean - i.low) for i in every], [100 * (i.high - i.mean) for i in every]]
         axes.errorbar(
             means, places, xerr=errors, fmt="osD^"[number % 4], markersize=5,
-            color=COLOURS[1 + number], ecolor="#bbbbbb", label=f"{budget} tokens an image",
+            color=COLOURS[1 + number], ecolor="#bbbbbb", label=f"{float(budget):.1%} of the tokens",
         )  # fmt: skip
     dense: Any = results[0].accuracy
-    axes.axvline(100 * dense.mean, color="black", linestyle=":", label="dense, 144 tokens")
+    axes.axvline(100 * dense.mean, color="black", linestyle=":", label="dense")
     axes.set_yticks(range(len(order)), order)
     axes.set_xlabel("right answers, % (95% intervals)")
     axes.legend(frameon=False, loc="lower left")

@@ -55,11 +55,11 @@ def ask_all(model: Any, processor: Any, samples: list[Sample]) -> None:
 
 def choose() -> list[Sample]:
     """A dozen questions of all categories about scenes of the test split, one a scene."""
-    samples = Embedded(split="test", scenes=FIRST_SCENE + QUESTIONS).load().samples
-    kinds = ("colour", "shape", "place", "count", "reading")
+    samples = Embedded("test", FIRST_SCENE + QUESTIONS, clips=0).load().samples
+    kinds = ("attribute", "place", "relation", "count", "small", "reading")
     chosen = []
     for number in range(QUESTIONS):
-        scene = [s for s in samples if s.cluster == f"{FIRST_SCENE + number:05d}"]
+        scene = [s for s in samples if s.cluster == f"s{FIRST_SCENE + number:05d}"]
         wanted = [s for s in scene if s.groups["category"] == kinds[number % len(kinds)]]
         chosen += (wanted or scene)[:1]
     return chosen

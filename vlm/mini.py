@@ -1,34 +1,40 @@
-"""The embedded model: a LLaVA of stock transformers classes, small enough to ship.
+"""The embedded model: small enough to ship, and yet it looks things up in what it sees.
 
 `build` makes it untrained, with its processor; `train.mini` trains it; `vlm.load("mini")` loads the
-checkpoint that lies in this package. A CLIP tower of 4 layers sees a 96 px picture as 12 x 12
-cells, and a Llama of 4 layers answers about it.
+checkpoint that lies in this package. A CLIP tower sees a 96 px picture, or a frame of a video, as
+12 x 12 cells, and a small language model with positions on three axes (M-RoPE, as Qwen2.5-VL) or
+on one answers about it.
 """
 
 from __future__ import annotations
 
 import string
+from typing import Literal
 
 import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import (
-    CLIPImageProcessor,
     CLIPVisionConfig,
     LlamaConfig,
-    LlavaConfig,
-    LlavaForConditionalGeneration,
-    LlavaProcessor,
     PreTrainedTokenizerFast,
+    Qwen2_5_VLTextConfig,
 )
 
-from vlm.scenes import CATEGORIES, COLOURS, IMAGE_SIZE, SHAPES
+from vlm.experts import expert_config
+from vlm.fusion import FusionConfig
+from vlm.model import FoveateConfig, FoveateForConditionalGeneration, FoveateProcessor
+from vlm.scenes import COLOURS, IMAGE_SIZE, SHAPES
 
+Axes = Literal["mrope", "1d"]
 PATCH_SIZE = 8
-SPECIAL_TOKENS = ("<pad>", "<s>", "</s>", "<unk>", "<image>")
+GRID = IMAGE_SIZE // PATCH_SIZE
+WIDTH, HEAD, LAYERS = 128, 64, 4  # of tower and language model
+SPECIAL_TOKENS = ("<pad>", "<s>", "</s>", "<unk>", "<image>", "<video>")
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}"
     "{% if message['role'] == 'user' %}USER:{% for part in message['content'] %}"
-    "{% if part['type'] == 'image' %} <image>\n{% else %} {{ part['text'] }}{% endif %}{% endfor %}"
+    "{% if part['type'] == 'image' %} <image>\n{% elif part['type'] == 'video' %} <video>\n"
+    "{% else %} {{ part['text'] }}{% endif %}{% endfor %}"
     "{% else %} ASSISTANT:{% for part in message['content'] %} {{ part['text'] }}{% endfor %}"
     "{{ eos_token }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %} ASSISTANT:{% endif %}"
@@ -36,14 +42,13 @@ CHAT_TEMPLATE = (
 
 
 def _words() -> list[str]:
-    words = (
-        "USER ASSISTANT What Where How Describe colour shape is are the there say does sign many"
-    )
+    words = "USER ASSISTANT What Where How Which In Describe colour shape is are the there say does"
+    words += " sign many object objects row column picture video of in or left right above below"
     words += (
-        " object objects row column picture of in left right above below first last which Which"
+        " first last before after dot frame seen with option letter from given choices directly"
     )
     plurals = [f"{s}es" if s == "cross" else f"{s}s" for s in SHAPES]
-    return [*words.split(), *COLOURS, *SHAPES, *plurals, *CATEGORIES[4:]]
+    return [*words.split(), *COLOURS, *SHAPES, *plurals]
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
@@ -53,6 +58,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     alone = string.ascii_letters + string.digits
     pieces += [(f"▁{character}", -4.0) for character in alone]
     pieces += [(character, -5.0) for character in ["▁", "\n", *alone, *string.punctuation]]
+    pieces += [("Answer", -1.0)]  # at the beginning of a line
     unk = SPECIAL_TOKENS.index("<unk>")
     tokenizer = Tokenizer(models.Unigram(pieces, unk_id=unk, byte_fallback=False))
     tokenizer.normalizer = normalizers.NFKC()
@@ -64,68 +70,76 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
         bos_token="<s>",
         eos_token="</s>",
         unk_token="<unk>",
-        extra_special_tokens={"image_token": "<image>"},
+        extra_special_tokens={"image_token": "<image>", "video_token": "<video>"},
         padding_side="left",
         clean_up_tokenization_spaces=False,
     )
 
 
-def build_processor() -> LlavaProcessor:
-    """The processor of the embedded model: 96 px pictures, placeholders, the chat template."""
-    images = CLIPImageProcessor(
-        size={"height": IMAGE_SIZE, "width": IMAGE_SIZE}, do_center_crop=False, do_convert_rgb=True
-    )
-    return LlavaProcessor(
-        image_processor=images,
-        tokenizer=build_tokenizer(),
-        patch_size=PATCH_SIZE,
-        vision_feature_select_strategy="default",
-        chat_template=CHAT_TEMPLATE,
-        image_token="<image>",
-        num_additional_image_tokens=1,
-    )
+def build_config(axes: Axes = "mrope") -> FoveateConfig:
+    """The architecture.
 
-
-def build_config() -> LlavaConfig:
-    """The configuration of the embedded model: about 2 million parameters."""
-    vision = CLIPVisionConfig(
-        hidden_size=128,
-        intermediate_size=512,
-        num_hidden_layers=4,
-        num_attention_heads=4,
+    axes: "mrope" for a language model with positions (t, h, w), "1d" for one whose visual tokens
+        stand in a row as LLaVA's do (`vlm.model.to_llava` makes a stock LLaVA of it).
+    """
+    tower = CLIPVisionConfig(
+        hidden_size=WIDTH,
+        intermediate_size=4 * WIDTH,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=WIDTH // 32,
         image_size=IMAGE_SIZE,
         patch_size=PATCH_SIZE,
-        projection_dim=128,
+        projection_dim=WIDTH,
     )
-    tokenizer = build_tokenizer()
-    text = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=128,
-        intermediate_size=384,
-        num_hidden_layers=4,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        max_position_embeddings=4096,
+    vocabulary = len(build_tokenizer())
+    shared = {
+        "vocab_size": vocabulary,
+        "hidden_size": WIDTH,
+        "intermediate_size": 3 * WIDTH,
+        "num_hidden_layers": LAYERS,
+        "num_attention_heads": WIDTH // HEAD,
+        "num_key_value_heads": WIDTH // HEAD,
+        "max_position_embeddings": 4096,
         # The look-up of one cell by one word is not learned from the default 0.02.
-        initializer_range=0.08,
-        pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        tie_word_embeddings=False,
-    )
-    return LlavaConfig(
-        vision_config=vision,
+        "initializer_range": 0.08,
+        "pad_token_id": SPECIAL_TOKENS.index("<pad>"),
+        "bos_token_id": SPECIAL_TOKENS.index("<s>"),
+        "eos_token_id": SPECIAL_TOKENS.index("</s>"),
+        "tie_word_embeddings": False,
+    }
+    rope = {"rope_type": "default", "rope_theta": 10_000.0}
+    text: LlamaConfig | Qwen2_5_VLTextConfig
+    scheme = {}
+    if axes == "mrope":
+        half = HEAD // 2
+        sections = [half - 2 * (3 * half // 8), 3 * half // 8, 3 * half // 8]
+        text = Qwen2_5_VLTextConfig(**shared, rope_parameters={**rope, "mrope_section": sections})
+        scheme = {"clip": {"type": "MRoPE"}}
+    else:
+        text = LlamaConfig(**shared, rope_parameters=rope)
+    seen = {"layer": -1, "scoring_layer": -1, "fit": "squash", "frozen": False}
+    expert = expert_config("clip", "clip", tower, **seen)
+    return FoveateConfig(
         text_config=text,
-        image_token_index=SPECIAL_TOKENS.index("<image>"),
-        vision_feature_layer=-1,
-        vision_feature_select_strategy="default",
-        image_seq_length=(IMAGE_SIZE // PATCH_SIZE) ** 2,
+        experts=[expert],
+        fusion=FusionConfig(scheme=scheme),
+        image_token_id=SPECIAL_TOKENS.index("<image>"),
+        video_token_id=SPECIAL_TOKENS.index("<video>"),
     )
 
 
-def build(seed: int = 0) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
+def build_processor(config: FoveateConfig | None = None) -> FoveateProcessor:
+    """The processor: 96 px pictures, placeholders, the chat template."""
+    config = config or build_config()
+    return FoveateProcessor.for_model(config, build_tokenizer(), chat_template=CHAT_TEMPLATE)
+
+
+def build(
+    seed: int = 0, axes: Axes = "mrope"
+) -> tuple[FoveateForConditionalGeneration, FoveateProcessor]:
     """An untrained embedded model and its processor, the same for the same seed."""
+    config = build_config(axes)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = LlavaForConditionalGeneration(build_config())
-    return model.eval(), build_processor()
+        model = FoveateForConditionalGeneration(config)
+    return model.eval(), build_processor(config)

@@ -1,8 +1,8 @@
-"""The embedded benchmark: scenes that the embedded model never saw, five kinds of questions.
+"""The embedded benchmark: scenes and clips that the embedded model never saw, in seven categories.
 
-The questions of scene s of a split are those that `vlm.scenes.questions` draws from the generator
-seeded with (s, number of the split + 1000). Answers are open: an answer is right if it is the text
-wanted, surrounding space removed, and case too, except for what is read from a sign.
+The questions of scene (clip) s of a split are those that `vlm.scenes` draws from the generator
+seeded with (s, number of the split + 1000, 0 (1)). Answers are open: an answer is right if it is
+the text wanted, surrounding space removed, and case too, except for what is read from a sign.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import json
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import ClassVar
@@ -33,59 +33,88 @@ from eval.samples import (
     collect,
     png,
 )
+from vlm.media import Video, read_image
 from vlm.scenes import (
-    CHARACTERS,
     COLOURS,
+    FRAMES,
     SHAPES,
-    SLOTS,
     SPLITS,
+    Item,
     Question,
-    Scene,
     Split,
+    clip_questions,
     draw,
+    draw_clip,
+    make_clip,
     make_scene,
+    multiple_choice,
+    options,
     questions,
 )
 
 LETTERS = "ABCD"
-_TOP = {"colour": "attribute", "shape": "attribute", "place": "relation", "count": "relation"}
+
+
+@dataclass(frozen=True)
+class Asked:
+    """All questions about one scene or clip, and the things that it shows."""
+
+    key: str
+    questions: list[Question]
+    shown: list[Item]
+    media: Drawing
 
 
 @dataclass(frozen=True)
 class Embedded(Benchmark):
-    """Open answers about drawn scenes.
+    """Answers about drawn scenes and clips.
 
-    split, scenes: which scenes are drawn, the first `scenes` of the split. data: instead, an
-    `open.jsonl` that `write` made (its pictures beside it).
+    split, scenes, clips: which are drawn, the first of the split. choices: ask in multiple choice.
+    blind: ask without picture or video, to see what the words alone give away. data: instead of
+    drawing, an `open.jsonl` that `write` made (its pictures beside it).
     """
 
     split: Split = "test"
     scenes: int = 200
+    clips: int = 100
+    choices: bool = False
+    blind: bool = False
     data: Path | None = None
 
     name: ClassVar[str] = "embedded"
-    help: ClassVar[str] = "scenes that are drawn, or open.jsonl that make-embedded wrote"
+    help: ClassVar[str] = "scenes and clips that are drawn, or open.jsonl that make-embedded wrote"
 
     def load(self) -> Loaded:
         """Draw the questions, or read them from `data`."""
         if self.data is not None:
-            return _read(self.data)
-        if self.split not in SPLITS:
-            raise DataError(f"split is {self.split!r}; expected one of {', '.join(SPLITS)}")
-        if self.scenes < 1:
-            raise DataError(f"scenes is {self.scenes}; expected at least 1")
-        return Loaded(
-            [
-                _sample(f"{seed:05d}", question, Drawing(partial(_picture, seed, self.split)))
-                for seed, _, asked in _scenes(self.split, self.scenes)
-                for question in asked
-            ]
-        )
+            loaded = _read(self.data)
+        else:
+            if self.split not in SPLITS:
+                raise DataError(f"split is {self.split!r}; expected one of {', '.join(SPLITS)}")
+            for name, count in (("scenes", self.scenes), ("clips", self.clips)):
+                if count < 0 or self.scenes + self.clips < 1:
+                    raise DataError(f"{name} is {count}; expected at least 0, and 1 of the two")
+            loaded = Loaded(
+                [
+                    _sample(asked.key, number, self._form(question, asked, number), asked.media)
+                    for asked in _all(self.split, self.scenes, self.clips)
+                    for number, question in enumerate(asked.questions)
+                ]
+            )
+        if self.blind:
+            return replace(loaded, samples=[replace(s, media=()) for s in loaded.samples])
+        return loaded
+
+    def _form(self, question: Question, asked: Asked, number: int) -> Question:
+        if not self.choices:
+            return question
+        rng = np.random.default_rng((int(asked.key[1:]), number))
+        return multiple_choice(question, options(question, asked.shown, rng))
 
     def score(self, sample: Sample, text: str) -> Score:
         """Exact match, but for surrounding space and, for words, case."""
         read = text.strip()
-        if sample.groups["category"] != "reading":
+        if sample.groups["category"] != "reading" and not self.choices:
             read = read.lower()
         return Score(float(read == sample.answer), read)
 
@@ -103,25 +132,47 @@ def template(prompt: str) -> str:
     return re.sub(rf"\b(?:{names})\b", "_", prompt)
 
 
-def _scenes(split: Split, count: int) -> Iterator[tuple[int, Scene, list[Question]]]:
-    for seed in range(count):
+def _all(split: Split, scenes: int, clips: int) -> Iterator[Asked]:
+    place = SPLITS.index(split) + 1000
+    for seed in range(scenes):
         scene = make_scene(seed, split)
-        rng = np.random.default_rng((seed, SPLITS.index(split) + 1000))
-        yield seed, scene, questions(scene, rng)
+        asked = questions(scene, np.random.default_rng((seed, place, 0)))
+        picture = Drawing(partial(_picture, seed, split))
+        yield Asked(f"s{seed:05d}", asked, list(scene.items), picture)
+    for seed in range(clips):
+        clip = make_clip(seed, split)
+        asked = clip_questions(clip, np.random.default_rng((seed, place, 1)))
+        shown = [item for frame in clip.frames for item in frame.items]
+        yield Asked(f"c{seed:05d}", asked, shown, Drawing(partial(_video, seed, split), "video"))
 
 
 def _picture(seed: int, split: Split) -> Image.Image:
     return draw(make_scene(seed, split))
 
 
-def _sample(scene: str, question: Question, media: Drawing | Picture) -> Sample:
+def _video(seed: int, split: Split) -> Video:
+    return _as_video(draw_clip(make_clip(seed, split)))
+
+
+def _read_video(frames: tuple[Path, ...]) -> Video:
+    return _as_video([read_image(frame) for frame in frames])
+
+
+def _as_video(frames: Sequence[Image.Image]) -> Video:
+    """Frames a second apart."""
+    count = len(frames)
+    stacked = np.stack([np.asarray(frame) for frame in frames])
+    return Video(stacked, np.arange(count, dtype=float), np.arange(count), 1.0, float(count), "")
+
+
+def _sample(key: str, number: int, question: Question, media: Drawing | Picture) -> Sample:
     return Sample(
-        key=f"{scene}-{question.category}",
+        key=f"{key}-{number}-{question.category}",
         prompt=question.text,
         media=(media,),
         answer=question.answer,
-        groups={"category": question.category},
-        cluster=scene,
+        groups={"category": question.category, "media": media.kind},
+        cluster=key,
         max_new_tokens=8,
     )
 
@@ -129,62 +180,41 @@ def _sample(scene: str, question: Question, media: Drawing | Picture) -> Sample:
 # ------------------------------------------------------------------ files
 
 
-def write(folder: Path, split: Split, scenes: int) -> list[Path]:
+def write(folder: Path, split: Split, scenes: int, clips: int) -> list[Path]:
     """Write the benchmark as files: `open.jsonl`, `images/*.png` and `mmbench.tsv`.
 
     The TSV is in MMBench's form (four options, one row a question, vanilla: rolls are built when it
-    is read); its first row of a scene holds the picture, the others the index of that row.
+    is read) and holds the pictures alone, no videos; its first row of a scene holds the picture,
+    the others the index of that row.
     """
     (folder / "images").mkdir(parents=True, exist_ok=True)
     rows: list[list[object]] = []
     with (folder / "open.jsonl").open("w", encoding="utf-8") as lines:
-        for seed, scene, asked in _scenes(split, scenes):
-            data = png(draw(scene))
-            (folder / "images" / f"{seed:05d}.png").write_bytes(data)
+        for asked in _all(split, scenes, clips):
+            media = asked.media.load()
+            still = not isinstance(media, Video)
+            frames = [png(f) for f in ([media] if still else map(Image.fromarray, media.frames))]
+            names = [f"images/{asked.key}-{k}.png" for k in range(len(frames))]
+            for name, data in zip(names, frames, strict=True):
+                (folder / name).write_bytes(data)
             first = len(rows)
-            for question in asked:
-                row = {"scene": f"{seed:05d}", "image": f"images/{seed:05d}.png"}
+            for number, question in enumerate(asked.questions):
+                row = {"key": asked.key, "number": number, "images": names}
                 row |= {"category": question.category, "question": question.text}
                 print(json.dumps(row | {"answer": question.answer}), file=lines)
-                options = choices(scene, question, np.random.default_rng((seed, len(rows))))
-                letter = LETTERS[options.index(question.answer)]
-                image = base64.b64encode(data).decode() if len(rows) == first else str(first)
-                group = _TOP.get(question.category, question.category)
-                row_head = (len(rows), question.text, "", *options, letter, question.category)
-                rows.append([*row_head, image, "drawn", group, "", split])
+                if not still:
+                    continue
+                found = options(question, asked.shown, np.random.default_rng((first, number)))
+                letter = LETTERS[found.index(question.answer)]
+                image = base64.b64encode(frames[0]).decode() if number == 0 else str(first)
+                head = (len(rows), question.text, "", *found, letter, question.category)
+                rows.append([*head, image, "drawn", question.category, "", split])
     head = "index question hint A B C D answer category image source l2-category comment split"
     with (folder / "mmbench.tsv").open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, delimiter="\t", lineterminator="\n")
         writer.writerow(head.split())
         writer.writerows(rows)
     return [folder / "open.jsonl", folder / "mmbench.tsv"]
-
-
-def choices(scene: Scene, question: Question, rng: np.random.Generator) -> list[str]:
-    """Four options, the right one among them, in drawn order.
-
-    The wrong ones are, where the picture has enough of them, things that it shows too, so that
-    knowing what is there does not answer where it is.
-    """
-    category, answer = question.category, question.answer
-    if category == "reading":
-        seconds = [c for c in CHARACTERS if c != answer[1]]
-        firsts = [c for c in CHARACTERS if c != answer[0]]
-        i, j = rng.integers(len(seconds)), rng.integers(len(firsts))
-        near = [answer[0] + seconds[i], firsts[j] + answer[1], firsts[j] + seconds[i]]
-        rest: list[str] = []
-    elif category == "count":
-        near, rest = [], [str(n) for n in range(6)]
-    elif category == "place":
-        near = [f"row {i.row} column {i.column}" for i in scene.items]
-        sides = range(1, SLOTS + 1)
-        rest = [f"row {r} column {c}" for r in sides for c in sides]
-    else:
-        near = [getattr(item, category) for item in scene.items]
-        rest = list(COLOURS if category == "colour" else SHAPES)
-    wrong = [str(t) for group in (near, rest) for t in rng.permutation(sorted(set(group)))]
-    wrong = [t for t in dict.fromkeys(wrong) if t != answer][: len(LETTERS) - 1]
-    return [str(t) for t in rng.permutation([answer, *wrong])]
 
 
 def _read(path: Path) -> Loaded:
@@ -195,11 +225,16 @@ def _read(path: Path) -> Loaded:
 
     def make(line: str) -> Sample:
         row = json.loads(line)
-        wanted = ("scene", "image", "category", "question", "answer")
+        wanted = ("key", "category", "question", "answer")
         missing = [name for name in wanted if not isinstance(row.get(name), str)]
         if missing:
             raise ValueError(f"no text under {', '.join(missing)}")
-        picture = Picture(media_file(path.parent, [row["image"]]))
-        return _sample(row["scene"], Question(*(row[name] for name in wanted[2:])), picture)
+        if not isinstance(row.get("images"), list) or len(row["images"]) not in (1, FRAMES):
+            raise ValueError(f"images is {row.get('images')!r}: expected a list of 1 or {FRAMES}")
+        frames = tuple(media_file(path.parent, [name]) for name in row["images"])
+        still = len(frames) == 1
+        media = Picture(frames[0]) if still else Drawing(partial(_read_video, frames), "video")
+        question = Question(*(row[name] for name in wanted[1:]))
+        return _sample(row["key"], int(row.get("number", 0)), question, media)
 
     return collect(((f"line {number}", line) for number, line in enumerate(lines, 1)), make)

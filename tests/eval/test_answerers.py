@@ -12,6 +12,7 @@ from compress.methods import Duet
 from compress.parse import parse_budget, parse_method, split_list
 from eval.answerers import ModelAnswerer, Question, fingerprint
 from eval.arms import DENSE, Arm, restore
+from tests.vlm import models
 from vlm import Video, mini
 from vlm.scenes import draw, make_scene
 
@@ -59,11 +60,18 @@ def test_the_seed_decides_random_draws(parts: Any) -> None:
     assert kept[0] == kept[1] != kept[2]
 
 
-def test_a_video_is_its_frames_where_only_images_are_known(parts: Any) -> None:
-    answerer = ModelAnswerer(*parts, "mini")
+def test_a_video_is_its_frames_where_only_images_are_known() -> None:
+    answerer = ModelAnswerer(*models.stock_llava(), "llava")
     (reply,) = answerer.answer([Question("Which?", (video(3),), 2)], DENSE, seed=0)
     assert reply.rendered.count("<image>") == 3
     assert reply.figures["frames"] == 3
+
+
+def test_a_video_goes_whole_to_our_own_processor(parts: Any) -> None:
+    answerer = ModelAnswerer(*parts, "mini")
+    (reply,) = answerer.answer([Question("Which?", (video(3),), 2)], Arm("duet", 48), seed=0)
+    assert reply.rendered.count("<video>") == 1 and "<image>" not in reply.rendered
+    assert reply.figures["dense"] == 3 * 144
 
 
 def test_a_video_goes_to_a_video_processor_with_its_times(parts: Any) -> None:

@@ -8,25 +8,31 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from eval.benchmarks.embedded import Embedded, choices, template, write
+from eval.benchmarks.embedded import Embedded, template, write
 from eval.samples import DataError, Sample
-from vlm.scenes import CATEGORIES, draw, make_scene
+from vlm.media import Video
+from vlm.scenes import CATEGORIES, FRAMES, draw, draw_clip, make_clip, make_scene
 
 
-def by_category(benchmark: Embedded) -> dict[str, Sample]:
-    return {s.groups["category"]: s for s in benchmark.load().samples}
+def shown(sample: Sample) -> np.ndarray:
+    media = sample.media[0].load()
+    return media.frames if isinstance(media, Video) else np.asarray(media)
 
 
 def test_every_category_is_asked_of_what_the_scene_shows() -> None:
-    loaded = Embedded(scenes=12).load()
+    loaded = Embedded(scenes=12, clips=4).load()
     assert {s.groups["category"] for s in loaded.samples} == set(CATEGORIES)
     assert not loaded.problems
     for sample in loaded.samples:
-        scene = make_scene(int(sample.cluster), "test")
-        shown = sample.media[0].load()
-        np.testing.assert_array_equal(np.asarray(shown), np.asarray(draw(scene)))
+        seed = int(sample.cluster[1:])
+        if sample.groups["media"] == "video":
+            frames = [np.asarray(f) for f in draw_clip(make_clip(seed, "test"))]
+            np.testing.assert_array_equal(shown(sample), np.stack(frames))
+            continue
+        scene = make_scene(seed, "test")
+        np.testing.assert_array_equal(shown(sample), np.asarray(draw(scene)))
         if sample.groups["category"] == "reading":
-            assert sample.answer == scene.sign.text
+            assert scene.sign is not None and sample.answer == scene.sign.text
     assert len({s.key for s in loaded.samples}) == len(loaded.samples)
 
 
@@ -34,17 +40,33 @@ def test_the_same_questions_every_time_and_others_in_another_split() -> None:
     def asked(benchmark: Embedded) -> list[tuple[str, str]]:
         return [(s.prompt, s.answer) for s in benchmark.load().samples]
 
-    assert asked(Embedded(scenes=5)) == asked(Embedded(scenes=9))[: len(asked(Embedded(scenes=5)))]
-    assert asked(Embedded(scenes=5)) != asked(Embedded("val", scenes=5))
+    few, more = asked(Embedded(scenes=5, clips=0)), asked(Embedded(scenes=9, clips=0))
+    assert few == more[: len(few)]
+    assert few != asked(Embedded("val", scenes=5, clips=0))
+
+
+def test_blind_questions_are_the_same_and_show_nothing() -> None:
+    seen, blind = (Embedded(scenes=3, clips=2, blind=b).load().samples for b in (False, True))
+    assert [(s.key, s.prompt, s.answer) for s in seen] == [
+        (s.key, s.prompt, s.answer) for s in blind
+    ]
+    assert not any(s.media for s in blind) and all(s.media for s in seen)
+
+
+def test_choices_are_answered_with_a_letter() -> None:
+    plain, choices = (Embedded(scenes=6, clips=3, choices=c).load().samples for c in (False, True))
+    for sample, form in zip(plain, choices, strict=True):
+        assert form.prompt.startswith(sample.prompt) and form.answer in "ABCD"
+        assert f"{form.answer}. {sample.answer}" in form.prompt.splitlines()
 
 
 @pytest.mark.parametrize(
     ("category", "answer", "text", "right"),
     [
-        ("colour", "red", " Red\n", True),
-        ("colour", "red", "red.", False),
-        ("colour", "red", "red red", False),
-        ("colour", "red", "", False),
+        ("attribute", "red", " Red\n", True),
+        ("attribute", "red", "red.", False),
+        ("attribute", "red", "red red", False),
+        ("attribute", "red", "", False),
         ("place", "row 2 column 3", "row 2 column 3", True),
         ("place", "row 2 column 3", "row 2  column 3", False),
         ("reading", "K7", " K7 ", True),
@@ -54,6 +76,12 @@ def test_the_same_questions_every_time_and_others_in_another_split() -> None:
 def test_exact_match(category: str, answer: str, text: str, right: bool) -> None:
     sample = Sample("k", "?", answer=answer, groups={"category": category})
     assert Embedded().score(sample, text).value == float(right)
+
+
+def test_a_letter_is_read_as_it_is_asked_for() -> None:
+    sample = Sample("k", "?", answer="B", groups={"category": "place"})
+    assert Embedded(choices=True).score(sample, " B").value == 1.0
+    assert Embedded(choices=True).score(sample, "C").value == 0.0
 
 
 def test_chance_is_the_best_constant_for_each_template() -> None:
@@ -71,17 +99,18 @@ def test_chance_is_the_best_constant_for_each_template() -> None:
 
 
 def test_files_say_what_the_drawing_says(tmp_path: Path) -> None:
-    write(tmp_path, "test", 6)
-    drawn, read = Embedded(scenes=6).load(), Embedded(data=tmp_path / "open.jsonl").load()
+    write(tmp_path, "test", 4, 2)
+    drawn = Embedded(scenes=4, clips=2).load()
+    read = Embedded(data=tmp_path / "open.jsonl").load()
     assert not read.problems
     for a, b in zip(drawn.samples, read.samples, strict=True):
         assert (a.key, a.prompt, a.answer, a.groups) == (b.key, b.prompt, b.answer, b.groups)
-        np.testing.assert_array_equal(np.asarray(a.media[0].load()), np.asarray(b.media[0].load()))
+        np.testing.assert_array_equal(shown(a), shown(b))
 
 
 def test_the_choices_are_four_and_hold_the_answer_once(tmp_path: Path) -> None:
-    write(tmp_path, "test", 20)
-    samples = Embedded(scenes=20).load().samples
+    write(tmp_path, "test", 20, 1)
+    samples = Embedded(scenes=20, clips=0).load().samples
     with (tmp_path / "mmbench.tsv").open(newline="") as file:
         rows = list(csv.DictReader(file, delimiter="\t"))
     letters = []
@@ -95,36 +124,33 @@ def test_the_choices_are_four_and_hold_the_answer_once(tmp_path: Path) -> None:
     assert min(letters.count(letter) for letter in "ABCD") > len(rows) / 8
 
 
-def test_wrong_options_are_things_that_the_picture_shows() -> None:
-    from vlm.scenes import questions
-
-    scene = make_scene(3, "test")
-    for question in questions(scene, np.random.default_rng(0)):
-        if question.category == "place":
-            options = choices(scene, question, np.random.default_rng(0))
-            shown = {f"row {i.row} column {i.column}" for i in scene.items}
-            assert len(set(options) & shown) == min(4, len(shown))
-
-
 def test_broken_lines_are_reported_by_number(tmp_path: Path) -> None:
-    write(tmp_path, "test", 2)
+    write(tmp_path, "test", 2, 0)
     path = tmp_path / "open.jsonl"
     lines = path.read_text().splitlines()
     lines[1] = "{"
-    lines[2] = lines[2].replace("images/00000.png", "../secret.png")
+    lines[2] = lines[2].replace("images/s00000-0.png", "../secret.png")
     lines[3] = lines[3].replace('"answer"', '"response"')
+    lines[4] = lines[4].replace('["images/s00000-0.png"]', '"images/s00000-0.png"')
     lines.append(lines[0])
     path.write_text("\n".join(lines))
     loaded = Embedded(data=path).load()
-    assert [p.row for p in loaded.problems] == ["line 2", "line 3", "line 4", "00000-colour"]
+    named = ["line 2", "line 3", "line 4", "line 5", "s00000-0-attribute"]
+    assert [p.row for p in loaded.problems] == named
     assert "no text under answer" in loaded.problems[2].what
-    assert "2 rows" in loaded.problems[3].what
-    assert len(loaded.samples) == len(lines) - 5
+    assert f"a list of 1 or {FRAMES}" in loaded.problems[3].what
+    assert "2 rows" in loaded.problems[4].what
+    assert len(loaded.samples) == len(lines) - 6
 
 
 @pytest.mark.parametrize(
     "benchmark",
-    [Embedded("tset"), Embedded(scenes=0), Embedded(data=Path("absent.jsonl"))],  # type: ignore[arg-type]
+    [
+        Embedded("tset"),  # type: ignore[arg-type]
+        Embedded(scenes=0, clips=0),
+        Embedded(clips=-1),
+        Embedded(data=Path("absent.jsonl")),
+    ],
 )
 def test_nonsense_is_refused(benchmark: Embedded) -> None:
     with pytest.raises(DataError):

@@ -10,7 +10,7 @@ import torch
 from eval.answerers import ModelAnswerer, Question
 from eval.arms import DENSE, Arm
 from eval.vision import SharedVision
-from vlm import mini
+from tests.vlm import models
 from vlm.families import family_of
 from vlm.scenes import draw, make_scene
 
@@ -19,7 +19,7 @@ ARMS = [DENSE, Arm("duet", 48), Arm("random", 16), Arm("duet", 16, "compact")]
 
 @pytest.fixture(scope="module")
 def model_and_processor() -> Any:
-    return mini.build()
+    return models.stock_llava()
 
 
 def questions(seed: int) -> list[Question]:

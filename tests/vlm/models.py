@@ -52,3 +52,30 @@ def picture(seed=0, size=(40, 30)):
 def logits(model, inputs, **kwargs):
     with torch.no_grad():
         return model(**inputs, **kwargs).logits
+
+
+def stock_llava():
+    """(model, processor): a stock LLaVA of the embedded model's size and vocabulary."""
+    ours = mini.build_config("1d")
+    (expert,) = ours.expert_configs
+    config = hf.LlavaConfig(
+        vision_config=hf.CLIPVisionConfig.from_dict(expert.tower),
+        text_config=ours.text_config,
+        image_token_index=ours.image_token_id,
+        vision_feature_layer=-1,
+        vision_feature_select_strategy="default",
+        image_seq_length=mini.GRID**2,
+    )
+    size = {"height": mini.IMAGE_SIZE, "width": mini.IMAGE_SIZE}
+    processor = hf.LlavaProcessor(
+        image_processor=hf.CLIPImageProcessor(size=size, do_center_crop=False),
+        tokenizer=mini.build_tokenizer(),
+        patch_size=mini.PATCH_SIZE,
+        vision_feature_select_strategy="default",
+        chat_template=mini.CHAT_TEMPLATE,
+        image_token="<image>",
+        num_additional_image_tokens=1,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return hf.LlavaForConditionalGeneration(config).eval(), processor

@@ -7,7 +7,6 @@ import torch
 import transformers as hf
 
 from tests.vlm import models, towers
-from vlm import mini
 from vlm.model import (
     CheckpointError,
     FoveateForConditionalGeneration,
@@ -25,7 +24,7 @@ TEXTS = [
 
 @pytest.fixture(scope="module")
 def stock():
-    model, processor = mini.build()
+    model, processor = models.stock_llava()
     return towers.randomise(model, std=0.15), processor
 
 
@@ -175,7 +174,7 @@ def test_what_is_no_llava_is_said():
     model, _ = models.build(["clip"], {"window": {"clip": 2}})
     with pytest.raises(CheckpointError, match="without windows"):
         to_llava(model)
-    full = mini.build_config()
+    full = models.stock_llava()[0].config
     full.vision_feature_select_strategy = "full"
     with pytest.raises(CheckpointError, match="'full'"):
         from_llava(hf.LlavaForConditionalGeneration(full))

@@ -1,4 +1,4 @@
-"""Scenes: deterministic, splits apart, answers true, labels where the things are."""
+"""Scenes and clips: deterministic, splits apart, answers true, labels where the things are."""
 
 from __future__ import annotations
 
@@ -9,21 +9,47 @@ from vlm.scenes import (
     CATEGORIES,
     CHARACTERS,
     COLOURS,
+    FIELDS,
+    FRAMES,
     SHAPES,
     SPLITS,
+    Clip,
+    Item,
+    Question,
+    Scene,
     cell_labels,
+    clip_labels,
+    clip_questions,
     draw,
+    draw_clip,
     held_out_pair,
     held_out_text,
+    make_clip,
     make_scene,
+    multiple_choice,
+    options,
     questions,
 )
+from vlm.scenes.scene import FONTS, PHOTOS
+
+
+def items_of(clip: Clip) -> list[Item]:
+    return [item for frame in clip.frames for item in frame.items]
+
+
+def called(items: list[Item] | tuple[Item, ...], name: str) -> list[Item]:
+    """The items that "the star" or "the red object" can mean."""
+    word = name.split()[0]
+    return [item for item in items if word in (item.shape, item.colour)]
 
 
 def test_a_seed_makes_one_scene_and_one_picture() -> None:
     first, again, other = make_scene(3, "val"), make_scene(3, "val"), make_scene(4, "val")
     assert first == again != other
     assert np.array_equal(np.asarray(draw(first)), np.asarray(draw(again)))
+    assert make_clip(3) == make_clip(3) != make_clip(4)
+    frames = draw_clip(make_clip(3))
+    assert len(frames) == FRAMES and not np.array_equal(*map(np.asarray, frames[:2]))
     with pytest.raises(ValueError, match="split"):
         make_scene(0, "dev")  # type: ignore[arg-type]
 
@@ -32,51 +58,119 @@ def test_what_is_held_out_never_comes_in_training() -> None:
     assert sum(held_out_pair(s, c) for s in SHAPES for c in COLOURS) == 8
     for seed in range(200):
         scene = make_scene(seed, "train")
-        assert not any(held_out_pair(i.shape, i.colour) for i in scene.items)
-        assert not held_out_text(scene.sign.text)
+        shown = [*scene.items, *items_of(make_clip(seed, "train"))]
+        assert not any(held_out_pair(i.shape, i.colour) for i in shown)
+        assert scene.sign is not None and not held_out_text(scene.sign.text)
         for split in SPLITS[1:]:
             scene = make_scene(seed, split)
             assert any(held_out_pair(i.shape, i.colour) for i in scene.items)
-            assert held_out_text(scene.sign.text)
+            assert any(held_out_pair(i.shape, i.colour) for i in items_of(make_clip(seed, split)))
+            assert scene.sign is not None and held_out_text(scene.sign.text)
+            assert scene.photo in PHOTOS[split]
+    for names in (PHOTOS, FONTS):
+        every = [name for split in SPLITS for name in names[split]]
+        assert len(every) == len(set(every))
+
+
+def right_answer(scene: Scene, question: Question) -> str:
+    """Worked out anew from the text of the question."""
+    text = question.text.rstrip("?")
+    rest = text.split(" the ", 1)[-1]
+    if question.category == "reading":
+        return scene.sign.text  # type: ignore[union-attr]
+    if question.category == "small":
+        dot = scene.dot
+        assert dot is not None
+        return dot.colour if "colour" in text else f"row {dot.row} column {dot.column}"
+    if question.category == "count":
+        name = text.split()[2]
+        return str(sum(name.startswith(i.shape) or name == i.colour for i in scene.items))
+    (item,) = called(scene.items, rest)
+    if question.category == "place":
+        return f"row {item.row} column {item.column}"
+    if question.category == "attribute":
+        return item.colour if "colour is" in text else item.shape
+    down = text.startswith("What is below") - text.startswith("What is above")
+    right = text.startswith("What is right") - text.startswith("What is left")
+    at = (item.row + down, item.column + right)
+    (other,) = [i for i in scene.items if (i.row, i.column) == at and i is not item]
+    return f"{other.colour} {other.shape}"
 
 
 def test_answers_are_true() -> None:
     seen = set()
-    for seed in range(60):
+    for seed in range(80):
         scene = make_scene(seed, "test")
         for question in questions(scene, np.random.default_rng(seed)):
             seen.add(question.category)
-            words = question.text.rstrip("?").split()
-            if question.category == "colour":
-                right = [i.colour for i in scene.items if i.shape == words[-1]]
-                assert right == [question.answer]
-            elif question.category == "shape":
-                right = [i.shape for i in scene.items if i.colour == words[-2]]
-                assert right == [question.answer]
-            elif question.category == "place":
-                found = [i for i in scene.items if {i.shape, i.colour} & set(words)]
-                assert [f"row {i.row} column {i.column}" for i in found] == [question.answer]
-            elif question.category == "count":
-                name = words[2]
-                named = [i for i in scene.items if name.startswith(i.shape) or name == i.colour]
-                assert str(len(named)) == question.answer
-            else:
-                assert question.answer == scene.sign.text
-    assert seen == set(CATEGORIES)
+            assert question.answer == right_answer(scene, question), question
+    assert seen == set(CATEGORIES) - {"order"}
+
+
+def test_answers_about_time_are_true() -> None:
+    for seed in range(80):
+        clip = make_clip(seed, "test")
+        when, first = clip_questions(clip, np.random.default_rng(seed))
+        name = when.text.rstrip("?").removeprefix("In which frame is the ")
+        frames = [k for k, f in enumerate(clip.frames, 1) if called(f.items, name)]
+        assert [f"frame {k}" for k in frames] == [when.answer]
+        words = first.text.rstrip("?").split()
+        order = {i.shape: k for k, frame in enumerate(clip.frames) for i in frame.items}
+        assert first.answer == min(words[5], words[8], key=order.__getitem__)
+        assert order[words[5]] != order[words[8]]
 
 
 def test_labels_lie_where_the_pixels_are() -> None:
     scene = make_scene(0)
-    labels = cell_labels(scene)
+    labels = dict(zip(FIELDS, cell_labels(scene), strict=True))
     pixels = np.asarray(draw(scene)).astype(int).reshape(12, 8, 12, 8, 3).mean((1, 3))
     for item in scene.items:
-        mine = (labels.colour == list(COLOURS).index(item.colour) + 1) & (
-            labels.shape == SHAPES.index(item.shape) + 1
+        mine = (labels["colour"] == list(COLOURS).index(item.colour) + 1) & (
+            labels["shape"] == SHAPES.index(item.shape) + 1
         )
-        assert mine.any() and set(labels.row[mine]) <= {i.row for i in scene.items}
+        assert mine.any() and item.row in labels["row"][mine]
         if item.shape != "ring":
             cell = pixels[int(item.y // 8), int(item.x // 8)]
             assert np.abs(cell - COLOURS[item.colour]).max() < 110
-    characters = [CHARACTERS[k - 1] for k in labels.character[labels.character > 0]]
-    order = np.argsort(labels.place[labels.character > 0])
-    assert "".join(np.array(characters)[order]) == scene.sign.text
+    assert scene.sign is not None and scene.dot is not None
+    found = labels["character"][labels["character"] > 0]
+    assert "".join(CHARACTERS[k - 1] for k in found) == scene.sign.text
+    (dot,) = np.flatnonzero(labels["kind"] == 3)
+    assert (dot // 12, dot % 12) == (scene.dot.y // 8, scene.dot.x // 8)
+    clip = make_clip(0)
+    every = clip_labels(clip)
+    assert every.shape == (len(FIELDS), FRAMES * 144)
+    assert np.array_equal(every[:, 144:288], cell_labels(clip.frames[1]))
+
+
+def test_a_choice_has_the_answer_once_and_things_that_are_shown() -> None:
+    letters = []
+    for seed in range(60):
+        scene, clip = make_scene(seed, "test"), make_clip(seed, "test")
+        rng = np.random.default_rng(seed)
+        asked = [(q, list(scene.items)) for q in questions(scene, rng)]
+        asked += [(q, items_of(clip)) for q in clip_questions(clip, rng)]
+        for question, shown in asked:
+            found = options(question, shown, rng)
+            assert found.count(question.answer) == 1 and len(set(found)) == len(found)
+            assert len(found) == 2 if "first" in question.text else len(found) == 4
+            if question.category == "place":
+                places = {f"row {i.row} column {i.column}" for i in shown}
+                assert len(set(found) & places) == min(4, len(places))
+            form = multiple_choice(question, found)
+            assert f"{form.answer}. {question.answer}" in form.text.splitlines()
+            letters.append(form.answer)
+    assert all(letters.count(letter) > len(letters) / 8 for letter in "ABCD")
+
+
+def test_a_photograph_without_its_package_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import sys
+
+    from vlm.scenes import drawing
+
+    drawing._photo.cache_clear()
+    monkeypatch.setitem(sys.modules, "skimage", None)
+    with pytest.raises(ImportError, match=r"foveate\[demo\]"):
+        draw(make_scene(0, "test"))

@@ -1,0 +1,131 @@
+"""The embedded model's own training: what it sees is what use sees; stages, and going on."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from train.mini import stages
+from train.mini.data import IMAGE, VIDEO, Drawn, Lessons, homes, pack, turns_of
+from train.mini.muon import Muon, orthogonal
+from train.mini.stages import STAGES, Trainer
+from vlm import mini
+from vlm.scenes import clip_questions, make_clip, make_scene, questions
+
+COUNTS = {IMAGE: 6, VIDEO: 3}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("drawn")
+
+
+@pytest.fixture(scope="module")
+def data(folder: Path) -> dict[str, Drawn]:
+    return {kind: Drawn.prepare(kind, folder, count) for kind, count in COUNTS.items()}
+
+
+@pytest.mark.parametrize("axes", ["mrope", "1d"])
+@pytest.mark.parametrize("kind", [IMAGE, VIDEO])
+def test_training_shows_a_question_as_the_processor_does(
+    kind: str, axes: mini.Axes, folder: Path
+) -> None:
+    model, processor = mini.build(3, axes)
+    rng, shown = np.random.default_rng(5), Drawn.prepare(kind, folder, COUNTS[kind]).images[2]
+    if kind == IMAGE:
+        asked, shown = questions(make_scene(2), rng), Image.fromarray(shown[0])
+    else:
+        asked = clip_questions(make_clip(2), rng)
+    turns = turns_of(kind, 2, np.random.default_rng(5), 0.0, 0.0)
+    where, after = homes(kind, axes)
+    batch = pack([turns], where[None], after)
+    lm = model.model.language_model
+    with torch.no_grad():
+        one = processor(**{f"{kind}s": [shown]}, text=f"<{kind}>")
+        pixels = one["pixel_values" if kind == IMAGE else "pixel_values_videos"]
+        found = getattr(model.model, f"get_{kind}_features")(pixels).pooler_output[0]
+        words = lm.get_input_embeddings()
+        prefix = batch.positions.shape[2] - len(where) - batch.ids.shape[1]
+        parts = [{"type": kind}, {"type": "text", "text": asked[0].text}]
+        text = processor.apply_chat_template(
+            [{"role": "user", "content": parts}], add_generation_prompt=True
+        )
+        full = processor(**{f"{kind}s": [shown]}, text=text)
+        head = words(full["input_ids"][:, :prefix])
+        hidden = lm(
+            inputs_embeds=torch.cat([head, found[None], words(batch.ids)], dim=1),
+            attention_mask=batch.mask,
+            position_ids=batch.positions if axes == "mrope" else batch.positions[0],
+        ).last_hidden_state
+        together = model.lm_head(hidden)[0, prefix + len(where) :]
+        start = 0
+        for question, (ids, _) in zip(asked, turns, strict=True):
+            parts[1]["text"] = question.text
+            text = processor.apply_chat_template(
+                [{"role": "user", "content": parts}], add_generation_prompt=True
+            )
+            inputs = processor(**{f"{kind}s": [shown]}, text=text)
+            alone = model(**inputs).logits[0, prefix + len(where) :]
+            assert inputs["input_ids"][0, prefix + len(where) :].tolist() == ids[: len(alone)]
+            mine = together[start : start + len(alone)]
+            torch.testing.assert_close(mine, alone, rtol=1e-3, atol=1e-4)
+            start += len(ids)
+
+
+def test_lessons_are_the_same_for_a_step_and_go_through_everything(data: dict[str, Drawn]) -> None:
+    lessons = Lessons(data, {IMAGE: 2, VIDEO: 1}, 10, 4, "mrope", 64, 0.5, 0.5)
+    for a, b in zip(lessons[7].values(), lessons[7].values(), strict=True):
+        assert torch.equal(a.fields, b.fields)
+        assert a.batch is not None and b.batch is not None
+        assert all(torch.equal(x, y) for x, y in zip(a.batch, b.batch, strict=True))
+        assert (a.fields[:, 0] > 0).sum(1).min() > 0 and a.fields.shape[2] == 64
+    steps = np.stack([data[IMAGE].pick(step, 2, 4) for step in range(6)])
+    first, second = steps[:3].ravel().tolist(), steps[3:].ravel().tolist()
+    assert sorted(first) == sorted(second) == list(range(6)) and first != second
+
+
+def trainer(folder: Path, data: dict[str, Drawn]) -> Trainer:
+    folder.mkdir(exist_ok=True)
+    return Trainer(folder, data, 0, "mrope", compiled=False)
+
+
+def test_all_stages_and_one_that_was_cut_off(
+    tmp_path: Path, data: dict[str, Drawn], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, recipe in stages.RECIPE.items():
+        small = replace(recipe, steps=25 if name == "vision" else 2, batch=2, clips=1)
+        monkeypatch.setitem(stages.RECIPE, name, small)
+    monkeypatch.setattr(stages, "SAVE", 10)
+    whole = trainer(tmp_path / "whole", data)
+    with pytest.raises(FileNotFoundError, match="needs 'vision'"):
+        whole.run("joint")
+    for stage in STAGES:
+        whole.run(stage)
+    rows = [json.loads(line) for line in (tmp_path / "whole" / "log.jsonl").open()]
+    assert rows[0]["stage"] == "vision" and 0 < rows[0]["image loss"] < 40
+    with monkeypatch.context() as broken:
+        broken.setattr(Trainer, "_log", lambda *_: 1 / 0)  # after step 25, saved at 20
+        with pytest.raises(ZeroDivisionError):
+            trainer(tmp_path / "cut", data).run("vision")
+    assert (tmp_path / "cut" / "vision.partial.pt").is_file()
+    trainer(tmp_path / "cut", data).run("vision")
+    one, two = ((tmp_path / n / "vision.safetensors").read_bytes() for n in ("whole", "cut"))
+    assert one == two
+
+
+def test_muon_makes_steps_orthogonal() -> None:
+    generator = torch.Generator().manual_seed(0)
+    for shape in ((6, 10), (10, 6)):
+        step = orthogonal(torch.randn(shape, generator=generator), steps=10)
+        values = torch.linalg.svdvals(step)
+        assert step.shape == shape and values.min() > 0.6 and values.max() < 1.3
+    weight = torch.nn.Parameter(torch.zeros(4, 4))
+    weight.grad = torch.diag(torch.tensor([1.0, 10.0, 100.0, 1000.0]))
+    Muon([weight], lr=0.1).step()
+    assert (weight.diagonal() < -0.05).sum() >= 2 and weight.abs().max() < 0.2

@@ -1,0 +1,261 @@
+"""Drawn training scenes and clips on disk, and the questions about them as token sequences."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from multiprocessing import Pool
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from positions import Image, MRoPE, Sequential, Text, Video, plan
+from vlm import mini
+from vlm.scenes import (
+    FRAMES,
+    Question,
+    caption,
+    cell_labels,
+    clip_caption,
+    clip_labels,
+    clip_questions,
+    draw,
+    draw_clip,
+    make_clip,
+    make_scene,
+    multiple_choice,
+    options,
+    questions,
+)
+
+CELLS = mini.GRID * mini.GRID
+IMAGE, VIDEO = "image", "video"
+_processor = mini.build_processor()
+_tokenizer = _processor.tokenizer
+_view = _processor.seen[0]
+
+
+# ------------------------------------------------------------------ pictures and labels
+
+
+class Drawn:
+    """The first training scenes (one frame each) or clips: pictures and labels.
+
+    images: (n, frames, 96, 96, 3) uint8. labels: (n, fields, frames * cells) uint8.
+    """
+
+    def __init__(self, kind: str, images: np.ndarray, labels: np.ndarray) -> None:
+        self.kind, self.images, self.labels = kind, images, labels
+
+    @classmethod
+    def prepare(cls, kind: str, folder: Path, count: int) -> Drawn:
+        """Draw them, or read them where they were drawn before."""
+        path = folder / f"{kind}s.npy"
+        if not (path.is_file() and len(np.load(path, mmap_mode="r")) == count):
+            folder.mkdir(parents=True, exist_ok=True)
+            with Pool() as pool:
+                rows = pool.starmap(_draw, [(kind, seed) for seed in range(count)], chunksize=64)
+            np.save(path.with_suffix(".labels.npy"), np.stack([label for _, label in rows]))
+            np.save(path, np.stack([images for images, _ in rows]))
+        return cls(kind, np.load(path, mmap_mode="r"), np.load(path.with_suffix(".labels.npy")))
+
+    def pick(self, step: int, size: int, seed: int) -> np.ndarray:
+        """The indices of one step's batch: each is drawn once in every round through all."""
+        rounds = len(self.images) // size
+        order = np.random.default_rng((seed, step // rounds)).permutation(len(self.images))
+        return order[size * (step % rounds) :][:size]
+
+    def pixels(self, index: np.ndarray) -> Tensor:
+        """(b * frames, 96, 96, 3) uint8."""
+        return torch.from_numpy(np.stack([self.images[i] for i in index])).flatten(0, 1)
+
+    def fields(self, index: np.ndarray) -> Tensor:
+        """(b, fields, frames * cells) int64."""
+        return torch.from_numpy(self.labels[index].astype(np.int64))
+
+
+def normalised(pixels: Tensor) -> Tensor:
+    """(b, 96, 96, 3) uint8 -> (b, 3, 96, 96) float32, as the processor does it."""
+    mean, std = (torch.tensor(v, device=pixels.device) for v in (_view.mean, _view.std))
+    return ((pixels / 255 - mean) / std).permute(0, 3, 1, 2).contiguous()
+
+
+def _draw(kind: str, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    if kind == IMAGE:
+        scene = make_scene(seed)
+        frames, labels = [draw(scene)], cell_labels(scene, mini.GRID)
+    else:
+        clip = make_clip(seed)
+        frames, labels = draw_clip(clip), clip_labels(clip, mini.GRID)
+    return np.stack([np.asarray(f) for f in frames]), labels.astype(np.uint8)
+
+
+# ------------------------------------------------------------------ questions as sequences
+
+
+@cache
+def _tokens(text: str) -> tuple[int, ...]:
+    return tuple(_tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def _prompt(kind: str, question: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Token ids before and after the placeholder, as the chat template writes them."""
+    parts = [{"type": kind}, {"type": "text", "text": question}]
+    messages: Any = [{"role": "user", "content": parts}]
+    text = _processor.apply_chat_template(messages, add_generation_prompt=True)
+    before, after = text.split(f"<{kind}>")
+    return _tokens(before), _tokens(after)
+
+
+PREFIX = _prompt(IMAGE, "")[0]
+
+
+@cache
+def _ask(question: str) -> tuple[int, ...]:
+    return _prompt(IMAGE, question)[1]
+
+
+def _turn(question: str, answer: str) -> tuple[list[int], list[int]]:
+    """Ids and labels of one question and its answer."""
+    ask, reply = _ask(question), (*_tokens(" " + answer), _tokenizer.eos_token_id)
+    return [*ask, *reply], [-100] * len(ask) + [*reply]
+
+
+def turns_of(
+    kind: str, seed: int, rng: np.random.Generator, captions: float, letters: float
+) -> list[tuple[list[int], list[int]]]:
+    """The questions about one scene or clip, and their answers.
+
+    captions: the chance of a caption beside them. letters: the chance that a question is asked in
+    multiple choice.
+    """
+    if kind == IMAGE:
+        scene = make_scene(seed)
+        asked, shown, told = questions(scene, rng), list(scene.items), caption(scene)
+    else:
+        clip = make_clip(seed)
+        asked, told = clip_questions(clip, rng), clip_caption(clip)
+        shown = [item for frame in clip.frames for item in frame.items]
+
+    def form(question: Question) -> Question:
+        if rng.random() >= letters:
+            return question
+        return multiple_choice(question, options(question, shown, rng))
+
+    turns = [_turn(q.text, q.answer) for q in map(form, asked)]
+    if rng.random() < captions:
+        turns.append(_turn(f"Describe the {'picture' if kind == IMAGE else 'video'}.", told))
+    return turns
+
+
+@cache
+def homes(kind: str, axes: mini.Axes) -> tuple[Tensor, int]:
+    """Positions of all cells (cells, 3) int64, and of the first token after them."""
+    grid = (mini.GRID, mini.GRID)
+    visual = Image(grid) if kind == IMAGE else Video((FRAMES, *grid))
+    scheme = MRoPE() if axes == "mrope" else Sequential()
+    found = plan([Text(len(PREFIX)), visual], scheme=scheme)
+    return found.positions[len(PREFIX) :, 0].long(), int(found.next_position)
+
+
+class Batch(NamedTuple):
+    """Prefix, cells and questions of some scenes, in one sequence each (see `pack`)."""
+
+    ids: Tensor  # (b, text) question and answer ids
+    labels: Tensor  # (b, text) shifted: the id that each token has to predict, or -100
+    positions: Tensor  # (3, b, prefix + cells + text)
+    mask: Tensor  # (b, 1, s, s) bool
+
+
+Turns = Sequence[Sequence[tuple[list[int], list[int]]]]
+
+
+def pack(rows: Turns, cells: Tensor, after: int) -> Batch:
+    """Lay the questions of each scene side by side; none sees another, all see the cells.
+
+    rows: the turns of each scene. cells: (b, v, 3) positions of the cells that are shown. after:
+    where text stands after them.
+    """
+    prefix, shown = len(PREFIX), cells.shape[1]
+    length = max(sum(len(ids) for ids, _ in turns) for turns in rows)
+    length = -(-length // 64) * 64  # few different shapes, so that compiled code is used again
+    batch = len(rows)
+    ids = torch.full((batch, length), _tokenizer.pad_token_id)
+    labels = torch.full((batch, length), -100)
+    turn_of = torch.full((batch, length), -1)
+    place = torch.zeros((batch, length), dtype=torch.long)
+    for b, turns in enumerate(rows):
+        start = 0
+        for k, (turn, label) in enumerate(turns):
+            stop = start + len(turn)
+            ids[b, start:stop] = torch.tensor(turn)
+            labels[b, start : stop - 1] = torch.tensor(label[1:])
+            turn_of[b, start:stop] = k
+            place[b, start:stop] = torch.arange(len(turn)) + after
+            start = stop
+    head = torch.arange(prefix).expand(3, batch, -1)
+    positions = torch.cat([head, cells.permute(2, 0, 1), place.expand(3, -1, -1)], dim=2)
+    group = torch.cat([torch.full((batch, prefix + shown), -2), turn_of], dim=1)
+    causal = torch.ones(group.shape[1], group.shape[1], dtype=torch.bool).tril()
+    mask = causal & ((group[:, None] == -2) | (group[:, None] == group[:, :, None]))
+    return Batch(ids, labels, positions, mask[:, None])
+
+
+# ------------------------------------------------------------------ what one step learns from
+
+
+class Lesson(NamedTuple):
+    """One kind's part of one step. pixels or batch are empty where the stage takes none."""
+
+    pixels: Tensor  # (b * frames, 96, 96, 3) uint8
+    fields: Tensor  # (b, fields, cells shown) int64
+    batch: Batch | None
+
+
+@dataclass(frozen=True)
+class Lessons(Dataset[dict[str, Lesson]]):
+    """The lessons of a stage by step, made in worker processes; the same for the same seed.
+
+    sizes: of a batch, by kind. shown: cells that the language model is shown, None for all (with
+    pixels) and 0 for no questions. captions, letters: see `turns_of`; letters are asked from a
+    third of the stage on.
+    """
+
+    data: dict[str, Drawn]
+    sizes: dict[str, int]
+    steps: int
+    seed: int
+    axes: mini.Axes
+    shown: int | None
+    captions: float = 0.0
+    letters: float = 0.0
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __getitem__(self, step: int) -> dict[str, Lesson]:
+        rng = np.random.default_rng((self.seed, step, 7))
+        return {k: self._lesson(k, step, n, rng) for k, n in self.sizes.items() if n}
+
+    def _lesson(self, kind: str, step: int, size: int, rng: np.random.Generator) -> Lesson:
+        drawn = self.data[kind]
+        index = drawn.pick(step, size, self.seed)
+        fields, nothing = drawn.fields(index), torch.empty(0)
+        if self.shown == 0:
+            return Lesson(drawn.pixels(index), fields, None)
+        letters = self.letters * min(1.0, max(0.0, 3 * step / self.steps - 1))
+        rows = [turns_of(kind, int(s), rng, self.captions, letters) for s in index]
+        where, after = homes(kind, self.axes)
+        if self.shown is None:
+            cells = torch.arange(len(where)).expand(size, -1)
+            return Lesson(drawn.pixels(index), fields, pack(rows, where[cells], after))
+        # Every cell that shows something, and some blank ones: short sequences, true positions.
+        score = (fields[:, 0] > 0) + torch.from_numpy(rng.random(fields[:, 0].shape))
+        cells = score.topk(self.shown, dim=1).indices.sort(dim=1).values
+        fields = fields.gather(2, cells[:, None].expand(-1, fields.shape[1], -1))
+        return Lesson(nothing, fields, pack(rows, where[cells], after))

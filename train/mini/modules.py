@@ -1,0 +1,88 @@
+"""What only the training of the embedded model has: read-outs, symbols, the answers' loss."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from train.mini.data import PREFIX, Batch
+from vlm.model import FoveateForConditionalGeneration
+from vlm.scenes import FIELDS
+
+_HELD = ("colour", "shape", "character")
+# Where a label is asked for: anywhere, or where the cell shows an item, a sign, or one of them.
+_WHERE = {"colour": (1, 3), "shape": (1,), "centre": (1,), "character": (2,), "place": (2,)}
+
+
+class CellHeads(nn.Module):
+    """Linear read-outs of the tower: a label a cell, and what the picture holds from its CLS."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.cells = nn.ModuleDict({f"read_{f}": nn.Linear(width, n) for f, n in FIELDS.items()})
+        self.holds = nn.Linear(width, sum(FIELDS[f] for f in _HELD) + FIELDS["colour"])
+
+    def loss(self, hidden: Tensor, fields: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """`hidden` (b, 1 + cells, width), `fields` (b, fields, cells) -> loss, shares right."""
+        labels = dict(zip(FIELDS, fields.unbind(1), strict=True))
+        kind = labels["kind"]
+        total, right = hidden.new_zeros(()), {}
+        for field, label in labels.items():
+            at = kind >= 0 if field == "kind" else kind > 0
+            if field in _WHERE:
+                at = torch.isin(kind, torch.tensor(_WHERE[field], device=kind.device))
+            if not bool(at.any()):  # frames of clips hold no signs
+                continue
+            logits = self.cells[f"read_{field}"](hidden[:, 1:][at]).float()
+            total = total + functional.cross_entropy(logits, label[at])
+            right[field] = (logits.argmax(-1) == label[at]).float().mean()
+        item = kind == 1
+        held = [
+            functional.one_hot(labels[f] * (item if f == "colour" else 1), FIELDS[f]).amax(1)
+            for f in _HELD
+        ]
+        held.append(functional.one_hot(labels["colour"] * (kind == 3), FIELDS["colour"]).amax(1))
+        logits = self.holds(hidden[:, 0]).float()
+        wanted = torch.cat(held, dim=1).float()
+        return total + 4 * functional.binary_cross_entropy_with_logits(logits, wanted), right
+
+
+class Symbols(nn.Module):
+    """A cell as the sum of its labels' embeddings: what the projector has to say later."""
+
+    def __init__(self, width: int, std: float) -> None:
+        super().__init__()
+        self.tables = nn.ModuleDict(
+            {f"table_{f}": nn.Embedding(n, width) for f, n in FIELDS.items()}
+        )
+        for weight in self.parameters():
+            nn.init.normal_(weight, std=std)
+
+    def forward(self, fields: Tensor) -> Tensor:
+        """(b, fields, v) -> (b, v, width)."""
+        tables = zip(self.tables.values(), fields.unbind(1), strict=True)
+        return torch.stack([table(column) for table, column in tables]).sum(0)
+
+
+def answer_loss(
+    model: FoveateForConditionalGeneration, batch: Batch, visual: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Mean cross-entropy over the answers' tokens, and the share of them that is right."""
+    lm: Any = model.model.language_model
+    words = lm.embed_tokens(batch.ids)
+    prefix = lm.embed_tokens(torch.tensor(PREFIX, device=words.device))
+    prefix = prefix.expand(len(words), -1, -1)
+    three = model.config.text_config.model_type == "qwen2_5_vl_text"
+    hidden = lm(
+        inputs_embeds=torch.cat([prefix, visual.to(words), words], dim=1),
+        attention_mask=batch.mask,
+        position_ids=batch.positions if three else batch.positions[0],
+        use_cache=False,
+    ).last_hidden_state[:, -batch.ids.shape[1] :]
+    wanted = batch.labels != -100
+    logits, labels = model.lm_head(hidden[wanted]), batch.labels[wanted]
+    right = (logits.argmax(-1) == labels).float().mean()
+    return functional.cross_entropy(logits.float(), labels), right

@@ -1,0 +1,210 @@
+"""The four stages, and the loop that runs them."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.data import DataLoader
+
+from train.mini.data import CELLS, IMAGE, VIDEO, Batch, Drawn, Lesson, Lessons, normalised
+from train.mini.modules import CellHeads, Symbols, answer_loss
+from train.mini.muon import optimizers
+from vlm import mini
+
+STAGES = ("vision", "language", "bridge", "joint")
+CLIP_WEIGHT = 0.4  # of a batch of clips, beside 1 of a batch of scenes
+SAVE = 250  # steps between two checkpoints
+SEE_WEIGHT = 0.05  # of the tower's own read-outs once the language model learns from it
+Shares = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """How long and how fast one stage learns.
+
+    batch: scenes a step. clips: clips a step. lr: the peak of AdamW, muon: of Muon. shown: cells
+    that the language model is shown (see `Lessons`). asked: chances of captions and of letters.
+    """
+
+    steps: int
+    batch: int
+    clips: int
+    lr: float
+    muon: float
+    shown: int | None = 0
+    asked: tuple[float, float] = (0.0, 0.0)
+
+
+RECIPE = {
+    "vision": Stage(900, 24, 2, lr=1e-3, muon=0.01),
+    "language": Stage(1500, 20, 6, lr=2e-3, muon=0.01, shown=64, asked=(0.3, 0.3)),
+    "bridge": Stage(300, 24, 2, lr=1e-3, muon=0.005),
+    "joint": Stage(700, 12, 2, lr=3e-4, muon=0.002, shown=None, asked=(0.15, 0.2)),
+}
+
+
+def schedule(progress: float) -> float:
+    """Share of the peak learning rate at `progress` in [0, 1]: warm-up, then a cosine to 1%."""
+    return min(1.0, progress / 0.02 + 1e-3) * (0.505 + 0.495 * math.cos(math.pi * progress))
+
+
+class Trainer:
+    """Holds the parts, runs the stages, and writes `<stage>.safetensors` and `log.jsonl`."""
+
+    def __init__(
+        self,
+        output: Path,
+        data: dict[str, Drawn],
+        seed: int,
+        axes: mini.Axes,
+        device: str = "cpu",
+        workers: int = 0,
+        compiled: bool = True,
+    ) -> None:
+        self.output, self.data, self.seed, self.axes = output, data, seed, axes
+        self.device, self.workers, self.compiled = torch.device(device), workers, compiled
+        self.model, self.processor = mini.build(seed, axes)
+        torch.manual_seed(seed)
+        text: Any = self.model.config.text_config
+        self.noise = 0.5 * text.initializer_range
+        expert: Any = self.model.model.experts["clip"]
+        self.tower = expert.tower
+        self.heads = CellHeads(mini.WIDTH)
+        self.symbols = Symbols(text.hidden_size, text.initializer_range)
+        tower = {"tower": self.tower, "heads": self.heads}
+        language = {"lm": self.model.model.language_model, "lm_head": self.model.lm_head}
+        self.parts = {
+            "vision": nn.ModuleDict(tower),
+            "language": nn.ModuleDict({**language, "symbols": self.symbols}),
+            "bridge": nn.ModuleDict({**tower, "fusion": self.model.model.fusion}),
+            "joint": nn.ModuleDict({"model": self.model, "heads": self.heads}),
+        }
+        for module in (self.model, self.heads, self.symbols):
+            module.to(self.device)
+
+    def load(self, stage: str) -> bool:
+        """Take a finished stage's weights, if it is finished."""
+        path = self.output / f"{stage}.safetensors"
+        if path.is_file():
+            self.parts[stage].load_state_dict(load_file(path))
+        return path.is_file()
+
+    def run(self, stage: str) -> None:
+        """Run one stage to its end, from its last checkpoint where there is one."""
+        recipe, parts = RECIPE[stage], self.parts[stage]
+        if self.load(stage):
+            return
+        for before in STAGES[: STAGES.index(stage)]:
+            if stage in ("bridge", "joint") and not self.load(before):
+                raise FileNotFoundError(f"stage {stage!r} needs {before!r} in {self.output} first")
+        found = optimizers(parts, recipe.lr, recipe.muon)
+        partial = self.output / f"{stage}.partial.pt"
+        first = 0
+        if partial.is_file():
+            state = torch.load(partial, weights_only=True)
+            parts.load_state_dict(state["weights"])
+            for optimizer, saved in zip(found, state["optimizers"], strict=True):
+                optimizer.load_state_dict(saved)
+            first = state["step"]
+        sizes = {IMAGE: recipe.batch, VIDEO: recipe.clips}
+        seed = self.seed + 1000 * STAGES.index(stage)
+        lessons = Lessons(
+            self.data, sizes, recipe.steps, seed, self.axes, recipe.shown, *recipe.asked
+        )
+        loader = DataLoader(
+            lessons, batch_size=None, sampler=range(first, recipe.steps), num_workers=self.workers
+        )
+        began, seen = time.time(), []
+        parts.train()
+        if self.compiled:
+            self.tower.compile(dynamic=False)
+            lm: Any = self.model.model.language_model
+            lm.compile(dynamic=False)
+        on_gpu = self.device.type == "cuda"
+        for step, lesson in enumerate(loader, first):
+            with torch.autocast("cuda", torch.bfloat16) if on_gpu else nullcontext():
+                shares = self._step(stage, lesson)
+            nn.utils.clip_grad_norm_(parts.parameters(), 1.0)
+            for optimizer in found:
+                for group in optimizer.param_groups:
+                    group["lr"] = group["peak"] * schedule(step / recipe.steps)
+                optimizer.step()
+                optimizer.zero_grad()
+            seen.append(shares)
+            if (step + 1) % 25 == 0:
+                self._log(stage, step + 1, began, seen)
+                seen = []
+            if (step + 1) % SAVE == 0 and step + 1 < recipe.steps:
+                states = [optimizer.state_dict() for optimizer in found]
+                state = {"step": step + 1, "weights": parts.state_dict(), "optimizers": states}
+                torch.save(state, partial)
+        save_file(parts.state_dict(), self.output / f"{stage}.safetensors")
+        partial.unlink(missing_ok=True)
+
+    def _step(self, stage: str, lessons: dict[str, Lesson]) -> Shares:
+        """Gradients of one step: a batch of scenes and a batch of clips."""
+        shares: Shares = {}
+        for kind, lesson in lessons.items():
+            pixels, fields = lesson.pixels.to(self.device), lesson.fields.to(self.device)
+            batch = lesson.batch and Batch(*(x.to(self.device) for x in lesson.batch))
+            loss, right = getattr(self, f"_{stage}")(kind, pixels, fields, batch)
+            ((1.0 if kind == IMAGE else CLIP_WEIGHT) * loss).backward()
+            shares |= {f"{kind} {name}": share.detach() for name, share in right.items()}
+            shares[f"{kind} loss"] = loss.detach()
+        return shares
+
+    def _log(self, stage: str, step: int, began: float, seen: list[Shares]) -> None:
+        row = {k: round(float(torch.stack([r[k] for r in seen]).mean()), 4) for k in seen[0]}
+        head = {"stage": stage, "step": step, "seconds": round(time.time() - began, 1)}
+        with (self.output / "log.jsonl").open("a") as file:
+            print(json.dumps(head | row), file=file)
+        print(f"{stage} {step}/{RECIPE[stage].steps} {head['seconds']:.0f} s {row}", flush=True)
+
+    # one batch of each stage: -> loss, shares right
+
+    def _see(self, pixels: Tensor, fields: Tensor) -> tuple[Tensor, Tensor]:
+        """Hidden states (b * frames, 1 + cells, width) and labels (b * frames, fields, cells)."""
+        hidden = self.tower(normalised(pixels)).last_hidden_state
+        return hidden, fields.unflatten(2, (-1, CELLS)).transpose(1, 2).flatten(0, 1)
+
+    def _vision(self, kind: str, pixels: Tensor, fields: Tensor, _: None) -> tuple[Tensor, Shares]:
+        return self.heads.loss(*self._see(pixels, fields))
+
+    def _language(
+        self, kind: str, _: Tensor, fields: Tensor, batch: Batch
+    ) -> tuple[Tensor, Shares]:
+        visual = self.symbols(fields)
+        visual = visual + torch.randn_like(visual) * self.noise
+        loss, right = answer_loss(self.model, batch, visual)
+        return loss, {"answer": right}
+
+    def _bridge(self, kind: str, pixels: Tensor, fields: Tensor, _: None) -> tuple[Tensor, Shares]:
+        hidden, labels = self._see(pixels, fields)
+        with torch.no_grad():
+            wanted = self.symbols(labels)
+        said = self._project(hidden).float()
+        apart = functional.mse_loss(said, wanted) / wanted.var()
+        see = self.heads.loss(hidden, labels)[0]
+        return apart + SEE_WEIGHT * see, {"apart": apart, "see": see}
+
+    def _joint(
+        self, kind: str, pixels: Tensor, fields: Tensor, batch: Batch
+    ) -> tuple[Tensor, Shares]:
+        hidden, labels = self._see(pixels, fields)
+        visual = self._project(hidden).unflatten(0, (len(fields), -1)).flatten(1, 2)
+        loss, right = answer_loss(self.model, batch, visual)
+        see = self.heads.loss(hidden, labels)[0]
+        return loss + SEE_WEIGHT * see, {"answer": right, "see": see}
+
+    def _project(self, hidden: Tensor) -> Tensor:
+        return self.model.model.fusion("clip", hidden[:, 1:], (mini.GRID, mini.GRID))
