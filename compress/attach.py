@@ -31,7 +31,7 @@ from compress.encode import Encoder
 from compress.encoded import Encoded
 from compress.errors import CompressionError
 from compress.export import export
-from compress.methods import Method, get_method
+from compress.methods import Downsample, Method, get_method
 from compress.prefill import begin
 from compress.report import Record, Report
 from compress.scores import take
@@ -73,6 +73,11 @@ class Compression:
         known = positions in ("home", "compact") if isinstance(positions, str) else None
         if known is False or not (known or hasattr(positions, "homes")):
             raise ValueError(f"positions is {positions!r}: expected 'home', 'compact' or a Scheme")
+        if isinstance(self.method, Downsample) and not self.family.resizes:
+            raise CompressionError(
+                f"{self.method!r} needs a vision tower whose pictures can be made smaller, which "
+                f"family {self.family.name!r} has not: give its processor a smaller picture instead"
+            )
         self._check_attention()
         self.positions, self.generator = positions, generator
         self.slots = self._slots(slots)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from compress.encoded import Encoded
+from compress.methods import Downsample
 from compress.tokens import Reduction
 from compress.views import reduce_inputs
 from vlm.families.taps import Heads, Tap
@@ -80,7 +83,8 @@ class Encoder:
         for tap in self._taps.values():
             tap.active = True
         try:
-            output = self._function(*args, **kwargs)
+            with self._resized(encoded):
+                output = self._function(*args, **kwargs)
         finally:
             for tap in self._taps.values():
                 tap.active = False
@@ -95,6 +99,22 @@ class Encoder:
         self.owner.encoded[self.kind] = encoded
         self.owner.symmetry.after(self.owner, self.kind)
         return output
+
+    def _resized(self, encoded: Encoded) -> AbstractContextManager[None]:
+        """Pictures of fewer patches for the tower, for methods that want that."""
+        owner, grids = self.owner, {item.grid for item in encoded.inputs}
+        if not isinstance(owner.method, Downsample) or not grids:
+            return nullcontext()
+        grid = grids.pop()
+        if grids or grid[0] != 1 or grid[1] != grid[2]:
+            raise ValueError(
+                f"{owner.method!r} on inputs of the grids {sorted({grid, *grids})}: expected "
+                "images of one square grid"
+            )
+        keep = owner.allocation(grid[1] * grid[2]).keep
+        if keep == grid[1] * grid[2]:
+            return nullcontext()
+        return owner.family.resized(math.isqrt(keep), owner.method.blocks(grid, keep)[0])
 
     def unseen(self, **kwargs: Any) -> Any:
         """The function itself, with nothing read and nothing merged."""

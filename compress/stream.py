@@ -47,6 +47,10 @@ class Kept:
         names = [name for name, value in vars(parts[0]).items() if value is not None]
         return cls(**{name: torch.cat([getattr(part, name) for part in parts]) for name in names})
 
+    def copy(self) -> Kept:
+        """The same in memory of its own."""
+        return Kept(**{name: x.clone() for name, x in vars(self).items() if x is not None})
+
     def tokens(self) -> VisualTokens:
         """As a row of tokens that a method takes."""
         names = ("features", "size", "tower", *_OWN)
@@ -145,12 +149,19 @@ class Stream:
         self.most = 0  # tokens held at once, so far
         self._grid: tuple[int, int] | None = None
         self._share = Fraction(1)  # tokens a cell
-        self._done: list[tuple[int, Kept]] = []  # cells of a stretch, and what is left of it
+        self._done: list[tuple[int, int]] = []  # of each stretch, its cells and the tokens left
+        # One block of memory for all that is kept: small ones, scattered among the large ones that
+        # come and go, would keep the allocator from giving those back.
+        self._store: dict[str, Tensor] = {}
         self._waiting: list[Kept] = []  # frames of an incomplete window
 
     def __len__(self) -> int:
         """Tokens held: those kept, and the cells of an incomplete window."""
-        return sum(len(kept) for _, kept in self._done) + sum(map(len, self._waiting))
+        return self._kept + sum(map(len, self._waiting))
+
+    @property
+    def _kept(self) -> int:
+        return sum(kept for _, kept in self._done)
 
     def add(self, tokens: VisualTokens) -> None:
         """The next frames: (1, f * h * w, D) in a grid (f, h, w), on any device.
@@ -193,26 +204,44 @@ class Stream:
             raise ValueError("no frames were added: expected one or more")
         last = copy.copy(self)
         last._done, last._waiting = list(self._done), list(self._waiting)
+        last._store = {name: x[: self._kept].clone() for name, x in self._store.items()}
         if last._waiting:
             last._reduce()
-        return Kept.join([kept for _, kept in last._done])
+        return last._held(0, last._kept)
 
     def _reduce(self) -> None:
         """Reduce the window that waits to its share."""
         window, self._waiting = Kept.join(self._waiting), []
         before = sum(cells for cells, _ in self._done)
-        held = sum(len(kept) for _, kept in self._done)
         stop = before + len(window)
         keep = self._count(before, stop)
-        if held + keep > self.budget:
+        if self._kept + keep > self.budget:
             while self._share * stop > self.budget:
                 self._share *= self.shrink
             self._thin()
             keep = self._count(before, stop)
         height, width = self._grid or (1, 1)
         grid = (len(window) // (height * width), height, width)
-        self._done.append((len(window), self._cut(window, keep, grid)))
+        self._put(len(window), self._cut(window, keep, grid))
         self.most = max(self.most, len(self))
+
+    def _held(self, start: int, stop: int) -> Kept:
+        """Kept tokens start..stop-1, a view of where they are stored."""
+        return Kept(**{name: x[start:stop] for name, x in self._store.items()})
+
+    def _put(self, cells: int, kept: Kept) -> None:
+        """Store what is left of the next stretch behind what is there."""
+        start, stop = self._kept, self._kept + len(kept)
+        for name, x in vars(kept).items():
+            if x is None:
+                continue
+            old = self._store.get(name, x[:0])
+            if stop > len(old):
+                room = min(max(stop, 2 * len(old)), max(stop, self.budget))
+                self._store[name] = x.new_empty(room, *x.shape[1:])
+                self._store[name][:start] = old[:start]
+            self._store[name][start:stop] = x
+        self._done.append((cells, len(kept)))
 
     def _count(self, start: int, stop: int) -> int:
         """Tokens of cells start..stop-1: differences of rounded-down sums, so that these add up."""
@@ -220,7 +249,7 @@ class Stream:
 
     def _thin(self) -> None:
         """Reduce all that is kept to the present share, in stretches of at least `LEAST` tokens."""
-        groups: list[list[tuple[int, Kept]]] = []
+        groups: list[list[tuple[int, int]]] = []
         counts: list[int] = []
         start = stop = 0
         for part in self._done:
@@ -235,9 +264,12 @@ class Stream:
             groups[-2:] = [groups[-2] + groups[-1]]
             counts[-2:] = [counts[-2] + counts[-1]]
         self._done = []
+        at = 0
         for group, count in zip(groups, counts, strict=True):
-            kept = Kept.join([kept for _, kept in group])
-            self._done.append((sum(cells for cells, _ in group), self._cut(kept, max(1, count))))
+            first, at = at, at + sum(kept for _, kept in group)
+            # A copy: it is written over what was read before, never over what comes.
+            kept = self._cut(self._held(first, at), max(1, count)).copy()
+            self._put(sum(cells for cells, _ in group), kept)
 
     def _cut(self, kept: Kept, keep: int, grid: tuple[int, int, int] | None = None) -> Kept:
         """Reduce to `keep` tokens, or to all that there are; grid: of dense cells."""

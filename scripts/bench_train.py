@@ -12,6 +12,7 @@ vision tower, the text, and the head, which sees all tokens for the sake of the 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import platform
 import statistics
@@ -104,6 +105,7 @@ class Memory:
         if self.gpu:
             torch.cuda.reset_peak_memory_stats()
         else:
+            ctypes.CDLL(None).malloc_trim(0)  # what earlier steps freed does not count
             Path("/proc/self/clear_refs").write_text("5")
         self.before = torch.cuda.memory_allocated() if self.gpu else self._read("VmRSS")
 

@@ -72,7 +72,7 @@ Shape = tuple[Callable[[], Any], Callable[[Load], dict[str, Any]]]
 
 def llava(part: int) -> Shape:
     """LLaVA-1.5-7B's shapes, or one `part`-th of its widths, heads and depths."""
-    vision = CLIPVisionConfig(
+    vision: Any = CLIPVisionConfig(
         hidden_size=1024 // part,
         intermediate_size=4096 // part,
         num_hidden_layers=24 // part,

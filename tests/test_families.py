@@ -19,5 +19,5 @@ def test_every_family_has_a_case() -> None:
 def test_a_claim_holds_for_the_cases_that_its_test_names() -> None:
     zero = test_training.test_zero3_with_images_on_one_process_only
     tested = [case.name for case in CASES if families.cells(zero, case)]
-    assert tested == ["llava", "qwen3_vl"]
+    assert tested == ["llava", "qwen3_vl", "foveate"]
     assert families.cells(test_training.test_text_alone_trains_as_ever, CASES[0]) == 0

@@ -246,7 +246,7 @@ def shift(span: Span, replaced: list[dict[str, Any]]) -> Span:
 def in_spans(offsets: list[Span], spans: list[Span]) -> Tensor:
     """(S,) bool: tokens that hold a character of one of the spans."""
     inside_one = torch.zeros(len(offsets), dtype=torch.bool)
-    starts, ends = torch.tensor(offsets).reshape(-1, 2).unbind(1)
+    starts, ends = torch.as_tensor(offsets).reshape(-1, 2).unbind(1)
     for first, last in spans:
         inside_one |= (starts < last) & (ends > first)
     return inside_one

@@ -245,8 +245,16 @@ def make_collator(
 
 
 def rope_of(model: Any) -> Callable[[dict[str, Any]], Tensor] | None:
-    """What gives the (3, S) positions of one sample's features to a model under M-RoPE."""
+    """What gives the (3, S) positions of one sample's features to a model under M-RoPE.
+
+    Raises RecipeError for a model that plans the positions of whole rows by itself.
+    """
     core = family_of(model).core
+    if hasattr(core, "fusion") and core.fusion.config.scheme:
+        raise RecipeError(
+            "data.packing: this model gives its experts' tokens positions of their own, row by "
+            "row, and would not see where samples begin: set it to false"
+        )
     if not hasattr(core, "get_rope_index"):
         return None
     known = inspect.signature(core.get_rope_index).parameters

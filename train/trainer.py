@@ -15,6 +15,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from train.adapters import is_adapted, load_beside, merge, merged_state, save_beside
 from train.checkpoints import is_universal, mark_whole
 from train.dataset import Fault
+from train.encode import IGNORED
 from train.parallel import SequenceParallel
 from train.parts import groups, optimizer_groups
 from train.recipe import Recipe
@@ -39,12 +40,14 @@ class RecipeTrainer(Trainer):
         self._last_log: float | None = None
         self._rates: dict[str, float] = {}
         self.parallel: SequenceParallel | None = None
-        self._base, self._counting_batches = base, False
+        self._base, self._alone = base, False
         self._attend = ALL_ATTENTION_FUNCTIONS.get(recipe.attention)
         super().__init__(**kwargs)
         family = family_of(base)
         self._depth = len(family.layers)
-        self.watch.time_module("vision", family.tower)
+        tower: Any = family.tower  # of several experts: a container, which is never called
+        for module in tower.values() if isinstance(tower, nn.ModuleDict) else [tower]:
+            self.watch.time_module("vision", module)
         self.watch.time_module("language model", family.language_model)
 
     # ---------------------------------------------------------------- data
@@ -96,14 +99,14 @@ class RecipeTrainer(Trainer):
         return loader
 
     def set_initial_training_values(self, args: Any, dataloader: Any) -> Any:
-        self._counting_batches = True
+        # Trainer takes it that each process reads batches of its own, for the whole group in turn.
+        self._alone = True
         found = super().set_initial_training_values(args, dataloader)
-        self._counting_batches = False
+        self._alone = False
         return found
 
     def get_sp_size(self) -> int:
-        # Trainer takes it that each process reads batches of its own, for the whole group in turn.
-        return 1 if self._counting_batches else super().get_sp_size()
+        return 1 if self._alone else super().get_sp_size()
 
     def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         if self.parallel is None or not self.model.training:  # type: ignore[union-attr]
@@ -145,13 +148,30 @@ class RecipeTrainer(Trainer):
 
     def prediction_step(self, model: nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         self._account(inputs.pop("about"), count=False)
-        inputs["use_cache"] = False
-        return super().prediction_step(model, inputs, *args, **kwargs)
+        inputs = self._prepare_inputs(inputs | {"use_cache": False})
+        with torch.no_grad(), self.compute_loss_context_manager():
+            total = model(**inputs, num_items_in_batch=1).loss.detach().float()
+        count = (inputs["labels"][:, 1:] != IGNORED).sum()
+        self._held += torch.stack([total, count.to(total)]).to(self._held)
+        return total / count.clamp(min=1), None, None
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """As Trainer's, but that the loss is the mean over all tokens, however they are batched."""
+        self._held = torch.zeros(2, dtype=torch.float64, device=self.args.device)
+        output = super().evaluation_loop(*args, **kwargs)
+        total, count = self.accelerator.reduce(self._held, "sum").tolist()
+        return output._replace(
+            metrics=(output.metrics or {}) | {"eval_loss": total / max(count, 1)}
+        )
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         if self.reducer is not None:
             self.reducer.settle()
-        return super().evaluate(*args, **kwargs)
+        self._alone = True  # each process validates on samples of its own
+        try:
+            return super().evaluate(*args, **kwargs)
+        finally:
+            self._alone = False
 
     def _account(self, about: dict[str, Any], count: bool = True) -> None:
         self._new_faults += about["faults"]

@@ -8,6 +8,7 @@ from compress.methods.cdpruner import CDPruner
 from compress.methods.chatunivi import ChatUniVi
 from compress.methods.dart import DART
 from compress.methods.divprune import DivPrune
+from compress.methods.downsample import Downsample
 from compress.methods.duet import Duet
 from compress.methods.fastv import FastV
 from compress.methods.fastvid import FastVID
@@ -35,6 +36,7 @@ METHODS: dict[str, type[Method]] = {
         ChatUniVi,
         DART,
         DivPrune,
+        Downsample,
         Duet,
         FastV,
         FastVID,

@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from compress import ops
 from compress.methods.base import Method
 from compress.methods.windows import shares
-from compress.tokens import Reduction, VisualTokens
+from compress.tokens import Grid, Reduction, VisualTokens
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,16 @@ class Pool(Method):
     """
 
     def pick(self, tokens: VisualTokens, keep: int, generator: torch.Generator | None) -> Reduction:
-        t, h, w = tokens.grid
+        assign, anchor = self.blocks(tokens.grid, keep)
+        b, device = len(tokens.features), tokens.features.device
+        return ops.merge(
+            tokens.features, anchor.to(device).expand(b, -1), assign.to(device).expand(b, -1)
+        )
+
+    @staticmethod
+    def blocks(grid: Grid, keep: int) -> tuple[Tensor, Tensor]:
+        """The block of each cell (N,), and each block's middle cell (keep,), int64."""
+        t, h, w = grid
         lines = t * h
         strips = round((keep * lines / w) ** 0.5)
         if t > 1:
@@ -38,6 +48,4 @@ class Pool(Method):
                 anchors.append((line + (height - 1) // 2) * w + column + (width - 1) // 2)
                 column += width
             line += height
-        b, device = len(tokens.features), tokens.features.device
-        anchor = torch.tensor(anchors, device=device).expand(b, keep)
-        return ops.merge(tokens.features, anchor, assign.flatten().to(device).expand(b, -1))
+        return assign.flatten(), torch.tensor(anchors)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -143,4 +145,5 @@ def test_budgets_of_any_model(name, dense, depth, share):
         assert allocation.keep == dense
     # a count changes the mean by little, unless the first full layer alone exceeds the budget
     floor = dense / depth if method.inside_only else 1
-    assert abs(allocation.average - max(share * dense, floor)) <= 1.5
+    slack = 1.5 + (math.sqrt(dense) if name == "downsample" else 0)  # squares alone
+    assert abs(allocation.average - max(share * dense, floor)) <= slack

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -171,6 +172,7 @@ def towers(model: Any, case: Case) -> list[Any]:
     return [model.model.get_submodule(path) for path in case.vision]
 
 
+@pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile needs a C++ compiler")
 @each_case
 @pytest.mark.slow
 @pytest.mark.usefixtures("guarded")
@@ -217,6 +219,7 @@ def test_layers_that_run_unseen_are_refused() -> None:
             model(**given)
 
 
+@pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile needs a C++ compiler")
 @pytest.mark.slow
 @pytest.mark.usefixtures("guarded")
 @pytest.mark.parametrize("cache", ["dynamic", "static"])

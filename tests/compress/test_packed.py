@@ -14,6 +14,8 @@ from positions import V2PE
 from tests.compress.common import CLOSE
 from tests.tiny import CASES, Case, Sample
 
+# The other plans the positions of whole rows by itself; training refuses to pack for it.
+PACKING = [case for case in CASES if case.name != "foveate"]
 STAGES = Duet(layers=(1, 3), ratios=(0.6, 0.3))
 SALIENT = Duet(layers=(1, 3), ratios=(0.6, 0.3), query="salient")
 BY_FAMILY: dict[str, tuple[Method, float, Any]] = {
@@ -62,7 +64,7 @@ def check(case: Case, method: Method, budget: float, positions: Any, attention: 
 
 
 @pytest.mark.parametrize("setting", BY_FAMILY)
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize("case", PACKING, ids=lambda case: case.name)
 def test_packed_samples_get_what_they_get_alone(case: Case, setting: str) -> None:
     check(case, *BY_FAMILY[setting], attention="sdpa")
 

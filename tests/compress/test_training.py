@@ -184,7 +184,7 @@ def finished(processes: list[subprocess.Popen[bytes]], limit: float) -> list[int
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["llava", "qwen3_vl"])
+@pytest.mark.parametrize("name", ["llava", "qwen3_vl", "foveate"])
 def test_zero3_with_images_on_one_process_only(name: str, tmp_path: Path) -> None:
     """Two processes, images and text in turn; losses are those of one process with both batches."""
     pytest.importorskip("deepspeed")

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from tests.train import small
+from tests.vlm import models
 from train.collate import Collator, blank_input
 from train.dataset import Samples, Scan, scan, split
 from train.encode import IGNORED, Encoder
@@ -269,6 +270,26 @@ def test_a_video_is_frames_to_a_model_without_video(tmp_path: Path) -> None:
     features = Encoder(small.processor(), tmp_path, frames=3)(sample)
     assert features["pixel_values"].shape[0] == 3
     assert int((features["mm_token_type_ids"] != 0).sum()) == 3 * small.CELLS
+
+
+@pytest.mark.parametrize("template", ["v1", "plain"])
+def test_a_model_of_several_experts_takes_videos(tmp_path: Path, template: str) -> None:
+    _, processor = models.build(("clip", "sam"), {"window": {"sam": 2}})
+    folder = tmp_path / "clip"
+    folder.mkdir()
+    for n in range(4):
+        Image.new("RGB", (16, 16), (40 * n, 0, 0)).save(folder / f"{n}.png")
+    sample = parse({"conversations": [ASK, SAY], "video": "clip"})
+    features = Encoder(processor, tmp_path, template, frames=3)(sample)
+    assert set(features["pixel_values_videos"]) == {"clip", "sam"}
+    assert len(features["pixel_values_videos"]["sam"]) == 3
+    assert features["video_frames"].tolist() == [3]
+    assert set(features["mm_token_type_ids"].tolist()) == {0, 2}
+    joined = Collator(0, {}, ACCEPTS | {"pixel_values_videos", "video_frames"})(
+        [features | {"faults": []}] * 2
+    )
+    assert joined["video_frames"].tolist() == [3, 3]
+    assert len(joined["pixel_values_videos"]["clip"]) == 6
 
 
 # ------------------------------------------------------------------ bad samples

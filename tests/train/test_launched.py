@@ -29,6 +29,7 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 DUET = "compress={method: duet, budget: 8}"
 FAST = "learning_rate={tower: 0.005, projector: 0.005, language_model: 0.005}"
+VALIDATION = ["data.validation=0.5", "log.validate=2"]
 SHARE = ["sequence_parallel=2", "checkpointing=true"]
 PACKED = ["positions=v2pe:0.25", "data.packing=true", "data.window=90", "optimizer.micro_batch=2"]
 LONG = [FAST, "precision=bf16", "optimizer.steps=40", "log.every=10", "log.save=40"]
@@ -135,12 +136,12 @@ def runs(folder: Path) -> dict[str, dict[str, Any]]:
             job("ddp", DUET),  # first: accelerate goes on with DeepSpeed once it was there
             job("zero2", "deepspeed=zero2"),
             job("zero3", "deepspeed=zero3"),
-            job("zero2_duet", "deepspeed=zero2", DUET),
+            job("zero2_duet", "deepspeed=zero2", DUET, *VALIDATION),
             job("zero3_duet", "deepspeed=zero3", DUET, "checkpointing=true"),
             job("zero2_long", "deepspeed=zero2", DUET, *LONG),
             job("zero3_long", "deepspeed=zero3", DUET, *LONG),
             job("zero3_lora", "deepspeed=zero3", DUET, "lora={rank: 4, alpha: 8, dropout: 0}"),
-            job("share", "deepspeed=zero2", DUET, *SHARE),
+            job("share", "deepspeed=zero2", DUET, *SHARE, *VALIDATION),
             job("share_packed", "deepspeed=zero3", *PACKED, *SHARE),
             job("wrong", "optimizer.micro_batch=3"),
         ],
@@ -156,6 +157,7 @@ def alone(folder: Path) -> dict[str, dict[str, Any]]:
         "duet": [DUET],
         "lora": [DUET, "lora={rank: 4, alpha: 8, dropout: 0}"],
         "packed": PACKED,
+        "validated": [DUET, *VALIDATION],
     }.items():
         found[name] = train(load_recipe("mini", overrides(folder, f"alone_{name}", *more)))
     return found
@@ -174,11 +176,11 @@ def both(runs: dict[str, dict[str, Any]], alone: dict[str, dict[str, Any]]) -> B
     [
         ("zero2", "dense"),
         ("zero3", "dense"),
-        ("zero2_duet", "duet"),
+        ("zero2_duet", "validated"),
         ("zero3_duet", "duet"),
         ("ddp", "duet"),
         ("zero3_lora", "lora"),
-        ("share", "duet"),
+        ("share", "validated"),
         ("share_packed", "packed"),
     ],
 )
@@ -186,6 +188,10 @@ def test_losses_are_those_of_one_process(both: Both, launched: str, single: str)
     runs, alone = both
     assert runs[launched]["processes"] == 2
     assert losses(runs[launched]) == pytest.approx(losses(alone[single]), rel=2e-5)
+    held = [[loss for _, loss in one["validation_loss"]] for one in (runs[launched], alone[single])]
+    assert held[0] == pytest.approx(held[1], rel=2e-5) and len(held[0]) == 2 * (
+        single == "validated"
+    )
 
 
 @pytest.mark.parametrize(("launched", "single"), [("zero3", "dense"), ("zero3_lora", "lora")])

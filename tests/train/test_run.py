@@ -14,11 +14,13 @@ from transformers import AutoProcessor, LlavaForConditionalGeneration
 
 from compress import compress
 from tests.tiny import CASES
-from tests.train import small
+from tests.train import small, small_qwen
+from tests.vlm import models
 from train.checkpoints import WHOLE
 from train.collate import Collator, blank_input
 from train.dataset import Samples, split
 from train.encode import TOKENS
+from train.fields import RecipeError
 from train.parts import freeze, groups, part_of
 from train.recipe import Recipe
 from train.recipe_files import load_recipe
@@ -88,14 +90,20 @@ def test_groups_have_their_rates_and_norms_no_decay() -> None:
 
 
 def test_losses_are_the_same_however_a_batch_is_cut_up(tmp_path: Path) -> None:
-    found = []
+    found, held = [], []
     for number, micro in enumerate((4, 2, 1)):
         recipe = small.recipe(
-            tmp_path, f"optimizer.micro_batch={micro}", f"output={tmp_path / str(number)}"
+            tmp_path,
+            f"optimizer.micro_batch={micro}",
+            f"output={tmp_path / str(number)}",
+            "data.validation=0.4",
         )
-        found.append(losses(train(recipe)))
+        facts = train(recipe)
+        found.append(losses(facts))
+        held += [loss for _, loss in facts["validation_loss"]]
     assert found[1] == TINY(found[0], rel=1e-4)
     assert found[2] == TINY(found[0], rel=1e-4)
+    assert held == TINY([held[0]] * 3, rel=1e-4)
 
 
 @pytest.mark.parametrize("reduced", [False, True])
@@ -195,6 +203,47 @@ def test_the_same_seed_gives_the_same_run_with_draws(tmp_path: Path) -> None:
     assert losses(other) != found[0][0]
 
 
+@pytest.mark.parametrize(
+    "extra",
+    [[], ["compress={method: duet, budget: 0.3}"], ["positions=v2pe:0.25"]],
+    ids=["dense", "duet", "v2pe"],
+)
+def test_a_model_with_mrope_learns_pictures_videos_and_text(
+    tmp_path: Path, extra: list[str]
+) -> None:
+    base = small_qwen.write_base(tmp_path / "qwen")
+    found = []
+    for packed in ("false", "true"):
+        recipe = small.recipe(
+            tmp_path,
+            f"model={base}",
+            f"output={tmp_path / packed}",
+            "data.frames=4",
+            "data.group=none",
+            f"data.packing={packed}",
+            "data.window=150",
+            "optimizer.micro_batch=4",
+            "optimizer.warmup=0",
+            *extra,
+            text_every=4,
+        )
+        if not found:
+            media = Path(str(recipe.data.media))
+            small_qwen.give_a_video(Path(recipe.data.files[0]), media)
+            kept = Path(recipe.data.files[0]).read_text()
+        Path(recipe.data.files[0]).write_text(kept)
+        facts = train(recipe)
+        assert not facts["skipped"]
+        found.append(losses(facts))
+    assert found[1] == TINY(found[0], rel=1e-4)
+
+
+def test_a_model_that_plans_rows_by_itself_is_not_packed() -> None:
+    case = next(case for case in CASES if case.name == "foveate")
+    with pytest.raises(RecipeError, match=r"data.packing: this model .* set it to false"):
+        rope_of(case.model())
+
+
 def test_packed_samples_of_a_model_under_mrope_have_their_own_positions(tmp_path: Path) -> None:
     case = next(case for case in CASES if case.name == "qwen2_5_vl")
     model = case.model()
@@ -290,6 +339,26 @@ def test_a_blank_input_of_the_encoder_is_its_tokens_alone(tmp_path: Path) -> Non
     assert len(blank["input_ids"]) == small.CELLS
     assert blank["pixel_values"].shape[0] == 1
     assert isinstance(Collator(pad=0, blanks={"image": blank}), Collator)
+
+
+@pytest.mark.parametrize("name", ["poly_pretrain", "poly_finetune"])
+@pytest.mark.parametrize("reduced", [False, True])
+def test_a_model_of_several_experts_learns(tmp_path: Path, name: str, reduced: bool) -> None:
+    made = small.recipe(tmp_path)
+    model, processor = models.build(("clip", "sam"), {"window": {"sam": 2}})
+    for part in (model, processor):
+        part.save_pretrained(tmp_path / "poly")
+    overrides = [f"model={tmp_path / 'poly'}", f"output={made.output}", *PLAIN]
+    overrides += [f"data.media={made.data.media}", f"data.files=[{made.data.files[0]}]"]
+    overrides += ["optimizer.steps=2", "optimizer.micro_batch=2", "log.every=1"]
+    if reduced:
+        overrides.append("compress={method: duet, budget: 6}")
+    facts = train(load_recipe(name, overrides))
+    assert all(loss == loss for loss in losses(facts)) and facts["time"]["vision"] > 0
+    before, after = weights(tmp_path / "poly"), weights(tmp_path / "out")
+    changed = {part_of(n) for n in after if not torch.equal(before[n], after[n])}
+    learned = {"projector"} | ({"language_model"} if name == "poly_finetune" else set())
+    assert changed == learned
 
 
 PLAIN = ["deepspeed=null", "precision=fp32", "data.workers=0", "optimizer.batch=4"]

@@ -9,8 +9,11 @@ from transformers import GPT2Config
 from compress import compress
 from compress.methods import Duet
 from compress.tokens import VisualTokens
+from eval.answerers import ModelAnswerer, Question
+from eval.arms import DENSE, Arm
 from tests.vlm import models, towers
 from vlm import mini
+from vlm.experts import FeatureCache
 from vlm.families import UnknownFamily, family_of
 from vlm.model import from_llava
 
@@ -188,3 +191,26 @@ def test_a_qformer_is_refused_with_a_reason():
     model, _ = models.build(("clip",), {"kind": "qformer", "queries": 3, "heads": 2})
     with pytest.raises(UnknownFamily, match="no place in the picture"):
         family_of(model)
+
+
+def test_cached_features_have_no_scores(tmp_path):
+    model, processor = models.build(("clip",))
+    inputs = ask(processor, 1)
+    model.model.feature_cache = FeatureCache(tmp_path)
+    models.logits(model, inputs)
+    with compress(model, "duet", budget=8), pytest.raises(UnknownFamily, match="feature_cache"):
+        models.logits(model, inputs)
+
+
+@torch.no_grad()
+def test_an_evaluation_that_shares_vision_answers_the_same():
+    """The runner of benchmarks hands tower outputs from one configuration to the next."""
+    for experts in (("clip",), ("clip", "sam"), ("open_clip_conv",)):
+        model, processor = models.build(experts)
+        asked = [Question("What is it?", (models.picture(seed),), 4) for seed in range(2)]
+        said = []
+        for share in (True, False):
+            answerer = ModelAnswerer(model, processor, "tiny", share_vision=share)
+            arms = (DENSE, Arm("duet", 4), Arm("divprune", 4))
+            said.append([[r.text for r in answerer.answer(asked, arm, 0)] for arm in arms])
+        assert said[0] == said[1]

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
 import transformers as hf
 from safetensors.torch import load_file, save_file
 
+import vlm
 from tests.vlm import models, towers
 from vlm import mini
 from vlm.model import CheckpointError, FoveateForConditionalGeneration, assemble
@@ -159,3 +162,85 @@ def test_settings_from_the_future_are_named(folder):
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match="magic"):
         FoveateForConditionalGeneration.from_pretrained(folder)
+
+
+# --- the door: vlm.load ---
+
+
+@pytest.fixture(params=["foveate", "llava"])
+def saved(request, tmp_path):
+    """A whole checkpoint of ours, and one of a stock model."""
+    if request.param == "foveate":
+        model, processor = models.build(("clip", "sam"), {"window": {"sam": 2}})
+    else:
+        model, processor = mini.build()
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    return tmp_path
+
+
+def test_the_door_opens_ours_and_stock_models(saved):
+    model, processor = vlm.load(saved)
+    assert not model.training and model.dtype == torch.float32
+    picture = models.picture()
+    inputs = processor(images=picture, text="<image> what", return_tensors="pt")
+    assert models.logits(model, inputs).isfinite().all()
+
+
+def test_the_door_needs_no_other_import(tmp_path):
+    """In a process of its own, where nothing else has made the model known."""
+    model, processor = models.build(("clip",))
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    code = f"import vlm; print(type(vlm.load({str(tmp_path)!r})[0]).__name__)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "FoveateForConditionalGeneration"
+
+
+def test_the_door_lets_nothing_half_loaded_through(saved):
+    whole = load_file(saved / "model.safetensors")
+    (name,) = (name for name in whole if name.endswith("lm_head.weight"))
+    for change, words in (
+        (lambda w: w.pop(name), "lacks weights"),
+        (lambda w: w.update({"other": torch.ones(2)}), "holds foreign weights"),
+        (lambda w: w.update({name: w[name][:-1].clone()}), "holds misshapen weights"),
+    ):
+        save_file(dict(whole), saved / "model.safetensors", metadata={"format": "pt"})
+        rewrite(saved, change)
+        with pytest.raises(CheckpointError, match=words):
+            vlm.load(saved)
+        if "misshapen" not in words:
+            assert vlm.load(saved, strict=False)[0].lm_head.weight.isfinite().all()
+
+
+def test_the_door_opens_no_pickle_and_runs_no_code(saved):
+    (saved / "processor_config.json").rename(saved / "away.json")
+    broken = saved / "tokenizer_config.json"
+    text = broken.read_text()
+    broken.write_text("{")
+    with pytest.raises(CheckpointError, match="the processor of"):
+        vlm.load(saved)
+    broken.write_text(text)
+    (saved / "away.json").rename(saved / "processor_config.json")
+    config = json.loads((saved / "config.json").read_text())
+    (saved / "evil.py").write_text("raise SystemExit('the code was run')")
+    code = {"AutoConfig": "evil.Config", "AutoModelForImageTextToText": "evil.Model"}
+    strange = {**config, "model_type": "strange", "auto_map": code}
+    (saved / "config.json").write_text(json.dumps(strange))
+    with pytest.raises(CheckpointError, match=r"strange|custom code|trust_remote_code"):
+        vlm.load(saved)
+    (saved / "config.json").write_text(json.dumps(config))
+    (saved / "model.safetensors").unlink()
+    torch.save({"lm_head.weight": _Trap()}, saved / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match="safetensors"):
+        vlm.load(saved)
+
+
+def test_the_door_says_what_is_not_there(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no folder"):
+        vlm.load(tmp_path / "none")
+    with pytest.raises(FileNotFoundError, match=r"config\.json"):
+        vlm.load(tmp_path)
+    (tmp_path / "config.json").write_text("[]")
+    with pytest.raises(CheckpointError, match="cannot load"):
+        vlm.load(tmp_path)

@@ -9,7 +9,7 @@ from positions import PlannedRotary, PositionError
 from tests.vlm import models, towers
 from vlm import canvas, mini
 from vlm.model import FoveateConfig, FoveateForConditionalGeneration, FoveateProcessor
-from vlm.model.positions import has_plan, real_tokens
+from vlm.model.positions import has_plan, packed_mask, real_tokens
 
 FUSION = {"window": {"sam": 2}, "scheme": {"sam": {"type": "Compact", "by": "row"}}}
 TEXTS = ["USER: <image>\nWhat shape ASSISTANT:", "and <image> is <image>", "no picture"]
@@ -352,3 +352,32 @@ def test_rows_and_columns_in_a_host_with_three_axes():
     hidden = model.model.language_model(inputs_embeds=embeds[None], position_ids=at.T[:, None])
     expected = model.lm_head(hidden.last_hidden_state)[0]
     torch.testing.assert_close(found, expected, atol=5e-5, rtol=1e-3)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@torch.no_grad()
+def test_packed_samples_get_what_they_get_alone(built, attention):
+    """Rows without a mask whose positions begin anew, as training lays them."""
+    model, processor = built
+    texts = [*TEXTS[:2], TEXTS[2], TEXTS[0]]
+    pictures = [models.picture(seed) for seed in range(4)]
+    alone = [
+        processor(images=pictures[a:b] or None, text=text)
+        for text, a, b in zip(texts, (0, 1, 3, 3), (1, 3, 3, 4), strict=True)
+    ]
+    packed = processor(images=pictures)
+    packed["input_ids"] = torch.cat([one["input_ids"] for one in alone], dim=1)
+    lengths = [one["input_ids"].shape[1] for one in alone]
+    packed["position_ids"] = torch.cat([torch.arange(n) for n in lengths])[None]
+    model.set_attn_implementation(attention)
+    try:
+        found = model(**packed, use_cache=False).logits[0].split(lengths)
+        for one, logits in zip(alone, found, strict=True):
+            torch.testing.assert_close(logits, model(**one).logits[0], atol=5e-5, rtol=1e-3)
+    finally:
+        model.set_attn_implementation("sdpa")
+
+
+def test_packed_samples_with_schemes_need_a_mask():
+    with pytest.raises(ValueError, match="'flash_attention_2': expected 'sdpa'"):
+        packed_mask(torch.zeros(1, 4).long(), torch.float32, "flash_attention_2")

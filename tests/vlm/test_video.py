@@ -201,26 +201,6 @@ def test_without_usable_time_stamps_frames_are_read_in_order(tmp_path: Path) -> 
     np.testing.assert_allclose(video.timestamps, np.array([2, 7, 12, 17]) / 25)
 
 
-def sampled_greys(path: Path, reader: str) -> tuple[list[int], list[int]]:
-    """Grey levels of frames sampled one at a time, and those that they should have."""
-    expected, got = [], []
-    for index in range(97):
-        video = read_video(path, frames=1, start=index / 10, reader=reader)
-        expected.append(grey(int(video.indices[0])))
-        got.append(int(video.frames[0, -9, -9, 0]))
-    return expected, got
-
-
-def test_pyav_is_exact_with_open_groups_of_pictures(tmp_path: Path) -> None:
-    path = write_clip(tmp_path / "open.mp4", frames=100, g="7", bf="3", x264_params="open-gop=1")
-    expected, got = sampled_greys(path, "pyav")
-    assert np.abs(np.subtract(expected, got)).max() < 4
-    assert len(set(expected)) > 20
-    # In order, decord is exact too.
-    inorder = read_video(path).frames[:, -9, -9, 0].astype(int)
-    assert np.abs(inorder - [grey(i) for i in range(100)]).max() < 4
-
-
 @pytest.mark.parametrize(("name", "codec"), [("a.mp4", "libsvtav1"), ("a.ts", "libx264")])
 def test_what_decord_refuses_pyav_reads(tmp_path: Path, name: str, codec: str) -> None:
     path = write_clip(tmp_path / name, codec=codec)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -92,6 +93,7 @@ class Family(ABC):
     media: arguments of `forward` that bring visual inputs.
     one_run_one_input: whether the tiles of an image are inputs of their own to the vision side, and
         stand in the prompt without text between them.
+    resizes: whether the tower takes smaller pictures (see `resized`).
     """
 
     name: ClassVar[str]
@@ -99,6 +101,7 @@ class Family(ABC):
     kinds: ClassVar[tuple[str, ...]] = ("image",)
     media: ClassVar[tuple[str, ...]] = ("pixel_values", "pixel_values_videos", "mm_encoder_outputs")
     one_run_one_input: ClassVar[bool] = False
+    resizes: ClassVar[bool] = False
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
@@ -203,6 +206,14 @@ class Family(ABC):
             raise NotImplementedError(f"{type(self).__name__} pools rows and does not say how")
         source = item.source.to(rows.device)
         return rows[source.clamp(min=0)].masked_fill((source < 0)[:, None], 0)
+
+    def resized(self, side: int, block_of: Tensor) -> AbstractContextManager[None]:
+        """While it lasts, the tower sees pictures of side x side patches; each of its rows is given
+        to all cells of its block. block_of: (N,) int64, the block of each cell of the dense grid.
+
+        Only where `resizes` is true: one square picture of one resolution an input.
+        """
+        raise NotImplementedError(f"{self.name} has no pictures of another size")
 
     @abstractmethod
     def blank(self, kind: str) -> dict[str, Any]:

@@ -124,6 +124,11 @@ class ExpertsTap(Tap):
     def take(self, rows: Sequence[int]) -> Any:
         seen, self._seen = self._seen, {}
         if len(seen) != len(self.layers):
+            if self.family.core.feature_cache is not None:
+                raise UnknownFamily(
+                    "features come from feature_cache and the experts do not run, so their scores "
+                    "cannot be read: set model.model.feature_cache to None under a compression"
+                )
             raise RuntimeError("an expert's scoring layer ran unseen: compress first, compile then")
         return _Scores(self, seen)
 

@@ -21,6 +21,7 @@ class LlavaNext(Llava):
     """
 
     name = "llava_next"
+    resizes = False
     model_types = frozenset({"llava_next"})
 
     @property

@@ -20,6 +20,7 @@ class VideoLlava(Llava):
     """
 
     name = "video_llava"
+    resizes = False
     model_types = frozenset({"video_llava"})
     kinds = ("image", "video")
     media = (*Llava.media, "pixel_values_images")

@@ -31,6 +31,9 @@ class DecodeError(Exception):
 class DecordVideo:
     """One video file.
 
+    seek: whether the file's groups of pictures are known to be closed, so that going to a frame
+        gives that frame. Else the file is read in order, up to the last frame that is wanted.
+
     Attributes:
         times: seconds from the start of the stream, float64 (N,), rising. decord keeps them as
             float32: exact to 0.3 ms at one hour. Frames of containers without usable time stamps
@@ -40,7 +43,9 @@ class DecordVideo:
         shape: (height, width) of the frames that `read` gives.
     """
 
-    def __init__(self, path: str, short_side: int | None, threads: int, strict: bool) -> None:
+    def __init__(
+        self, path: str, short_side: int | None, threads: int, strict: bool, seek: bool = False
+    ) -> None:
         import decord
 
         # Any fraction above 0 makes the first frame that was replaced by its neighbour an error.
@@ -52,7 +57,8 @@ class DecordVideo:
         self._size: dict[str, int] = {}
         if self.shape != (height, width):
             self._size = {"height": self.shape[0], "width": self.shape[1]}
-        self.times, self.duration, self._seekable = self._clock()
+        self.times, self.duration, known = self._clock()
+        self._seekable = known and seek
         if self._size or not self._seekable:
             self._rewind()
         self.fps = len(self.times) / self.duration if self.duration > 0 else 0.0
@@ -174,14 +180,23 @@ def scaled_size(height: int, width: int, short_side: int | None) -> tuple[int, i
     return round(height * scale), round(width * scale)
 
 
-READERS = {"decord": DecordVideo, "pyav": PyavVideo}
+READERS: dict[str, Any] = {"decord": DecordVideo, "pyav": PyavVideo}
 
 
 def open_video(
-    path: str, short_side: int | None, threads: int, strict: bool, reader: str = "decord"
+    path: str,
+    short_side: int | None,
+    threads: int,
+    strict: bool,
+    reader: str = "decord",
+    seek: bool = False,
 ) -> DecordVideo | PyavVideo:
-    """Opens a file, or raises DecodeError. ImportError where the reader is not installed."""
-    return in_words(lambda: READERS[reader](path, short_side, threads, strict))
+    """Opens a file, or raises DecodeError. ImportError where the reader is not installed.
+
+    seek: see `DecordVideo`; PyAV knows where it is and needs no telling.
+    """
+    more = {"seek": seek} if reader == "decord" else {}
+    return in_words(lambda: READERS[reader](path, short_side, threads, strict, **more))
 
 
 def in_words(call: Any) -> Any:

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image
 
-from vlm.media import decode, worker
+from vlm.media import boxes, decode, worker
 from vlm.media.files import MediaError, existing_file, sniff
 from vlm.media.sampling import TIME_SLACK, sample_indices
 from vlm.media.stills import Animation, Folder
@@ -75,7 +75,8 @@ class Opening:
         damaged: "raise", or "repeat" the nearest good frame in place of a damaged one.
         folder_rate: frames per second of a folder of images.
         reader: "decord", or "pyav", which needs the package `av`. PyAV also reads AV1 and MPEG
-            transport streams, and is exact where decord is not (open groups of pictures).
+            transport streams, and is faster for a few frames of a long file whose groups of
+            pictures are open (see `read_video`).
     """
 
     short_side: int | None = None
@@ -125,10 +126,12 @@ def read_video(
     frame. Frames come as they are to be shown: a rotation stored in the file is applied
     (display matrix), and the pixels' aspect ratio is ignored.
 
-    decord 0.6 reads H.264, HEVC, VP8, VP9, MPEG-4 and older codecs, not AV1. It finds frames by
-    seeking, and where groups of pictures are open (usual for HEVC) or key frames stand close
-    together, a frame that it gives can be up to 3 away from its time stamp; read in order (no
-    sampling) they are exact. `reader="pyav"` is exact in both, and reads AV1.
+    decord 0.6 reads H.264, HEVC, VP8, VP9, MPEG-4 and older codecs, not AV1. Where groups of
+    pictures are open (usual for HEVC), a frame that it seeks is 1 to 3 frames away from its time
+    stamp; read in order it is exact. So decord, the default, seeks only in MP4 and QuickTime files
+    whose tables say that their groups are closed, and decodes any other file from its start to the
+    last frame that is wanted: right everywhere, slow for a few frames of a long file.
+    `reader="pyav"` seeks exactly in all of them, and reads AV1.
 
     Args:
         start, end: seconds; only frames with start <= time < end are considered.
@@ -208,6 +211,7 @@ def _open(path: str | os.PathLike[str], opening: Opening) -> FrameSource:
         "threads": opening.threads,
         "strict": opening.damaged == "raise",
         "reader": opening.reader,
+        "seek": boxes.groups_are_closed(file),
     }
     if opening.isolate:
         return worker.IsolatedVideo(request, opening.timeout)

@@ -223,18 +223,40 @@ class FoveateModel(FoveatePreTrainedModel):
             embeds = embeds + self._nothing(embeds.device).to(embeds)
         embeds = self._place(input_ids, embeds, outputs, past_key_values)
         inputs = planning.placed(outputs, self._placeholders)
-        found = planning.place(
-            input_ids, embeds, position_ids, attention_mask, past_key_values, inputs, self.fusion
+        samples = planning.packed_samples(
+            position_ids, attention_mask, past_key_values, kwargs.get("use_cache")
         )
+        if samples is None:
+            found = planning.place(
+                input_ids,
+                embeds,
+                position_ids,
+                attention_mask,
+                past_key_values,
+                inputs,
+                self.fusion,
+            )
+        else:
+            found = planning.place_packed(input_ids, samples, inputs, self.fusion)
         table = None if found is None else found[0]
         if found is not None:
-            position_ids = found[1]
-            if attention_mask is None and _length(past_key_values) == 0:
-                # Without a mask, positions with gaps would be read as packed sequences.
-                attention_mask = torch.ones(embeds.shape[:2], device=embeds.device).long()
-            if planning.has_plan(self.language_model.rotary_emb):
+            rotary = self.language_model.rotary_emb
+            kind = self.language_model.config._attn_implementation
+            if planning.has_plan(rotary) and samples is not None and position_ids is not None:
+                # A compression tells samples apart by text positions in front of the real ones.
+                real = planning.real_positions(*found)
+                position_ids = torch.cat([position_ids[None].to(real), real.expand(3, -1, -1)])
+                table = None
+            elif planning.has_plan(rotary):
                 # A compression plans from the positions that it finds; its own plan counts.
                 position_ids, table = planning.real_positions(*found), None
+            else:
+                position_ids = found[1]
+            if samples is not None and table is not None:
+                attention_mask = planning.packed_mask(samples, embeds.dtype, kind)
+            elif samples is None and attention_mask is None and _length(past_key_values) == 0:
+                # Without a mask, positions with gaps would be read as packed sequences.
+                attention_mask = torch.ones(embeds.shape[:2], device=embeds.device).long()
         with planning.planned(getattr(self.language_model, "rotary_emb", None), table):
             decoded = self.language_model(
                 attention_mask=attention_mask,

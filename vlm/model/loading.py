@@ -22,24 +22,26 @@ def load_strictly(
     path: str | os.PathLike[str],
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
+    ours: bool = True,
 ) -> Any:
     """`load` (transformers' from_pretrained) with every weight in its place, or CheckpointError.
 
     No pickle file is opened and no code of the checkpoint's is run, whatever it asks for.
+    ours: whether it has to be a checkpoint of this package's model.
     """
     strict = kwargs.pop("strict", True)
     wants_info = kwargs.pop("output_loading_info", False)
-    if kwargs.pop("trust_remote_code", None):
+    if ours and kwargs.pop("trust_remote_code", None):
         raise CheckpointError("trust_remote_code=True: this model comes with no code of its own")
     if not kwargs.pop("use_safetensors", True):
         raise CheckpointError("use_safetensors=False: weights are read from safetensors alone")
-    if kwargs.get("config") is None:
+    if ours and kwargs.get("config") is None:
         _check_type(path, kwargs)
     any_size = kwargs.pop("ignore_mismatched_sizes", False)
     # Sizes are let through here and refused below: transformers names them in its log alone.
-    ours = {"use_safetensors": True, "output_loading_info": True, "ignore_mismatched_sizes": True}
+    fixed = {"use_safetensors": True, "output_loading_info": True, "ignore_mismatched_sizes": True}
     try:
-        model, info = load(path, *args, **ours, **kwargs)
+        model, info = load(path, *args, **fixed, **kwargs)
     except UNREADABLE as error:
         raise CheckpointError(f"cannot load {path}: {error}") from error
     odd = sorted(f"{name} {tuple(a)} for {tuple(b)}" for name, a, b in info["mismatched_keys"])
@@ -64,12 +66,19 @@ def load_strictly(
     return (model, info) if wants_info else model
 
 
+def model_type(path: str | os.PathLike[str], **hub: Any) -> str | None:
+    """The kind of model that a checkpoint's config.json names. CheckpointError if it cannot be
+    read."""
+    try:
+        found = PreTrainedConfig.get_config_dict(path, **hub)[0]
+        return found.get("model_type")
+    except (*UNREADABLE, AttributeError, TypeError) as error:  # JSON, but no object
+        raise CheckpointError(f"cannot load {path}: {error}") from error
+
+
 def _check_type(path: str | os.PathLike[str], kwargs: dict[str, Any]) -> None:
     hub = {k: kwargs[k] for k in ("revision", "token", "subfolder", "cache_dir") if k in kwargs}
-    try:
-        kind = PreTrainedConfig.get_config_dict(path, **hub)[0].get("model_type")
-    except OSError as error:
-        raise CheckpointError(f"cannot load {path}: {error}") from error
+    kind = model_type(path, **hub)
     if kind != FoveateConfig.model_type:
         hint = " (vlm.model.from_llava loads a stock LLaVA)" * (kind == "llava")
         raise CheckpointError(

@@ -139,6 +139,56 @@ def place(
     return _extended(known, plans, first[:, 0].tolist()).to(embeds.device), index
 
 
+def packed_samples(
+    position_ids: Tensor | None, mask: Any, cache: Cache | None, use_cache: bool | None
+) -> Tensor | None:
+    """(B, S) int64: which of the samples packed in a row each token is of; None if rows hold one.
+
+    As transformers reads it: no mask, no cache, and positions that begin anew.
+    """
+    if position_ids is None or position_ids.ndim != 2 or position_ids.is_floating_point():
+        return None
+    if mask is not None or cache is not None or use_cache:
+        return None
+    begins = position_ids.diff(dim=1) != 1
+    if not bool(begins.any()):
+        return None
+    return torch.nn.functional.pad(begins.long().cumsum(1), (1, 0))
+
+
+def place_packed(
+    ids: Tensor | None, samples: Tensor, inputs: Mapping[int, list[Placed]], fusion: Fusion
+) -> tuple[PositionTable, Tensor] | None:
+    """As `place`, of rows of packed samples, each planned by itself. samples: (B, S)."""
+    if ids is None or not inputs or not fusion.config.scheme:
+        return None
+    queues = {token_id: list(items) for token_id, items in inputs.items()}
+    rows = []
+    for row, of in zip(ids.cpu(), samples.cpu().expand(len(ids), -1), strict=True):
+        parts = row.split(torch.unique_consecutive(of, return_counts=True)[1].tolist())
+        plans = [_plan_row(part.tolist(), queues, fusion, 0.0) for part in parts]
+        rows.append(torch.cat([plan.positions for plan in plans]))
+    positions = torch.stack(rows)
+    inexact = (positions.float().double() != positions).flatten(1).any(1)
+    table = PositionTable(positions, positions.amax((1, 2, 3)).ceil() + 1, inexact)
+    index = torch.arange(ids.shape[1], device=ids.device).expand(len(ids), -1)
+    return table.to(ids.device), index
+
+
+def packed_mask(samples: Tensor, dtype: torch.dtype, kind: str) -> Tensor:
+    """(B, 1, S, S), to be added to attention logits: each token sees its own sample's before it."""
+    if kind not in ("sdpa", "eager"):
+        raise ValueError(
+            f"packed samples whose tokens are placed by a scheme, with attention {kind!r}: "
+            "expected 'sdpa' or 'eager', which take a mask"
+        )
+    length = samples.shape[1]
+    causal = torch.ones(length, length, dtype=torch.bool, device=samples.device).tril()
+    seen = causal & (samples[:, :, None] == samples[:, None])
+    mask = torch.zeros(seen.shape, dtype=dtype, device=samples.device)
+    return mask.masked_fill(~seen, torch.finfo(dtype).min)[:, None]
+
+
 def remember(cache: Cache | None, table: PositionTable) -> None:
     """Bind a plan to the cache that it fills."""
     if cache is not None:
