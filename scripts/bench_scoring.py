@@ -44,6 +44,8 @@ LANGUAGE: dict[str, Any] = {
     "num_hidden_layers": 1,
     "num_attention_heads": 2,
     "num_key_value_heads": 2,
+    "bos_token_id": None,
+    "eos_token_id": None,
 }
 Call = dict[str, Tensor]
 
@@ -65,7 +67,8 @@ def clip_l_14_336(batch: int, draw: torch.Generator) -> tuple[Any, Call]:
 def qwen2_5_vl(batch: int, draw: torch.Generator) -> tuple[Any, Call]:
     """Qwen2.5-VL's tower, on 24 x 24 patches an image: 32 layers, four of which see all of it."""
     config = hf.Qwen2_5_VLConfig(
-        vision_config={"out_hidden_size": LANGUAGE["hidden_size"]},
+        # As the checkpoints have it; the default is wider.
+        vision_config={"hidden_size": 1280, "out_hidden_size": LANGUAGE["hidden_size"]},
         text_config={
             **LANGUAGE, "rope_parameters": {"rope_type": "default", "mrope_section": [4, 6, 6]}
         },
