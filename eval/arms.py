@@ -12,6 +12,7 @@ from compress.budget import resolve_budget
 from compress.methods import METHODS
 from compress.parse import parse_method
 from eval.samples import slug
+from positions.__main__ import parse_scheme
 from positions.channels import SlotLayout
 
 
@@ -19,9 +20,11 @@ from positions.channels import SlotLayout
 class Arm:
     """One configuration of a sweep. method None is dense; the rest as in `compress`.
 
-    slots: positions that a merged token carries (PPE), dealt out as `layout` says.
+    positions: "home", "compact" or a scheme's short name, such as "v2pe:1/4" (see
+    `python -m positions --help`). slots: positions that a merged token carries (PPE), dealt out as
+    `layout` says.
 
-    Raises ValueError or TypeError for a method that is not known or a budget that cannot be.
+    Raises ValueError or TypeError: a method or scheme that is not known, a budget that cannot be.
     """
 
     method: str | Method | None = None
@@ -34,6 +37,8 @@ class Arm:
         if self.method is not None:
             get_method(self.method)
             resolve_budget(self.budget, 2**31)
+        if self.positions not in ("home", "compact"):
+            parse_scheme(self.positions)
 
     def describe(self) -> dict[str, Any]:
         """The configuration as JSON: the method with all its fields, and the budget."""

@@ -1,0 +1,121 @@
+"""What the studies share: asking, the facts of a run, and results as JSON and back.
+
+A study computes a dictionary of plain facts, writes it as JSON, and makes its table and picture
+from that file alone: `python -m scripts.results` makes all of them again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from eval.answerers import Answerer
+from eval.arms import Arm
+from eval.records import read_records
+from eval.runner import open_run, run, versions
+from eval.samples import Benchmark, Sample, Unit
+from eval.statistics import Interval, Paired, paired
+from eval.summary import Result, score_all, summarise
+
+RESULTS = Path("docs/results")
+# Okabe and Ito's colours, black first.
+COLOURS = ("#333333", "#0072B2", "#E69F00", "#CC79A7", "#009E73", "#D55E00", "#56B4E9")
+
+
+class Asked:
+    """The questions of a benchmark, put to a model under several configurations.
+
+    Answers are kept below `work`: what was asked before is not asked again.
+    """
+
+    def __init__(
+        self,
+        benchmark: Benchmark,
+        answerer: Answerer,
+        arms: Sequence[Arm],
+        work: Path,
+        seed: int = 0,
+    ) -> None:
+        self.benchmark = benchmark
+        self.samples: list[Sample] = benchmark.load().samples
+        sizes: Any = {"batch_size": 20, "seed": seed}
+        folder = open_run(work, benchmark, self.samples, answerer, **sizes)
+        run(folder, self.samples, answerer, arms, **sizes)
+        self.records = {arm: read_records(folder / arm.folder) for arm in arms}
+
+    @property
+    def categories(self) -> list[str]:
+        """The categories of the questions."""
+        return sorted({sample.groups["category"] for sample in self.samples})
+
+    def results(self) -> list[Result]:
+        """Figures of every configuration."""
+        return summarise(self.benchmark, self.samples, self.records)
+
+    def units(self, arm: Arm) -> list[Unit]:
+        """What counts once, under one configuration."""
+        return self.benchmark.units(score_all(self.benchmark, self.samples, self.records[arm]))
+
+
+def against(reference: Sequence[Unit], other: Sequence[Unit]) -> dict[str, Any]:
+    """The paired test of the same questions, other minus reference, as plain facts."""
+    values = [u.value for u in reference], [u.value for u in other]
+    return asdict(paired(*values, [u.cluster for u in reference]))
+
+
+def facts(script: str, argv: list[str] | None, **more: Any) -> dict[str, Any]:
+    """The facts of a run of `python -m scripts.<script>`, and what it found."""
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    given = sys.argv[1:] if argv is None else argv
+    return {
+        "command": shlex.join(["python", "-m", f"scripts.{script}", *given]),
+        "versions": versions(),
+        "hardware": {"machine": platform.machine(), "cores": os.cpu_count(), "gpu": gpu},
+        **more,
+    }
+
+
+def write_json(path: Path, found: dict[str, Any]) -> dict[str, Any]:
+    """Write facts as JSON, and give them as they are read back."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(found, indent=1, default=repr) + "\n"
+    path.write_text(text, encoding="utf-8")
+    return json.loads(text)
+
+
+def write_table(path: Path, text: str) -> None:
+    """Print a table, and write it as Markdown."""
+    print(text)
+    path.with_suffix(".md").write_text(f"```\n{text}\n```\n", encoding="utf-8")
+
+
+def result_of(row: dict[str, Any]) -> Result:
+    """A `Result` from its facts."""
+    by = {
+        column: {value: Interval(**found) for value, found in values.items()}
+        for column, values in row["by"].items()
+    }
+    accuracy = Interval(**row["accuracy"]) if row["accuracy"] else None
+    beside = Paired(**row["against"]) if row["against"] else None
+    return Result(**{**row, "accuracy": accuracy, "against": beside, "by": by})
+
+
+def canvas(width: float, height: float) -> tuple[Any, Any]:
+    """A figure that needs no display, and its axes."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes

@@ -1,0 +1,234 @@
+"""One picture in a stack: `python -m scripts.study_needle`.
+
+The 1-D sibling of the embedded model learns for some steps from stacks of one or two pictures, of
+which one alone has a sign and a dot: once with increment 1 for every visual token, once with an
+increment drawn for each picture (V2PE, arXiv 2412.09616). Both are then asked about stacks of up to
+16 pictures, eight times as long as what they learned from: the first also with its positions scaled
+linearly into what it knows, the second at several increments. All from the same data and steps.
+
+Writes `needle.json` (raw figures, versions, hardware, command), `needle.md` and `needle.png`. An
+interrupted run goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from PIL import Image
+from transformers import AutoConfig, AutoModelForImageTextToText
+
+import vlm
+from compress.parse import split_list
+from eval.answerers import ModelAnswerer
+from eval.arms import DENSE, Arm
+from eval.samples import Benchmark, Drawing, Loaded, Sample, Score
+from scripts.common import COLOURS, RESULTS, Asked, against, canvas, facts, write_json, write_table
+from train.recipe_files import load_recipe
+from train.run import train
+from vlm.scenes import Question, Scene, Split, draw, make_scene, questions
+
+LEARNED = 2  # pictures of the longest training sample
+KINDS = ("small", "reading")
+FIRST = 200_000  # training scenes that nothing else uses
+SETTINGS = [
+    "learning_rate.tower=1e-5",
+    "learning_rate.projector=2e-4",
+    "learning_rate.language_model=5e-4",
+    "optimizer.batch=16",
+    "optimizer.micro_batch=16",
+    "data.window=2048",
+    "log.to=[]",
+    "log.save=100000",
+]
+
+
+def stack(seed: int, count: int, split: Split) -> tuple[list[Scene], list[Question]]:
+    """Scenes of which one alone has a sign and a dot, and what can be asked about these."""
+    rng = np.random.default_rng((seed, count, 11))
+    first = 16 * seed if split != "train" else FIRST + LEARNED * seed
+    scenes = [make_scene(first + k, split) for k in range(count)]
+    needle = int(rng.integers(count))
+    asked = [q for q in questions(scenes[needle], rng) if q.category in KINDS]
+    shown = [s if k == needle else replace(s, sign=None, dot=None) for k, s in enumerate(scenes)]
+    return shown, asked
+
+
+@dataclass(frozen=True)
+class Needle(Benchmark):
+    """Questions about the one picture of a stack that has a sign and a dot."""
+
+    pictures: int = 1
+    stacks: int = 100
+    split: Split = "test"
+
+    name: ClassVar[str] = "needle"
+
+    def load(self) -> Loaded:
+        """Draw the stacks."""
+        samples = []
+        for seed in range(self.stacks):
+            scenes, asked = stack(seed, self.pictures, self.split)
+            media = tuple(Drawing(partial(_drawn, seed, self, k)) for k in range(len(scenes)))
+            samples += [
+                Sample(
+                    key=f"{seed:04d}-{one.category}",
+                    prompt=one.text,
+                    media=media,
+                    answer=one.answer,
+                    groups={"category": one.category},
+                    cluster=f"{seed:04d}",
+                    max_new_tokens=8,
+                )
+                for one in asked
+            ]
+        return Loaded(samples)
+
+    def score(self, sample: Sample, text: str) -> Score:
+        """Exact match, but for surrounding space."""
+        return Score(float(text.strip() == sample.answer), text.strip())
+
+
+def _drawn(seed: int, needle: Needle, number: int) -> Image.Image:
+    return draw(stack(seed, needle.pictures, needle.split)[0][number])
+
+
+def write_data(folder: Path, count: int) -> None:
+    """Draw training stacks of one picture and of two, one question a sample."""
+    if (folder / "data.json").is_file():
+        return
+    (folder / "images").mkdir(parents=True, exist_ok=True)
+    rows = []
+    for seed in range(count):
+        scenes, asked = stack(seed, 1 + seed % LEARNED, "train")
+        names = [f"{seed}-{k}.png" for k in range(len(scenes))]
+        for name, scene in zip(names, scenes, strict=True):
+            draw(scene).save(folder / "images" / name)
+        one = asked[seed // 2 % len(asked)]
+        said = [("user", "<image>\n" * len(names) + one.text), ("assistant", one.answer)]
+        messages = [{"role": role, "content": text} for role, text in said]
+        rows.append({"id": str(seed), "images": names, "messages": messages})
+    (folder / "data.json").write_text(json.dumps(rows), encoding="utf-8")
+
+
+def tune(positions: str, args: argparse.Namespace) -> tuple[Path, dict[str, Any]]:
+    """Train one model; its folder, and what its report says."""
+    output = args.work / positions.replace(":", "-")
+    if not (output / "train_report.json").is_file():
+        base = args.work / "base"
+        if not base.is_dir():
+            model, processor = vlm.load(args.model)
+            model.save_pretrained(base)
+            processor.save_pretrained(base)
+        places = [f"model={base}", f"output={output}", f"data.media={args.work / 'images'}"]
+        places += [f"data.files=[{args.work / 'data.json'}]", f"optimizer.steps={args.steps}"]
+        own = [f"positions={positions}", f"seed={args.seed}"]
+        train(load_recipe("mini", [*SETTINGS, *places, *own]), resume=output.exists())
+    report = json.loads((output / "train_report.json").read_text(encoding="utf-8"))
+    return output, {name: report[name] for name in ("steps", "seconds", "loss", "totals")}
+
+
+def scaled(folder: Path, factor: float) -> Any:
+    """A trained model with all positions divided by `factor` (linear RoPE scaling)."""
+    config = AutoConfig.from_pretrained(folder)
+    rope = {**config.text_config.rope_parameters, "rope_type": "linear", "factor": factor}
+    config.text_config.rope_parameters = rope
+    return AutoModelForImageTextToText.from_pretrained(folder, config=config).eval()
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m scripts.study_needle", description=__doc__)
+    parser.add_argument("--model", default="mini-1d")
+    parser.add_argument("--pictures", default="1,2,4,8,16")
+    parser.add_argument("--increments", default="1,1/2,1/4,1/8,1/16,1/64")
+    parser.add_argument("--stacks", type=int, default=100)
+    parser.add_argument("--drawn", type=int, default=4000, help="stacks to learn from")
+    parser.add_argument("--steps", type=int, default=250)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--work", type=Path, default=Path("out/needle"))
+    parser.add_argument("--output", type=Path, default=RESULTS)
+    args = parser.parse_args(argv)
+    write_data(args.work, args.drawn)
+    learned = {name: tune(name, args) for name in ("home", "v2pe:random")}
+    rows = []
+    for pictures in (int(text) for text in split_list(args.pictures)):
+        benchmark = Needle(pictures=pictures, stacks=args.stacks)
+
+        def ask(
+            model: Any,
+            name: str,
+            arms: dict[str, Arm],
+            folder: Path,
+            benchmark: Needle = benchmark,
+        ) -> dict[str, Any]:
+            processor = vlm.load(folder)[1]
+            answerer = ModelAnswerer(model, processor, name)
+            asked = Asked(benchmark, answerer, list(arms.values()), args.work / "answers")
+            return {title: asked.units(arm) for title, arm in arms.items()}
+
+        plain, various = learned["home"][0], learned["v2pe:random"][0]
+        units = ask(vlm.load(plain)[0], "plain", {"increment 1": DENSE}, plain)
+        factor = max(1.0, pictures / LEARNED)
+        units |= ask(scaled(plain, factor), f"linear {factor:g}", {"linear": DENSE}, plain)
+        steps = split_list(args.increments)
+        arms = {f"v2pe {step}": Arm("random", 1.0, f"v2pe:{step}") for step in steps}
+        units |= ask(vlm.load(various)[0], "v2pe", arms, various)
+        for title, own in units.items():
+            kinds = {kind: [u.value for u in own if u.groups["category"] == kind] for kind in KINDS}
+            rows.append(
+                {
+                    "pictures": pictures,
+                    "positions": title,
+                    "accuracy": sum(u.value for u in own) / len(own),
+                    "by": {kind: sum(v) / len(v) for kind, v in kinds.items()},
+                    "against": against(units["increment 1"], own),
+                    "questions": len(own),
+                }
+            )
+    training = {name: report for name, (_, report) in learned.items()}
+    found = facts(
+        "study_needle", argv, seed=args.seed, settings=SETTINGS, training=training, rows=rows
+    )
+    render(write_json(args.output / "needle.json", found), args.output / "needle")
+    return 0
+
+
+def render(found: dict[str, Any], path: Path) -> None:
+    """The table and the picture, from the facts."""
+    rows = found["rows"]
+    sizes = list(dict.fromkeys(row["pictures"] for row in rows))
+    names = list(dict.fromkeys(row["positions"] for row in rows))
+    at = {(row["positions"], row["pictures"]): row for row in rows}
+    lines = [f"{'pictures':14}" + "".join(f"{size:>17}" for size in sizes)]
+    for name in names:
+        line = f"{name:14}"
+        for size in sizes:
+            row = at[name, size]
+            mark = f"(p {row['against']['p']:.2g})" if name != names[0] else ""
+            line += f"{row['accuracy']:>7.1%}{mark:>10}"
+        lines.append(line)
+    write_table(path, "\n".join(lines))
+    figure, axes = canvas(6.5, 4)
+    for number, name in enumerate(names):
+        values = [100 * at[name, size]["accuracy"] for size in sizes]
+        hue = COLOURS[min(number, 2)]
+        fade = 1.0 if number < 2 else 1 - 0.8 * (number - 2) / max(1, len(names) - 2)
+        axes.plot(sizes, values, "o-", color=hue, alpha=fade, label=name)
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(sizes, [str(size) for size in sizes])
+    axes.axvline(LEARNED, color="#999999", linestyle=":")
+    axes.set_xlabel("pictures of 144 tokens in the stack (dotted: the longest it learned from)")
+    axes.set_ylabel("right answers, %")
+    axes.set_ylim(0, 100)
+    axes.legend(frameon=False, fontsize=8)
+    figure.savefig(path.with_suffix(".png"), dpi=110)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,200 @@
+"""Fine-tuning with the reduction on: `python -m scripts.study_trained`.
+
+The embedded model learns for some steps from questions about new training scenes, dense and with
+each reduction on, from the same data in the same order. Each of the models answers the embedded
+benchmark under the reduction that it learned with, beside the dense one that learned as long, and
+beside the model that learned dense (training-free). A method with slots (PPE) is paired with itself
+at one slot, K = 1.
+
+Writes `trained.json` (raw figures, versions, hardware, command), `trained.md` and `trained.png`. An
+interrupted run goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import vlm
+from compress.parse import parse_budget, split_list
+from eval.answerers import ModelAnswerer
+from eval.arms import DENSE, Arm
+from eval.benchmarks.embedded import Embedded
+from scripts.common import RESULTS, Asked, against, canvas, facts, write_json, write_table
+from train.recipe_files import load_recipe
+from train.run import train
+from vlm.scenes import draw, make_scene, questions
+
+FIRST = 100_000  # scenes before it are those that the embedded model was trained on
+REPORT = "train_report.json"
+SETTINGS = [
+    "learning_rate.tower=1e-5",
+    "learning_rate.projector=1e-4",
+    "learning_rate.language_model=1e-4",
+    "optimizer.batch=16",
+    "optimizer.micro_batch=16",
+    "log.to=[]",
+    "log.every=10",
+    "log.save=100000",
+]
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """What one model learns with; method None is dense."""
+
+    method: str | None = None
+    budget: float = 1.0
+    slots: int = 1
+
+    @property
+    def arm(self) -> Arm:
+        """What it is asked under."""
+        return Arm(self.method, self.budget, "home", self.slots) if self.method else DENSE
+
+    @property
+    def name(self) -> str:
+        """For folders."""
+        return f"{self.method or 'dense'}-{self.budget:.3f}-{self.slots}"
+
+    def settings(self) -> list[str]:
+        """Overrides of the recipe."""
+        if self.method is None:
+            return []
+        chosen = [f"compress.method={self.method}", f"compress.budget={self.budget}"]
+        return [*chosen, f"slots={self.slots}"]
+
+
+def write_data(folder: Path, scenes: int) -> None:
+    """Draw the scenes, and write one sample for each question about each of them."""
+    images, rows = folder / "images", []
+    if (folder / "data.json").is_file():
+        return
+    images.mkdir(parents=True, exist_ok=True)
+    for seed in range(FIRST, FIRST + scenes):
+        scene = make_scene(seed)
+        draw(scene).save(images / f"{seed}.png")
+        for number, one in enumerate(questions(scene, np.random.default_rng(seed))):
+            said = [("human", f"<image>\n{one.text}"), ("gpt", one.answer)]
+            talk = [{"from": who, "value": text} for who, text in said]
+            rows.append({"id": f"{seed}-{number}", "image": f"{seed}.png", "conversations": talk})
+    (folder / "data.json").write_text(json.dumps(rows), encoding="utf-8")
+
+
+def tune(tuned: Tuned, work: Path, steps: int, seed: int) -> dict[str, Any]:
+    """Train one model below `work`; what its report says."""
+    output = work / f"{tuned.name}-{steps}-{seed}"
+    if not (output / REPORT).is_file():
+        base = work / "base"
+        if not base.is_dir():
+            model, processor = vlm.load("mini")
+            model.save_pretrained(base)
+            processor.save_pretrained(base)
+        places = [f"model={base}", f"output={output}", f"data.media={work / 'images'}"]
+        places += [f"data.files=[{work / 'data.json'}]", f"optimizer.steps={steps}"]
+        recipe = load_recipe("mini", [*SETTINGS, *places, f"seed={seed}", *tuned.settings()])
+        train(recipe, resume=output.exists())
+    report = json.loads((output / REPORT).read_text(encoding="utf-8"))
+    kept = {name: report[name] for name in ("steps", "seconds", "loss", "totals", "time")}
+    return kept | {"folder": str(output)}
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m scripts.study_trained", description=__doc__)
+    parser.add_argument("--methods", default="duet,foveate")
+    parser.add_argument("--budgets", default="1/3,2/9,1/9", help="share of the tokens")
+    parser.add_argument("--merging", default="pool", help="methods for the slots")
+    parser.add_argument("--slots", default="1,4", help="positions of a merged token")
+    parser.add_argument("--merged-budgets", default="1/4")
+    parser.add_argument("--steps", type=int, default=250)
+    parser.add_argument("--drawn", type=int, default=800, help="scenes to learn from")
+    parser.add_argument("--scenes", type=int, default=300, help="scenes of the test split")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--work", type=Path, default=Path("out/trained"))
+    parser.add_argument("--output", type=Path, default=RESULTS)
+    args = parser.parse_args(argv)
+    write_data(args.work, args.drawn)
+    given = {name: split_list(getattr(args, name)) for name in ("budgets", "merged_budgets")}
+    budgets = {name: [float(parse_budget(b)) for b in texts] for name, texts in given.items()}
+    wanted = [Tuned()]
+    wanted += [Tuned(m, b) for m in split_list(args.methods) for b in budgets["budgets"]]
+    slots = sorted(int(k) for k in split_list(args.slots))
+    merging = [(m, b) for m in split_list(args.merging) for b in budgets["merged_budgets"]]
+    wanted += [Tuned(m, b, k) for m, b in merging for k in slots]
+    reports = {tuned: tune(tuned, args.work, args.steps, args.seed) for tuned in wanted}
+    benchmark = Embedded("test", args.scenes, clips=0)
+
+    def ask(tuned: Tuned, arms: list[Arm]) -> Asked:
+        folder = reports[tuned]["folder"]
+        model, processor = vlm.load(folder)
+        answerer = ModelAnswerer(model, processor, folder)
+        return Asked(benchmark, answerer, arms, args.work / "answers", args.seed)
+
+    free = ask(Tuned(), [tuned.arm for tuned in wanted])
+    dense, rows = free.units(DENSE), []
+    units = {Tuned(): dense}
+    for tuned in wanted:
+        own = units[tuned] = ask(tuned, [tuned.arm]).units(tuned.arm)
+        control = Tuned(tuned.method, tuned.budget)
+        beside = control if tuned.slots > 1 and control in units else Tuned()
+        row = {
+            "method": tuned.method,
+            "budget": tuned.budget,
+            "slots": tuned.slots,
+            "dense": sum(u.value for u in dense) / len(dense),
+            "free": sum(u.value for u in free.units(tuned.arm)) / len(dense),
+            "trained": sum(u.value for u in own) / len(dense),
+            "beside": beside.name,
+            "against": against(units[beside], own),
+            "against_free": against(free.units(tuned.arm), own),
+            "training": reports[tuned],
+        }
+        rows.append(row)
+    found = facts(
+        "study_trained", argv, questions=len(dense), seed=args.seed, settings=SETTINGS, rows=rows
+    )
+    render(write_json(args.output / "trained.json", found), args.output / "trained")
+    return 0
+
+
+def render(found: dict[str, Any], path: Path) -> None:
+    """The table and the picture, from the facts."""
+    lines = [
+        f"{'':22}{'tokens':>7}{'free':>8}{'trained':>9}{'of dense':>10}{'+/- free':>10}{'p':>8}"
+        f"{'+/- beside':>12}{'p':>8}  beside"
+    ]
+    for row in found["rows"]:
+        name = (row["method"] or "dense") + (f" K={row['slots']}" if row["slots"] > 1 else "")
+        line = f"{name:22}{row['budget']:>7.3f}{row['free']:>8.1%}{row['trained']:>9.1%}"
+        line += f"{row['trained'] / row['dense']:>10.1%}"
+        line += f"{100 * row['against_free']['difference']:>+10.1f}{row['against_free']['p']:>8.2g}"
+        line += f"{100 * row['against']['difference']:>+12.1f}{row['against']['p']:>8.2g}"
+        lines.append(f"{line}  {row['beside']}")
+    write_table(path, "\n".join(lines))
+    figure, axes = canvas(7, 0.35 * len(found["rows"]) + 1.2)
+    for place, row in enumerate(found["rows"]):
+        axes.plot([100 * row["free"], 100 * row["trained"]], [place, place], color="#bbbbbb")
+        for key, mark, hue in (("free", "o", "#E69F00"), ("trained", "s", "#0072B2")):
+            label = key if place == 0 else "_"
+            axes.plot(100 * row[key], place, mark, color=hue, label=label)
+    axes.axvline(100 * found["rows"][0]["dense"], color="black", linestyle=":", label="dense")
+    names = [
+        f"{row['method'] or 'dense'} {row['budget']:.0%}"
+        + (f" K={row['slots']}" if row["slots"] > 1 else "")
+        for row in found["rows"]
+    ]
+    axes.set_yticks(range(len(names)), names)
+    axes.invert_yaxis()
+    axes.set_xlabel("right answers, %: without and with training under the reduction")
+    axes.legend(frameon=False)
+    figure.savefig(path.with_suffix(".png"), dpi=110)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
