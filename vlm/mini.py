@@ -28,7 +28,7 @@ from vlm.scenes import COLOURS, IMAGE_SIZE, SHAPES
 Axes = Literal["mrope", "1d"]
 PATCH_SIZE = 8
 GRID = IMAGE_SIZE // PATCH_SIZE
-WIDTH, HEAD, LAYERS = 128, 64, 4  # of tower and language model
+WIDTH, HEAD, LAYERS = 128, 32, 4  # of tower and language model
 SPECIAL_TOKENS = ("<pad>", "<s>", "</s>", "<unk>", "<image>", "<video>")
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}"
@@ -55,9 +55,10 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     """The words of the scenes as whole tokens, and every printable character for other text."""
     pieces = [(token, 0.0) for token in SPECIAL_TOKENS]
     pieces += [(f"▁{word}", -1.0) for word in dict.fromkeys(_words())]
-    alone = string.ascii_letters + string.digits
-    pieces += [(f"▁{character}", -4.0) for character in alone]
-    pieces += [(character, -5.0) for character in ["▁", "\n", *alone, *string.punctuation]]
+    # A sign's first letter is the same token as its second: what is learned of one holds for both.
+    pieces += [(f"▁{character}", -4.0) for character in string.ascii_lowercase + string.digits]
+    alone = [*string.ascii_letters, *string.digits, *string.punctuation]
+    pieces += [(character, -5.0) for character in ["▁", "\n", *alone]]
     pieces += [("Answer", -1.0)]  # at the beginning of a line
     unk = SPECIAL_TOKENS.index("<unk>")
     tokenizer = Tokenizer(models.Unigram(pieces, unk_id=unk, byte_fallback=False))

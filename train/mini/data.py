@@ -35,6 +35,7 @@ from vlm.scenes import (
 
 CELLS = mini.GRID * mini.GRID
 IMAGE, VIDEO = "image", "video"
+SLOW = ("relation", "count", "order")  # kinds of questions that take two look-ups or more
 _processor = mini.build_processor()
 _tokenizer = _processor.tokenizer
 _view = _processor.seen[0]
@@ -127,20 +128,24 @@ def _turn(question: str, answer: str) -> tuple[list[int], list[int]]:
 
 
 def turns_of(
-    kind: str, seed: int, rng: np.random.Generator, captions: float, letters: float
+    kind: str, seed: int, rng: np.random.Generator, captioned: bool, letters: float, rounds: int = 1
 ) -> list[tuple[list[int], list[int]]]:
     """The questions about one scene or clip, and their answers.
 
-    captions: the chance of a caption beside them. letters: the chance that a question is asked in
-    multiple choice.
+    captioned: with a caption beside them. letters: the chance that a question is asked in multiple
+    choice. rounds: how often the kinds that are slow to learn are drawn.
     """
     if kind == IMAGE:
         scene = make_scene(seed)
-        asked, shown, told = questions(scene, rng), list(scene.items), caption(scene)
+        draws = [questions(scene, rng) for _ in range(rounds)]
+        shown, told = list(scene.items), caption(scene)
     else:
         clip = make_clip(seed)
-        asked, told = clip_questions(clip, rng), clip_caption(clip)
+        draws, told = [clip_questions(clip, rng) for _ in range(rounds)], clip_caption(clip)
         shown = [item for frame in clip.frames for item in frame.items]
+
+    again = (q for drawn in draws[1:] for q in drawn if q.category in SLOW)
+    asked = dict.fromkeys([*draws[0], *again])
 
     def form(question: Question) -> Question:
         if rng.random() >= letters:
@@ -148,7 +153,7 @@ def turns_of(
         return multiple_choice(question, options(question, shown, rng))
 
     turns = [_turn(q.text, q.answer) for q in map(form, asked)]
-    if rng.random() < captions:
+    if captioned:
         turns.append(_turn(f"Describe the {'picture' if kind == IMAGE else 'video'}.", told))
     return turns
 
@@ -222,7 +227,8 @@ class Lessons(Dataset[dict[str, Lesson]]):
     """The lessons of a stage by step, made in worker processes; the same for the same seed.
 
     sizes: of a batch, by kind. shown: cells that the language model is shown, None for all (with
-    pixels) and 0 for no questions. captions, letters: see `turns_of`; letters are asked from a
+    pixels) and 0 for no questions. captions: share of the lessons that have them. letters, rounds:
+    see `turns_of`; letters are asked from a
     third of the stage on.
     """
 
@@ -234,6 +240,7 @@ class Lessons(Dataset[dict[str, Lesson]]):
     shown: int | None
     captions: float = 0.0
     letters: float = 0.0
+    rounds: int = 1
 
     def __len__(self) -> int:
         return self.steps
@@ -248,8 +255,9 @@ class Lessons(Dataset[dict[str, Lesson]]):
         fields, nothing = drawn.fields(index), torch.empty(0)
         if self.shown == 0:
             return Lesson(drawn.pixels(index), fields, None)
+        captioned = rng.random() < self.captions  # all or none: rows of one length waste nothing
         letters = self.letters * min(1.0, max(0.0, 3 * step / self.steps - 1))
-        rows = [turns_of(kind, int(s), rng, self.captions, letters) for s in index]
+        rows = [turns_of(kind, int(s), rng, captioned, letters, self.rounds) for s in index]
         where, after = homes(kind, self.axes)
         if self.shown is None:
             cells = torch.arange(len(where)).expand(size, -1)

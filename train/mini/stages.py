@@ -33,7 +33,8 @@ class Stage:
     """How long and how fast one stage learns.
 
     batch: scenes a step. clips: clips a step. lr: the peak of AdamW, muon: of Muon. shown: cells
-    that the language model is shown (see `Lessons`). asked: chances of captions and of letters.
+    that the language model is shown (see `Lessons`). asked: chances of captions and of letters,
+    and rounds of questions.
     """
 
     steps: int
@@ -42,14 +43,14 @@ class Stage:
     lr: float
     muon: float
     shown: int | None = 0
-    asked: tuple[float, float] = (0.0, 0.0)
+    asked: tuple[float, float, int] = (0.0, 0.0, 1)
 
 
 RECIPE = {
     "vision": Stage(900, 24, 2, lr=1e-3, muon=0.01),
-    "language": Stage(1500, 20, 6, lr=2e-3, muon=0.01, shown=64, asked=(0.3, 0.3)),
+    "language": Stage(1500, 20, 6, lr=2e-3, muon=0.01, shown=64, asked=(0.2, 0.2, 4)),
     "bridge": Stage(300, 24, 2, lr=1e-3, muon=0.005),
-    "joint": Stage(700, 12, 2, lr=3e-4, muon=0.002, shown=None, asked=(0.15, 0.2)),
+    "joint": Stage(700, 12, 2, lr=3e-4, muon=0.002, shown=None, asked=(0.1, 0.2, 4)),
 }
 
 
