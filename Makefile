@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test style slow wheel train-mini accuracy clean
+.PHONY: demo test style slow wheel train-mini results clean
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -28,8 +28,8 @@ slow: $(READY)  ## what takes long: wheels, launchers, long products of the matr
 train-mini: $(READY)  ## train the embedded model again (about an hour on 2 cores)
 	$(BIN)/python -m train.mini --output out/mini
 
-accuracy: $(READY)  ## the table of docs/results.md
-	$(BIN)/python -m scripts.accuracy
+results: $(READY)  ## tables and pictures of docs/results.md, made again from their JSON
+	$(BIN)/python -m scripts.results
 
 clean:
 	rm -rf $(VENV) out build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

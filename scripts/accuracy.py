@@ -110,9 +110,34 @@ def render(found: dict[str, Any], path: Path) -> None:
         text += f"{100 * row['difference']:>+10.1f}  {row['p']:.2g}"
     write_table(path, text)
     if len({result.title.split()[0] for result in results}) > len(COLOURS):
+        write_table(path.with_name(f"{path.name}-short"), short(results, found["duels"]))
         rank(results, path.with_suffix(".png"))
     else:
         draw(results, found, path.with_suffix(".png"))
+
+
+def short(results: list[Result], duels: list[dict[str, Any]]) -> str:
+    """A line a method: accuracy at each budget, and the p of `foveate` being better or worse."""
+    dense: Any = results[0].accuracy
+    beside = {(row["method"], f"{row['budget']:.4g}"): row for row in duels}
+    found: dict[str, dict[str, str]] = {}
+    for result in results[1:]:
+        method, budget = result.title.split()
+        accuracy: Any = result.accuracy
+        cell = f"{accuracy.mean:.1%}" if reached(result, results[0]) else "-"
+        if (row := beside.get((method, budget))) is not None:
+            sign = "<" if row["difference"] > 0 else ">"
+            cell += f" {sign if row['p'] < 0.05 else '='} {row['p']:<6.2g}"
+        elif cell != "-" and method == "foveate":
+            cell += f" ({accuracy.mean / dense.mean:.1%})"
+        found.setdefault(method, {})[budget] = cell
+    budgets = list(dict.fromkeys(result.title.split()[1] for result in results[1:]))
+    lines = [f"{'dense ' + format(dense.mean, '.1%'):14}" + "".join(
+        f"{f'{float(b):.1%} of tokens':>20}" for b in budgets
+    )]  # fmt: skip
+    for method, cells in sorted(found.items(), key=lambda pair: pair[0] != "foveate"):
+        lines.append(f"{method:14}" + "".join(f"{cells[b]:>20}" for b in budgets))
+    return "\n".join(lines)
 
 
 def draw(results: list[Result], found: dict[str, Any], path: Path) -> None:

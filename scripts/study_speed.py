@@ -15,9 +15,6 @@ Writes `<out>.json` (raw times, versions, hardware, command), `<out>.md` and `<o
 from __future__ import annotations
 
 import argparse
-import json
-import platform
-import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -27,7 +24,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from torch import nn
 from transformers import (
     CLIPVisionConfig,
@@ -41,6 +37,7 @@ from transformers import (
 from compress.measure import measure
 from compress.parse import parse_budget, split_list
 from compress.report import Report, layer_macs
+from scripts.common import canvas, facts, write_json, write_table
 from vlm.families import family_of
 
 TEXT = 40  # tokens after the visual inputs; 8 stand before them
@@ -300,18 +297,13 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 def draw(rows: list[dict[str, Any]], path: Path) -> None:
     """Milliseconds to the first token in parts, a bar a run."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     bars = []
     for row in rows:
         way = "" if row["way"] == "sdpa" else ", eager"
         if row["show_dense"]:
             bars.append((f"{row['load']}: dense{way}", row["dense"]))
         bars.append((f"{row['load']}: {row['method']} {row['budget']}{way}", row["reduced"]))
-    figure, axes = pyplot.subplots(figsize=(9, 0.3 * len(bars) + 1.2), constrained_layout=True)
+    figure, axes = canvas(9, 0.3 * len(bars) + 1.2)
     left = [0.0] * len(bars)
     parts = ("vision", "reduce", "plan", "prefill")
     for part, colour in zip(parts, ("#0072B2", "#D55E00", "#E69F00", "#009E73"), strict=True):
@@ -322,7 +314,6 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
     axes.invert_yaxis()
     axes.set_xlabel("milliseconds to the first token")
     axes.legend(frameon=False, loc="lower right")
-    axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=110)
 
 
@@ -359,23 +350,22 @@ def main(argv: list[str] | None = None) -> int:
                 found.append(figures)
                 print(table(found[-1:]), flush=True)
         del model
-    facts = {
-        "command": shlex.join(["python", "-m", "scripts.study_speed", *(argv or sys.argv[1:])]),
-        "seed": args.seed,
-        "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
-        "hardware": {
-            "machine": platform.machine(),
-            "threads": torch.get_num_threads(),
-            "gpu": torch.cuda.get_device_name() if gpu else None,
-        },
-        "dtype": str(dtype).removeprefix("torch."),
-        "rows": found,
-    }
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.with_suffix(".json").write_text(json.dumps(facts, indent=1) + "\n")
-    args.out.with_suffix(".md").write_text(f"```\n{table(found)}\n```\n")
-    draw(found, args.out.with_suffix(".png"))
+    known = facts(
+        "study_speed",
+        argv,
+        seed=args.seed,
+        threads=torch.get_num_threads(),
+        dtype=str(dtype).removeprefix("torch."),
+        rows=found,
+    )
+    render(write_json(args.out.with_suffix(".json"), known), args.out)
     return 0
+
+
+def render(found: dict[str, Any], path: Path) -> None:
+    """The table and the picture, from the facts."""
+    write_table(path, table(found["rows"]))
+    draw(found["rows"], path.with_suffix(".png"))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-EMBEDDED = ("mini",)
+EMBEDDED = ("mini", "mini-1d")
 
 
 def load(
@@ -23,7 +23,8 @@ def load(
     """Load a model and its processor: all of it, or an error.
 
     Args:
-        name: "mini" for the embedded model, a folder of a checkpoint, or a hub model's name.
+        name: "mini" for the embedded model, "mini-1d" for its sibling with positions on one axis (a
+            stock LLaVA), a folder of a checkpoint, or a hub model's name.
         dtype: of the weights.
         device: where the model goes.
         trust_remote_code: run code that lies in the checkpoint; off unless asked for.

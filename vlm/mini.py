@@ -1,21 +1,23 @@
 """The embedded model: small enough to ship, and yet it looks things up in what it sees.
 
 `build` makes it untrained, with its processor; `train.mini` trains it; `vlm.load("mini")` loads the
-checkpoint that lies in this package. A CLIP tower sees a 96 px picture, or a frame of a video, as
-12 x 12 cells, and a small language model with positions on three axes (M-RoPE, as Qwen2.5-VL) or
-on one answers about it.
+checkpoint that lies in this package, `vlm.load("mini-1d")` its sibling, a stock LLaVA. A CLIP tower
+sees a 96 px picture, or a frame of a video, as 12 x 12 cells, and a small language model with
+positions on three axes (M-RoPE, as Qwen2.5-VL), or on one, answers about it.
 """
 
 from __future__ import annotations
 
 import string
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import (
+    CLIPImageProcessor,
     CLIPVisionConfig,
     LlamaConfig,
+    LlavaProcessor,
     PreTrainedTokenizerFast,
     Qwen2_5_VLTextConfig,
 )
@@ -93,7 +95,7 @@ def build_config(axes: Axes = "mrope") -> FoveateConfig:
         projection_dim=WIDTH,
     )
     vocabulary = len(build_tokenizer())
-    shared = {
+    shared: dict[str, Any] = {
         "vocab_size": vocabulary,
         "hidden_size": WIDTH,
         "intermediate_size": 3 * WIDTH,
@@ -110,14 +112,15 @@ def build_config(axes: Axes = "mrope") -> FoveateConfig:
     }
     rope = {"rope_type": "default", "rope_theta": 10_000.0}
     text: LlamaConfig | Qwen2_5_VLTextConfig
-    scheme = {}
+    scheme: dict[str, Any] = {}
     if axes == "mrope":
         half = HEAD // 2
         sections = [half - 2 * (3 * half // 8), 3 * half // 8, 3 * half // 8]
         text = Qwen2_5_VLTextConfig(**shared, rope_parameters={**rope, "mrope_section": sections})
         scheme = {"clip": {"type": "MRoPE"}}
     else:
-        text = LlamaConfig(**shared, rope_parameters=rope)
+        # With biases, as the other has them: its weights are a place to begin from.
+        text = LlamaConfig(**shared, rope_parameters=rope, attention_bias=True)
     seen = {"layer": -1, "scoring_layer": -1, "fit": "squash", "frozen": False}
     expert = expert_config("clip", "clip", tower, **seen)
     return FoveateConfig(
@@ -133,6 +136,20 @@ def build_processor(config: FoveateConfig | None = None) -> FoveateProcessor:
     """The processor: 96 px pictures, placeholders, the chat template."""
     config = config or build_config()
     return FoveateProcessor.for_model(config, build_tokenizer(), chat_template=CHAT_TEMPLATE)
+
+
+def build_stock_processor() -> LlavaProcessor:
+    """The processor of the 1-D sibling as a stock LLaVA."""
+    size = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
+    return LlavaProcessor(
+        image_processor=CLIPImageProcessor(size=size, do_center_crop=False, do_convert_rgb=True),
+        tokenizer=build_tokenizer(),
+        patch_size=PATCH_SIZE,
+        vision_feature_select_strategy="default",
+        chat_template=CHAT_TEMPLATE,
+        image_token="<image>",
+        num_additional_image_tokens=1,
+    )
 
 
 def build(

@@ -207,8 +207,8 @@ def write(folder: Path, split: Split, scenes: int, clips: int) -> list[Path]:
                 found = options(question, asked.shown, np.random.default_rng((first, number)))
                 letter = LETTERS[found.index(question.answer)]
                 image = base64.b64encode(frames[0]).decode() if number == 0 else str(first)
-                head = (len(rows), question.text, "", *found, letter, question.category)
-                rows.append([*head, image, "drawn", question.category, "", split])
+                asking = (len(rows), question.text, "", *found, letter, question.category)
+                rows.append([*asking, image, "drawn", question.category, "", split])
     head = "index question hint A B C D answer category image source l2-category comment split"
     with (folder / "mmbench.tsv").open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, delimiter="\t", lineterminator="\n")

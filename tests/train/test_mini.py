@@ -42,7 +42,7 @@ def test_training_shows_a_question_as_the_processor_does(
         asked, shown = questions(make_scene(2), rng), Image.fromarray(shown[0])
     else:
         asked = clip_questions(make_clip(2), rng)
-    turns = turns_of(kind, 2, np.random.default_rng(5), 0.0, 0.0)
+    turns = turns_of(kind, 2, np.random.default_rng(5), captioned=False, letters=0.0)
     where, after = homes(kind, axes)
     batch = pack([turns], where[None], after)
     lm = model.model.language_model
@@ -90,9 +90,9 @@ def test_lessons_are_the_same_for_a_step_and_go_through_everything(data: dict[st
     assert sorted(first) == sorted(second) == list(range(6)) and first != second
 
 
-def trainer(folder: Path, data: dict[str, Drawn]) -> Trainer:
+def trainer(folder: Path, data: dict[str, Drawn], axes: mini.Axes = "mrope") -> Trainer:
     folder.mkdir(exist_ok=True)
-    return Trainer(folder, data, 0, "mrope", compiled=False)
+    return Trainer(folder, data, 0, axes, compiled=False)
 
 
 def test_all_stages_and_one_that_was_cut_off(
@@ -107,6 +107,12 @@ def test_all_stages_and_one_that_was_cut_off(
         whole.run("joint")
     for stage in STAGES:
         whole.run(stage)
+    sibling = trainer(tmp_path / "sibling", data, "1d")
+    sibling.begin(tmp_path / "whole" / "joint.safetensors")
+    sibling.run("joint")
+    assert (tmp_path / "sibling" / "joint.safetensors").is_file()
+    with pytest.raises(ValueError, match="is of another model"):
+        sibling.begin(tmp_path / "whole" / "vision.safetensors")
     rows = [json.loads(line) for line in (tmp_path / "whole" / "log.jsonl").open()]
     assert rows[0]["stage"] == "vision" and 0 < rows[0]["image loss"] < 40
     with monkeypatch.context() as broken:
@@ -117,6 +123,17 @@ def test_all_stages_and_one_that_was_cut_off(
     trainer(tmp_path / "cut", data).run("vision")
     one, two = ((tmp_path / n / "vision.safetensors").read_bytes() for n in ("whole", "cut"))
     assert one == two
+
+
+def test_what_is_slow_to_learn_is_asked_more_often() -> None:
+    once, often = (
+        [turns_of(kind, 1, np.random.default_rng(0), True, 0.0, rounds) for rounds in (1, 4)]
+        for kind in (IMAGE, VIDEO)
+    )
+    for one, four in (once, often):
+        assert len(one) < len(four) and len({tuple(ids) for ids, _ in four}) == len(four)
+    plain = turns_of(IMAGE, 1, np.random.default_rng(0), False, 0.0)
+    assert len(plain) == len(once[0]) - 1  # no caption
 
 
 def test_muon_makes_steps_orthogonal() -> None:

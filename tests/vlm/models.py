@@ -66,16 +66,6 @@ def stock_llava():
         vision_feature_select_strategy="default",
         image_seq_length=mini.GRID**2,
     )
-    size = {"height": mini.IMAGE_SIZE, "width": mini.IMAGE_SIZE}
-    processor = hf.LlavaProcessor(
-        image_processor=hf.CLIPImageProcessor(size=size, do_center_crop=False),
-        tokenizer=mini.build_tokenizer(),
-        patch_size=mini.PATCH_SIZE,
-        vision_feature_select_strategy="default",
-        chat_template=mini.CHAT_TEMPLATE,
-        image_token="<image>",
-        num_additional_image_tokens=1,
-    )
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return hf.LlavaForConditionalGeneration(config).eval(), processor
+        return hf.LlavaForConditionalGeneration(config).eval(), mini.build_stock_processor()

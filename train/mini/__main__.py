@@ -8,6 +8,8 @@ from pathlib import Path
 import train.mini
 from train.mini.data import IMAGE, VIDEO, Drawn
 from train.mini.stages import STAGES, Trainer
+from vlm import mini
+from vlm.model import to_llava
 
 
 def main() -> None:
@@ -21,6 +23,11 @@ def main() -> None:
     parser.add_argument("--scenes", type=int, default=24_000, help="how many scenes are drawn")
     parser.add_argument("--clips", type=int, default=4_000, help="how many clips are drawn")
     parser.add_argument("--axes", choices=("mrope", "1d"), default="mrope")
+    parser.add_argument(
+        "--begin",
+        type=Path,
+        help="joint.safetensors of a trained model: the joint stage from there",
+    )
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--workers", type=int, default=0, help="processes that make batches")
     parser.add_argument("--seed", type=int, default=0)
@@ -28,11 +35,16 @@ def main() -> None:
     counts = {IMAGE: args.scenes, VIDEO: args.clips}
     data = {kind: Drawn.prepare(kind, args.output, count) for kind, count in counts.items()}
     trainer = Trainer(args.output, data, args.seed, args.axes, args.device, args.workers)
-    for stage in [args.stage] if args.stage else STAGES:
+    if args.begin:
+        trainer.begin(args.begin)
+    for stage in [args.stage or "joint"] if args.stage or args.begin else STAGES:
         trainer.run(stage)
-    if args.stage in (None, "joint"):
-        trainer.model.cpu().half().save_pretrained(args.output / "model")
-        trainer.processor.save_pretrained(args.output / "model")
+    if args.begin or args.stage in (None, "joint"):
+        model = trainer.model.cpu()
+        stock = args.axes == "1d"
+        processor = mini.build_stock_processor() if stock else trainer.processor
+        (to_llava(model) if stock else model).half().save_pretrained(args.output / "model")
+        processor.save_pretrained(args.output / "model")
 
 
 if __name__ == "__main__":

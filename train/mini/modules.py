@@ -75,7 +75,8 @@ def answer_loss(
     words = lm.embed_tokens(batch.ids)
     prefix = lm.embed_tokens(torch.tensor(PREFIX, device=words.device))
     prefix = prefix.expand(len(words), -1, -1)
-    three = model.config.text_config.model_type == "qwen2_5_vl_text"
+    text: Any = model.config.text_config
+    three = text.model_type == "qwen2_5_vl_text"
     hidden = lm(
         inputs_embeds=torch.cat([prefix, visual.to(words), words], dim=1),
         attention_mask=batch.mask,

@@ -50,7 +50,8 @@ class Muon(torch.optim.Optimizer):
 
 def optimizers(parts: nn.Module, lr: float, muon: float) -> list[torch.optim.Optimizer]:
     """Muon for the matrices of layers, AdamW for embeddings, heads, norms and biases."""
-    matrices, rest = [], []
+    matrices: list[Tensor] = []
+    rest: list[Tensor] = []
     for name, weight in parts.named_parameters():
         inner = "layers." in name or "fusion" in name
         (matrices if inner and weight.ndim == 2 else rest).append(weight)

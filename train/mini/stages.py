@@ -51,6 +51,7 @@ RECIPE = {
     "language": Stage(1500, 20, 6, lr=2e-3, muon=0.01, shown=64, asked=(0.2, 0.2, 4)),
     "bridge": Stage(300, 24, 2, lr=1e-3, muon=0.005),
     "joint": Stage(700, 12, 2, lr=3e-4, muon=0.002, shown=None, asked=(0.1, 0.2, 4)),
+    "sibling": Stage(300, 12, 2, lr=1e-3, muon=0.005, shown=None, asked=(0.1, 0.2, 4)),
 }
 
 
@@ -74,6 +75,7 @@ class Trainer:
     ) -> None:
         self.output, self.data, self.seed, self.axes = output, data, seed, axes
         self.device, self.workers, self.compiled = torch.device(device), workers, compiled
+        self.begun = False
         self.model, self.processor = mini.build(seed, axes)
         torch.manual_seed(seed)
         text: Any = self.model.config.text_config
@@ -90,7 +92,8 @@ class Trainer:
             "bridge": nn.ModuleDict({**tower, "fusion": self.model.model.fusion}),
             "joint": nn.ModuleDict({"model": self.model, "heads": self.heads}),
         }
-        for module in (self.model, self.heads, self.symbols):
+        modules: list[nn.Module] = [self.model, self.heads, self.symbols]
+        for module in modules:
             module.to(self.device)
 
     def load(self, stage: str) -> bool:
@@ -100,12 +103,23 @@ class Trainer:
             self.parts[stage].load_state_dict(load_file(path))
         return path.is_file()
 
+    def begin(self, path: Path) -> None:
+        """Take the weights of a finished joint stage, of this model or of its sibling.
+
+        The sibling on one axis has a bias in the output of attention more, and the other way
+        round; it begins at nothing.
+        """
+        missing, foreign = self.parts["joint"].load_state_dict(load_file(path), strict=False)
+        if odd := [name for name in [*missing, *foreign] if not name.endswith("o_proj.bias")]:
+            raise ValueError(f"{path} is of another model: {odd[0]} is in one of them alone")
+        self.begun = True
+
     def run(self, stage: str) -> None:
         """Run one stage to its end, from its last checkpoint where there is one."""
-        recipe, parts = RECIPE[stage], self.parts[stage]
+        recipe, parts = RECIPE["sibling" if self.begun else stage], self.parts[stage]
         if self.load(stage):
             return
-        for before in STAGES[: STAGES.index(stage)]:
+        for before in STAGES[: STAGES.index(stage)] if not self.begun else ():
             if stage in ("bridge", "joint") and not self.load(before):
                 raise FileNotFoundError(f"stage {stage!r} needs {before!r} in {self.output} first")
         found = optimizers(parts, recipe.lr, recipe.muon)
@@ -169,7 +183,7 @@ class Trainer:
         head = {"stage": stage, "step": step, "seconds": round(time.time() - began, 1)}
         with (self.output / "log.jsonl").open("a") as file:
             print(json.dumps(head | row), file=file)
-        print(f"{stage} {step}/{RECIPE[stage].steps} {head['seconds']:.0f} s {row}", flush=True)
+        print(f"{stage} {step} {head['seconds']:.0f} s {row}", flush=True)
 
     # one batch of each stage: -> loss, shares right
 

@@ -77,8 +77,8 @@ def _photo(name: str) -> np.ndarray:
         raise ImportError(
             f"the photograph {name!r} comes with scikit-image: pip install 'foveate[demo]'"
         ) from error
-    with Image.open(Path(skimage.data_dir) / name) as photo:
-        photo = photo.convert("RGB")
+    with Image.open(Path(skimage.__path__[0]) / "data" / name) as file:
+        photo = file.convert("RGB")
         photo.thumbnail((400, 400))
         return np.asarray(photo)
 
