@@ -3,12 +3,12 @@
 `coarse` is the tower of the embedded model's 1-D sibling (96 px, 12 x 12 cells). `fine` is another
 of the same grid that sees twice the pixels (192 px, patches of 16): it starts as the coarse tower
 with its patch kernel spread over the larger patch, and learns for some minutes to name what each
-cell shows while it stays near what the coarse tower gives (so that one projector fits both). Three models are
-then made of the embedded model's language model and projector: each expert alone, and both (MLP
-fusion; the fine tokens all stand at one position, as MouSi's SAM tokens may). Each learns from the
-same questions for the same number of steps, towers frozen. They answer the embedded benchmark, its
-test split drawn at 192 px (the coarse expert gets the same pictures, scaled down), with all tokens
-and with the same mean number of tokens an image.
+cell shows while it stays near what the coarse tower gives (so that one projector fits both). Three
+models are then made of the embedded model's language model and projector: each expert alone, and
+both (MLP fusion; the fine tokens all stand at one position, as MouSi's SAM tokens may). Each learns
+from the same questions for the same number of steps, towers frozen. They answer the embedded
+benchmark, its test split drawn at 192 px (the coarse expert gets the same pictures, scaled down),
+with all tokens and with the same mean number of tokens an image.
 
 Writes `experts.json` (raw figures), `experts.md` and `experts.png`. An interrupted run goes on.
 """

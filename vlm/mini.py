@@ -114,8 +114,8 @@ def build_config(axes: Axes = "mrope") -> FoveateConfig:
     text: LlamaConfig | Qwen2_5_VLTextConfig
     scheme: dict[str, Any] = {}
     if axes == "mrope":
-        half = HEAD // 2
-        sections = [half - 2 * (3 * half // 8), 3 * half // 8, 3 * half // 8]
+        # Multiples of 4, so that a merged token can carry 4 positions (PPE).
+        sections = [HEAD // 8, HEAD // 8, HEAD // 4]
         text = Qwen2_5_VLTextConfig(**shared, rope_parameters={**rope, "mrope_section": sections})
         scheme = {"clip": {"type": "MRoPE"}}
     else:

@@ -42,6 +42,7 @@ from vlm.scenes import (
     Item,
     Question,
     Split,
+    candidates,
     clip_questions,
     draw,
     draw_clip,
@@ -119,10 +120,15 @@ class Embedded(Benchmark):
         return Score(float(read == sample.answer), read)
 
     def chance(self, samples: Sequence[Sample]) -> float:
-        """The best that one constant answer for each question template can do on these samples."""
+        """The best that one constant answer for each question template can do on these samples.
+
+        Where the question names what can be the answer, the constant is a place among these.
+        """
         answers: dict[str, Counter[str]] = defaultdict(Counter)
         for sample in samples:
-            answers[template(sample.prompt)][sample.answer] += 1
+            named = candidates(sample.prompt)
+            answer = str(named.index(sample.answer)) if sample.answer in named else sample.answer
+            answers[template(sample.prompt)][answer] += 1
         return sum(max(counts.values()) for counts in answers.values()) / len(samples)
 
 
@@ -183,9 +189,9 @@ def _sample(key: str, number: int, question: Question, media: Drawing | Picture)
 def write(folder: Path, split: Split, scenes: int, clips: int) -> list[Path]:
     """Write the benchmark as files: `open.jsonl`, `images/*.png` and `mmbench.tsv`.
 
-    The TSV is in MMBench's form (four options, one row a question, vanilla: rolls are built when it
-    is read) and holds the pictures alone, no videos; its first row of a scene holds the picture,
-    the others the index of that row.
+    The TSV is in MMBench's form (up to four options, one row a question, vanilla: rolls are built
+    when it is read) and holds the pictures alone, no videos; its first row of a scene holds the
+    picture, the others the index of that row.
     """
     (folder / "images").mkdir(parents=True, exist_ok=True)
     rows: list[list[object]] = []
@@ -206,6 +212,7 @@ def write(folder: Path, split: Split, scenes: int, clips: int) -> list[Path]:
                     continue
                 found = options(question, asked.shown, np.random.default_rng((first, number)))
                 letter = LETTERS[found.index(question.answer)]
+                found += [""] * (len(LETTERS) - len(found))
                 image = base64.b64encode(frames[0]).decode() if number == 0 else str(first)
                 asking = (len(rows), question.text, "", *found, letter, question.category)
                 rows.append([*asking, image, "drawn", question.category, "", split])

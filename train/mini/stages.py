@@ -22,7 +22,7 @@ from train.mini.muon import optimizers
 from vlm import mini
 
 STAGES = ("vision", "language", "bridge", "joint")
-CLIP_WEIGHT = 0.4  # of a batch of clips, beside 1 of a batch of scenes
+CLIP_WEIGHT = 0.6  # of a batch of clips, beside 1 of a batch of scenes
 SAVE = 250  # steps between two checkpoints
 SEE_WEIGHT = 0.05  # of the tower's own read-outs once the language model learns from it
 Shares = dict[str, Tensor]

@@ -12,6 +12,7 @@ from vlm.scenes.labels import FIELDS, cell_labels, clip_labels
 from vlm.scenes.questions import (
     CATEGORIES,
     Question,
+    candidates,
     caption,
     clip_caption,
     clip_questions,
@@ -56,6 +57,7 @@ __all__ = [
     "Scene",
     "Sign",
     "Split",
+    "candidates",
     "caption",
     "cell_labels",
     "clip_caption",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +12,13 @@ from vlm.scenes.scene import CHARACTERS, COLOURS, FRAMES, SHAPES, SLOTS, Clip, I
 
 CATEGORIES = ("attribute", "place", "relation", "count", "small", "reading", "order")
 LETTERS = "ABCD"
-_STEPS = {"left of": (0, -1), "right of": (0, 1), "above": (-1, 0), "below": (1, 0)}
+# Word -> what is largest of what it is true of.
+_MOST: dict[str, Callable[[Item], int]] = {
+    "left": lambda item: -item.column,
+    "right": lambda item: item.column,
+    "above": lambda item: -item.row,
+    "below": lambda item: item.row,
+}
 
 
 @dataclass(frozen=True)
@@ -30,16 +37,16 @@ def questions(scene: Scene, rng: np.random.Generator) -> list[Question]:
 
 
 def clip_questions(clip: Clip, rng: np.random.Generator) -> list[Question]:
-    """When a thing is seen, and which of two is seen first."""
-    items = [item for frame in clip.frames for item in frame.items]
-    name, item = _named(items, rng)
-    frame = next(k for k, shown in enumerate(clip.frames, 1) if item in shown.items)
-    when = Question("order", f"In which frame is {name}?", f"frame {frame}")
-    early, late = sorted(rng.choice(FRAMES, 2, replace=False).tolist())
-    pair = [_pick(rng, clip.frames[k].items).shape for k in (early, late)]
-    shown = pair if rng.random() < 0.5 else pair[::-1]
-    first = Question("order", f"Which is seen first, the {shown[0]} or the {shown[1]}?", pair[0])
-    return [when, first]
+    """Which of three things is seen first, and which of three last."""
+    found = []
+    for word in ("first", "last"):
+        frames = rng.choice(FRAMES, 3, replace=False).tolist()
+        shapes = [_pick(rng, clip.frames[k].items).shape for k in frames]
+        answer = shapes[frames.index(min(frames) if word == "first" else max(frames))]
+        a, b, c = shapes
+        text = f"Which is seen {word}, the {a}, the {b} or the {c}?"
+        found.append(Question("order", text, answer))
+    return found
 
 
 def _attribute(scene: Scene, rng: np.random.Generator) -> Question | None:
@@ -61,17 +68,19 @@ def _place(scene: Scene, rng: np.random.Generator) -> Question | None:
 
 
 def _relation(scene: Scene, rng: np.random.Generator) -> Question | None:
-    at = {(item.row, item.column): item for item in scene.items}
+    names = _names(scene.items)
     found = [
-        (words, name, other)
-        for name, item in _names(scene.items)
-        for words, (down, across) in _STEPS.items()
-        if (other := at.get((item.row + down, item.column + across))) is not None
+        (word, one, other)
+        for one, item in names
+        for other, beside in names
+        for word, most in _MOST.items()
+        if most(item) > most(beside)
     ]
     if not found:
         return None
-    words, name, other = found[int(rng.integers(len(found)))]
-    return Question("relation", f"What is {words} {name}?", f"{other.colour} {other.shape}")
+    word, one, other = found[int(rng.integers(len(found)))]
+    a, b = (one, other) if rng.random() < 0.5 else (other, one)
+    return Question("relation", f"Which is {word}, {a} or {b}?", one.removeprefix("the "))
 
 
 def _count(scene: Scene, rng: np.random.Generator) -> Question:
@@ -145,6 +154,11 @@ def clip_caption(clip: Clip) -> str:
 # ------------------------------------------------------------------ multiple choice
 
 
+def candidates(text: str) -> list[str]:
+    """What a question offers to choose from: "..., the star or the heart?"."""
+    return re.findall(r"the ([a-z ]+?)(?:,| or|\?)", text)
+
+
 def multiple_choice(question: Question, choices: Sequence[str]) -> Question:
     """The question in MMBench's form, to be answered with a letter."""
     lines = [f"{letter}. {text}" for letter, text in zip(LETTERS, choices, strict=False)]
@@ -180,13 +194,8 @@ def options(
         near = [f"row {i.row} column {i.column}" for i in shown]
         sides = range(1, SLOTS + 1)
         rest = [f"row {r} column {c}" for r in sides for c in sides]
-    elif words[0] == "frame":
-        near, rest = [], [f"frame {k}" for k in range(1, FRAMES + 1)]
-    elif len(words) == 2:
-        near = [f"{i.colour} {i.shape}" for i in shown]
-        rest = [f"{c} {s}" for c in COLOURS for s in SHAPES]
-    elif "first" in question.text:
-        near = [s for s in SHAPES if f"the {s}" in question.text]
+    elif question.category in ("relation", "order"):
+        near = candidates(question.text)
     elif answer in COLOURS:
         near, rest = [i.colour for i in shown], list(COLOURS)
     else:
