@@ -31,6 +31,7 @@ STUDIES: dict[str, Any] = {
     "methods": accuracy,
     "ablation": ablate,
     "positions": study_positions,
+    "positions-1d": study_positions,
     "trained": study_trained,
     "needle": study_needle,
     "experts": study_experts,

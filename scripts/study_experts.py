@@ -3,12 +3,12 @@
 `coarse` is the tower of the embedded model's 1-D sibling (96 px, 12 x 12 cells). `fine` is another
 of the same grid that sees twice the pixels (192 px, patches of 16): it starts as the coarse tower
 with its patch kernel spread over the larger patch, and learns for some minutes to name what each
-cell shows while it stays near what the coarse tower gives (so that one projector fits both). Three
-models are then made of the embedded model's language model and projector: each expert alone, and
-both (MLP fusion; the fine tokens all stand at one position, as MouSi's SAM tokens may). Each learns
-from the same questions for the same number of steps, towers frozen. They answer the embedded
-benchmark, its test split drawn at 192 px (the coarse expert gets the same pictures, scaled down),
-with all tokens and with the same mean number of tokens an image.
+cell shows while it stays near what the coarse tower gives (so that one projector fits both). Models
+are then made of the embedded model's language model and projector: each expert alone, and both (MLP
+fusion), the fine tokens all at one position, at one a row of cells, or at one each (MouSi's
+schemes). Each learns from the same questions for the same number of steps, towers frozen. They
+answer the embedded benchmark, its test split drawn at 192 px (the coarse expert gets the same
+pictures, scaled down), with all tokens and with the same mean number of tokens an image.
 
 Writes `experts.json` (raw figures), `experts.md` and `experts.png`. An interrupted run goes on.
 """
@@ -58,10 +58,17 @@ from vlm.scenes import Split, cell_labels, draw, make_scene
 
 SIZE = 192
 CELLS = 144
-MODELS = {"coarse": ("coarse",), "fine": ("fine",), "both": ("coarse", "fine")}
+# Experts of each model, and how the fine one's cells share positions (MouSi, arXiv 2401.17221).
+MODELS = {
+    "coarse": (("coarse",), None),
+    "fine": (("fine",), None),
+    "both": (("coarse", "fine"), "all"),
+    "both, row": (("coarse", "fine"), "row"),
+    "both, original": (("coarse", "fine"), "original"),
+}
 BUDGETS = (144, 48, 16)
-VISION = {"steps": 400, "batch": 16, "lr": 5e-4}
-JOINT = {"steps": 400, "batch": 8, "lr": 3e-4}
+VISION = {"steps": 300, "batch": 16, "lr": 5e-4}
+JOINT = {"steps": 250, "batch": 8, "lr": 3e-4}
 
 
 def experts() -> dict[str, Expert]:
@@ -83,15 +90,18 @@ def experts() -> dict[str, Expert]:
     return {"coarse": coarse, "fine": fine}
 
 
-def build(names: tuple[str, ...], made: dict[str, Expert]) -> tuple[Any, Any]:
-    """A model of some experts, with the embedded model's language model and projector."""
+def build(names: tuple[str, ...], by: str | None, made: dict[str, Expert]) -> tuple[Any, Any]:
+    """A model of some experts, with the embedded model's language model and projector.
+
+    by: how the fine expert's cells share positions where there are both.
+    """
     stock, _ = vlm.load("mini-1d")
     old = from_llava(stock)
     language_model = AutoModelForCausalLM.from_config(old.config.text_config)
     language_model.model.load_state_dict(old.model.language_model.state_dict())
     language_model.lm_head.load_state_dict(old.lm_head.state_dict())
     tokenizer = mini.build_tokenizer()
-    scheme = {"fine": {"type": "Compact", "by": "all"}} if len(names) > 1 else {}
+    scheme = {"fine": {"type": "Compact", "by": by}} if by else {}
     own = [copy.deepcopy(made[name]) for name in names]
     with torch.random.fork_rng():
         torch.manual_seed(0)  # of the embedding of <video>
@@ -148,7 +158,7 @@ def teach_fine(coarse: Expert, fine: Expert, work: Path) -> list[dict[str, Any]]
     torch.manual_seed(0)
     heads = CellHeads(fine.width)
     fine.tower.requires_grad_(True)
-    _, processor = build(("coarse", "fine"), {"coarse": coarse, "fine": fine})
+    _, processor = build(("coarse", "fine"), "all", {"coarse": coarse, "fine": fine})
 
     def loss_of(seeds: np.ndarray, _: np.random.Generator) -> tuple[Tensor, Any]:
         fields = torch.tensor(np.stack([cell_labels(make_scene(int(seed))) for seed in seeds]))
@@ -167,10 +177,16 @@ def teach_fine(coarse: Expert, fine: Expert, work: Path) -> list[dict[str, Any]]
     return log
 
 
-def widened(batch: Batch, prefix: int) -> Batch:
-    """The same with the fine expert's cells after the coarse one's, all at one position."""
-    start, more = prefix + CELLS, torch.full((3, len(batch.ids), CELLS), prefix + CELLS)
-    places = (batch.positions[..., :start], more, batch.positions[..., start:] + 1)
+def widened(batch: Batch, prefix: int, by: str) -> Batch:
+    """The same with the fine expert's cells after the coarse one's, at positions shared `by`."""
+    start, side = prefix + CELLS, mini.GRID
+    count = {"all": 1, "row": side, "original": CELLS}[by]
+    more = torch.arange(count).repeat_interleave(CELLS // count) + start
+    places = (
+        batch.positions[..., :start],
+        more.expand(3, len(batch.ids), -1),
+        batch.positions[..., start:] + count,
+    )
     # New rows and columns are like the last coarse cell's, but causal among themselves.
     index = torch.cat(
         [
@@ -186,7 +202,9 @@ def widened(batch: Batch, prefix: int) -> Batch:
     return Batch(batch.ids, batch.labels, torch.cat(places, 2), mask)
 
 
-def teach(name: str, model: Any, processor: Any, work: Path) -> list[dict[str, Any]]:
+def teach(
+    name: str, by: str | None, model: Any, processor: Any, work: Path
+) -> list[dict[str, Any]]:
     """Fusion and language model learn from questions; the towers do not."""
     path = work / f"{name}.safetensors"
     if path.is_file():
@@ -200,8 +218,8 @@ def teach(name: str, model: Any, processor: Any, work: Path) -> list[dict[str, A
         where, after = homes(IMAGE, "1d")
         batch = pack(rows, where.expand(len(seeds), -1, -1), after)
         prefix = batch.positions.shape[2] - CELLS - batch.ids.shape[1]
-        if visual.shape[1] > CELLS:
-            batch = widened(batch, prefix)
+        if by:
+            batch = widened(batch, prefix, by)
         loss, right = answer_loss(model, batch, visual)
         return loss, round(float(right), 3)
 
@@ -247,9 +265,9 @@ def main(argv: list[str] | None = None) -> int:
     arms = [DENSE, *(Arm(args.method, budget) for budget in BUDGETS)]
     benchmark = Large("test", args.scenes, clips=0)
     results, units, count = {}, {}, 0
-    for name, members in MODELS.items():
-        model, processor = build(members, made)
-        log += teach(name, model, processor, args.work)
+    for name, (members, by) in MODELS.items():
+        model, processor = build(members, by, made)
+        log += teach(name, by, model, processor, args.work)
         answerer = ModelAnswerer(model, processor, name)
         own = arms if len(members) > 1 else [a for a in arms if a.budget != CELLS]
         asked = Asked(benchmark, answerer, own, args.work / "answers")
@@ -259,8 +277,9 @@ def main(argv: list[str] | None = None) -> int:
             units[name, tokens] = asked.units(arm)
     duels = [
         {"tokens": tokens, "against": name, **against(units[name, tokens], units["both", tokens])}
-        for tokens in BUDGETS
-        for name in ("coarse", "fine")
+        for tokens in (2 * CELLS, *BUDGETS)
+        for name in MODELS
+        if name != "both" and (name, tokens) in units
     ]
     found = facts(
         "study_experts",
@@ -279,9 +298,11 @@ def render(found: dict[str, Any], path: Path) -> None:
     """The tables and the picture, from the facts."""
     results = {k: [result_of(row) for row in rows] for k, rows in found["results"].items()}
     parts = [f"{name}\n{table(rows)}" for name, rows in results.items()]
-    lines = ["both against   tokens  won  lost  difference      95% interval       p"]
+    lines = [
+        "both (one position) against   tokens  won  lost  difference      95% interval       p"
+    ]
     lines += [
-        f"{d['against']:13}{d['tokens']:>8}{d['gained']:>5}{d['lost']:>6}"
+        f"{d['against']:28}{d['tokens']:>8}{d['gained']:>5}{d['lost']:>6}"
         f"{100 * d['difference']:>+11.1f}{100 * d['low']:>+9.1f} .. {100 * d['high']:<+6.1f}"
         f"{d['p']:>9.2g}"
         for d in found["both_against"]
@@ -297,13 +318,13 @@ def picture(results: dict[str, Any], path: Path) -> None:
     figure, axes = canvas(5.5, 3.4)
     for number, (name, rows) in enumerate(results.items()):
         found = sorted((row.figures["tokens"], row.accuracy) for row in rows)
-        tokens = [t * 1.03 ** (number - 1) for t, _ in found]
+        tokens = [t * 1.03 ** (number - 2) for t, _ in found]
         means = [100 * a.mean for _, a in found]
         errors = [
             [100 * (a.mean - a.low) for _, a in found],
             [100 * (a.high - a.mean) for _, a in found],
         ]
-        axes.errorbar(tokens, means, yerr=errors, fmt="osD"[number] + "-", label=name, capsize=2)
+        axes.errorbar(tokens, means, yerr=errors, fmt="osD^v"[number] + "-", label=name, capsize=2)
     axes.set_xscale("log")
     axes.set_xticks([16, 48, 144, 288], ["16", "48", "144", "288"])
     axes.minorticks_off()

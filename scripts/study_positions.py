@@ -7,8 +7,8 @@ On the embedded model, training-free, the same questions for all:
 - slots: a merged token carries K of its members' places (PPE), for methods that merge most of what
   they keep; K = 1 is the fair control. Contiguous runs of rotary channels, and strided ones.
 
-Writes `positions.json` (raw figures, versions, hardware, command), `positions.md` and
-`positions.png`. An interrupted run goes on where it was.
+Writes `<name>.json` (raw figures, versions, hardware, command), `<name>.md` and
+`<name>.png`. An interrupted run goes on where it was.
 """
 
 from __future__ import annotations
@@ -33,8 +33,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--methods", default="duet,foveate,uniform,random")
     parser.add_argument("--budgets", default="1/3,1/9,1/18")
     parser.add_argument("--merging", default="pool,tome,chatunivi", help="methods for the slots")
-    parser.add_argument("--slots", default="2,4,8")
+    parser.add_argument("--slots", default="2,4", help="divisors of the model's rotary sections")
     parser.add_argument("--merged-budgets", default="1/3")
+    parser.add_argument("--name", default="positions", help="of the files that are written")
     parser.add_argument("--model", default="mini")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--work", type=Path, default=Path("out/methods"), help="raw answers")
@@ -65,7 +66,7 @@ def main(argv: list[str] | None = None) -> int:
         kinds=asked.categories,
         rows=[compare(asked, control, arm) for control, arm in duels],
     )
-    render(write_json(args.output / "positions.json", found), args.output / "positions")
+    render(write_json(args.output / f"{args.name}.json", found), args.output / args.name)
     return 0
 
 
