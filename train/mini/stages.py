@@ -50,7 +50,7 @@ RECIPE = {
     "vision": Stage(900, 24, 2, lr=1e-3, muon=0.01),
     "language": Stage(1500, 20, 6, lr=2e-3, muon=0.01, shown=64, asked=(0.2, 0.2, 4)),
     "bridge": Stage(300, 24, 2, lr=1e-3, muon=0.005),
-    "joint": Stage(700, 12, 2, lr=3e-4, muon=0.002, shown=None, asked=(0.1, 0.2, 4)),
+    "joint": Stage(900, 12, 4, lr=6e-4, muon=0.005, shown=None, asked=(0.1, 0.2, 4)),
     "sibling": Stage(300, 12, 2, lr=1e-3, muon=0.005, shown=None, asked=(0.1, 0.2, 4)),
 }
 
