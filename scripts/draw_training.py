@@ -15,6 +15,7 @@ from train.mini.stages import STAGES
 
 SHOWN = {
     "vision": ("image shape", "image character"),
+    "closer": ("image shape", "image character"),
     "language": ("image answer", "video answer"),
     "bridge": ("image apart", "image see"),
     "joint": ("image answer", "video answer"),
@@ -26,7 +27,7 @@ def main(log: Path = RESULTS / "mini-training.jsonl") -> int:
     from matplotlib.figure import Figure
 
     rows = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
-    figure = Figure(figsize=(11, 2.8), layout="constrained")
+    figure = Figure(figsize=(13, 2.8), layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(1, len(STAGES))
     for stage, axes in zip(STAGES, panels, strict=True):

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-import vlm
 from compress import LongVideo, compress, stream_video, video_prompt
 from positions import V2PE, MRoPE
 from tests.tiny import CASES
@@ -25,11 +24,11 @@ def chunks(size, frames=FRAMES):
         yield frames[start : start + size]
 
 
-@pytest.fixture(scope="module", params=["experts", "mini"])
+@pytest.fixture(scope="module", params=["experts", "llava"])
 def built(request):
     if request.param == "experts":
         return (*models.build(("clip", "sam"), ROWS), "<video>")
-    return (*vlm.load("mini"), "<image>")
+    return (*models.stock_llava(), "<image>")
 
 
 def text(token):

@@ -16,7 +16,7 @@ from train.mini.data import IMAGE, VIDEO, Drawn, Lessons, homes, pack, turns_of
 from train.mini.muon import Muon, orthogonal
 from train.mini.stages import STAGES, Trainer
 from vlm import mini
-from vlm.scenes import clip_questions, make_clip, make_scene, questions
+from vlm.scenes import FIELDS, clip_questions, make_clip, make_scene, questions
 
 COUNTS = {IMAGE: 6, VIDEO: 3}
 
@@ -123,6 +123,25 @@ def test_all_stages_and_one_that_was_cut_off(
     trainer(tmp_path / "cut", data).run("vision")
     one, two = ((tmp_path / n / "vision.safetensors").read_bytes() for n in ("whole", "cut"))
     assert one == two
+
+
+def test_a_mosaic_shows_what_its_labels_say(data: dict[str, Drawn]) -> None:
+    drawn = data[IMAGE]
+    pixels, fields = drawn.mosaics(5, np.random.default_rng(0))
+    assert pixels.shape == (5, 96, 96, 3) and fields.shape == (5, len(FIELDS), 144)
+    side, width, found = mini.GRID // 4, 24, set()
+    for number in range(5):
+        for row, column in np.ndindex(4, 4):
+            at = np.s_[row * width : (row + 1) * width, column * width : (column + 1) * width]
+            (source, *_) = [
+                k for k in range(6) if np.array_equal(drawn.images[k, 0][at], pixels[number][at])
+            ]
+            cells = np.arange(144).reshape(12, 12)
+            inside = cells[row * side : (row + 1) * side, column * side : (column + 1) * side]
+            mine = fields[number][:, inside.ravel()].numpy()
+            np.testing.assert_array_equal(mine, drawn.labels[source][:, inside.ravel()])
+            found.add(source)
+    assert len(found) > 2
 
 
 def test_what_is_slow_to_learn_is_asked_more_often() -> None:

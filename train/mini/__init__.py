@@ -5,12 +5,13 @@ in the time one has on 2 cores. The recipe therefore takes the two halves apart 
 
 1. `vision`: the tower learns to name what each cell shows (colour, shape, slot, character), its
    class token to list what the picture holds, so that its attention goes to things;
-2. `language`: the language model learns to answer from *symbols*: each cell is the sum of learned
+2. `closer`: the same on mosaics, whose slots mostly hold signs and dots, which are small and rare;
+3. `language`: the language model learns to answer from *symbols*: each cell is the sum of learned
    embeddings of its labels, so that whole steps cost a tenth and nothing has to be seen yet;
-3. `bridge`: tower and projector learn to turn what is seen into those symbols;
-4. `joint`: everything is trained together on pictures and videos, dense, with all their cells.
+4. `bridge`: tower and projector learn to turn what is seen into those symbols;
+5. `joint`: everything is trained together on pictures and videos, dense, with all their cells.
 
-Stages 1 and 2 are independent (`--stage` runs one alone). Each stage writes its weights and goes on
+Stages 1 and 3 need no other (`--stage` runs one alone). Each stage writes its weights and goes on
 where it was when it is run again. All questions about a picture lie in one sequence and share its
 cells, but do not see one another: each stands where it would stand alone.
 """

@@ -18,6 +18,8 @@ from positions import Image, MRoPE, Sequential, Text, Video, plan
 from vlm import mini
 from vlm.scenes import (
     FRAMES,
+    IMAGE_SIZE,
+    SLOTS,
     Question,
     caption,
     cell_labels,
@@ -35,6 +37,7 @@ from vlm.scenes import (
 
 CELLS = mini.GRID * mini.GRID
 IMAGE, VIDEO = "image", "video"
+MOSAIC = (0.4, 0.3, 0.3)  # of the slots of a mosaic: with a sign, with a dot, any
 SLOW = ("relation", "count", "order")  # kinds of questions that take two look-ups or more
 _processor = mini.build_processor()
 _tokenizer = _processor.tokenizer
@@ -52,6 +55,7 @@ class Drawn:
 
     def __init__(self, kind: str, images: np.ndarray, labels: np.ndarray) -> None:
         self.kind, self.images, self.labels = kind, images, labels
+        self._slots: np.ndarray | None = None
 
     @classmethod
     def prepare(cls, kind: str, folder: Path, count: int) -> Drawn:
@@ -70,6 +74,37 @@ class Drawn:
         rounds = len(self.images) // size
         order = np.random.default_rng((seed, step // rounds)).permutation(len(self.images))
         return order[size * (step % rounds) :][:size]
+
+    def mosaics(self, count: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+        """Pictures put together of slots of many, most with a sign or a dot: pixels and fields.
+
+        A thing stays in its slot, so its labels stay true. See `pixels` and `fields` for shapes.
+        """
+        side = mini.GRID // SLOTS
+        labels = self.labels.reshape(len(self.labels), -1, SLOTS, side, SLOTS, side)
+        pixels = np.empty((count, IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
+        fields = np.empty((count, *labels.shape[1:]), np.int64)
+        width = IMAGE_SIZE // SLOTS
+        for row in range(SLOTS):
+            for column in range(SLOTS):
+                pools = self._holding(row, column)
+                which = rng.choice(len(pools), count, p=MOSAIC)
+                picks = [int(rng.choice(pools[w])) for w in which]
+                at = np.s_[row * width : (row + 1) * width, column * width : (column + 1) * width]
+                for number, pick in enumerate(picks):
+                    pixels[number][at] = self.images[pick, 0][at]
+                fields[:, :, row, :, column] = labels[picks][:, :, row, :, column]
+        return torch.from_numpy(pixels), torch.from_numpy(fields.reshape(count, -1, CELLS))
+
+    def _holding(self, row: int, column: int) -> list[np.ndarray]:
+        """The pictures that show a sign, a dot, or anything at all in a slot."""
+        if self._slots is None:
+            side = mini.GRID // SLOTS
+            kind = self.labels[:, 0].reshape(-1, SLOTS, side, SLOTS, side)
+            found = [(kind == k).any((2, 4)) for k in (2, 3)] + [kind.max((2, 4)) >= 0]
+            self._slots = np.stack(found)
+        found = [np.flatnonzero(shown) for shown in self._slots[:, :, row, column]]
+        return [pool if len(pool) else found[-1] for pool in found]
 
     def pixels(self, index: np.ndarray) -> Tensor:
         """(b * frames, 96, 96, 3) uint8."""
@@ -228,8 +263,8 @@ class Lessons(Dataset[dict[str, Lesson]]):
 
     sizes: of a batch, by kind. shown: cells that the language model is shown, None for all (with
     pixels) and 0 for no questions. captions: share of the lessons that have them. letters, rounds:
-    see `turns_of`; letters are asked from a
-    third of the stage on.
+    see `turns_of`; letters are asked from a third of the stage on. mosaics: share of the pictures
+    that are put together of many, where there are no questions.
     """
 
     data: dict[str, Drawn]
@@ -241,6 +276,7 @@ class Lessons(Dataset[dict[str, Lesson]]):
     captions: float = 0.0
     letters: float = 0.0
     rounds: int = 1
+    mosaics: float = 0.0
 
     def __len__(self) -> int:
         return self.steps
@@ -254,7 +290,10 @@ class Lessons(Dataset[dict[str, Lesson]]):
         index = drawn.pick(step, size, self.seed)
         fields, nothing = drawn.fields(index), torch.empty(0)
         if self.shown == 0:
-            return Lesson(drawn.pixels(index), fields, None)
+            pixels = drawn.pixels(index)
+            if kind == IMAGE and (count := int(self.mosaics * size)):
+                pixels[:count], fields[:count] = drawn.mosaics(count, rng)
+            return Lesson(pixels, fields, None)
         captioned = rng.random() < self.captions  # all or none: rows of one length waste nothing
         letters = self.letters * min(1.0, max(0.0, 3 * step / self.steps - 1))
         rows = [turns_of(kind, int(s), rng, captioned, letters, self.rounds) for s in index]

@@ -37,7 +37,19 @@ PHOTOS: dict[Split, tuple[str, ...]] = {
     "test": ("chelsea.png", "grass.png", "retina.jpg"),
 }
 FONTS: dict[Split, tuple[str, ...]] = {
-    "train": ("", "DejaVuSans-Bold.ttf", "DejaVuSerif-Bold.ttf", "STIXGeneralBol.ttf"),
+    "train": (
+        "",
+        "DejaVuSans-Bold.ttf",
+        "DejaVuSans-BoldOblique.ttf",
+        "DejaVuSansMono.ttf",
+        "DejaVuSerif.ttf",
+        "DejaVuSerif-Bold.ttf",
+        "STIXGeneral.ttf",
+        "STIXGeneralBol.ttf",
+        "cmb10.ttf",
+        "cmr10.ttf",
+        "cmtt10.ttf",
+    ),
     "val": ("DejaVuSans.ttf",),
     "test": ("DejaVuSansMono-Bold.ttf", "cmss10.ttf"),
 }
