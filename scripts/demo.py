@@ -34,11 +34,11 @@ def packaged(package: str, path: str) -> Path:
 
 def ask_all(model: Any, processor: Any, samples: list[Sample]) -> None:
     """Print question, right answer and the answers at each budget."""
-    print(f"{'category':10}{'question':42}{'right':17}" + "".join(f"{b:19}" for b in BUDGETS))
+    print(f"{'category':10}{'question':54}{'right':17}" + "".join(f"{b:19}" for b in BUDGETS))
     right = dict.fromkeys(BUDGETS, 0)
     for sample in samples:
         picture = sample.media[0].load()
-        line = f"{sample.groups['category']:10}{sample.prompt:42}{sample.answer:17}"
+        line = f"{sample.groups['category']:10}{sample.prompt:54}{sample.answer:17}"
         for name, budget in BUDGETS.items():
             if budget is None:
                 answer = ask(model, processor, [picture], sample.prompt, sample.max_new_tokens)
@@ -50,7 +50,7 @@ def ask_all(model: Any, processor: Any, samples: list[Sample]) -> None:
             line += f"{answer[:15] + ('' if good else '  x'):19}"
         print(line)
     counts = "".join(f"{f'{n} of {len(samples)}':19}" for n in right.values())
-    print(f"{'right':10}{'':42}{'':17}{counts}")
+    print(f"{'right':10}{'':54}{'':17}{counts}")
 
 
 def choose() -> list[Sample]:

@@ -157,7 +157,7 @@ def test_every_benchmark_from_its_files(tmp_path: Path, name: str) -> None:
         assert "frames=2" in (folder / "table.txt").read_text()
         prompt = next(iter(read_records(folder / "dense").values()))["prompt"]
         assert "This video's subtitles are listed below:\nThe first words\n" in prompt
-        assert prompt.count("<image>") == 2
+        assert prompt.count("<video>") == 1
 
 
 def test_mmbench_from_its_file(tmp_path: Path) -> None:

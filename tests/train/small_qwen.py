@@ -17,7 +17,7 @@ from transformers import (
 
 from vlm import mini
 
-VIDEO = "<|video_pad|>"
+VIDEO = "<video>"
 TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}{% if message['role'] == 'user' %}USER:"
     "{% for part in message['content'] %}{% if part['type'] == 'text' %} {{ part['text'] }}"
@@ -31,7 +31,6 @@ TEMPLATE = (
 def write_base(folder: Path) -> Path:
     """Random weights, four decoder layers."""
     words = mini.build_tokenizer()
-    words.add_special_tokens({"additional_special_tokens": [VIDEO]})
     patches = {
         "size": {"shortest_edge": 256, "longest_edge": 4096},
         "patch_size": 4,

@@ -7,6 +7,8 @@ import copy
 import pytest
 import torch
 import transformers as hf
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 
 from tests.vlm import models, towers
 from vlm import mini
@@ -176,7 +178,7 @@ def test_any_causal_lm(name, tmp_path):
     tokenizer = mini.build_tokenizer()
     model = assemble(causal, [towers.expert("clip")], tokenizer)
     ids = torch.randint(5, 200, (2, 9), generator=torch.Generator().manual_seed(0))
-    found = models.logits(model, {"input_ids": ids})[..., : len(tokenizer) - 1]
+    found = models.logits(model, {"input_ids": ids})[..., : config.vocab_size]
     torch.testing.assert_close(found, models.logits(reference, {"input_ids": ids}))
     tied = model.lm_head.weight is model.get_input_embeddings().weight
     assert tied == config.tie_word_embeddings == model.config.tie_word_embeddings
@@ -212,11 +214,14 @@ def test_a_language_model_from_a_folder(tmp_path):
 
 
 def test_placeholders_get_rows_of_their_own():
-    tokenizer = mini.build_tokenizer()
+    words = {word: k for k, word in enumerate(("<pad>", "<s>", "</s>", "<unk>", "<image>", "a"))}
+    table = Tokenizer(WordLevel(words, unk_token="<unk>"))
+    tokenizer = hf.PreTrainedTokenizerFast(tokenizer_object=table, pad_token="<pad>")
     before = len(tokenizer)
-    model = assemble(models.text_config(), [towers.expert("clip")], tokenizer)
+    text = models.text_config(vocab_size=before)
+    model = assemble(text, [towers.expert("clip")], tokenizer)
     assert len(tokenizer) == before + 1  # <image> was there, <video> was not
-    assert model.config.video_token_id == before
+    assert model.config.image_token_id == 4 and model.config.video_token_id == before
     assert model.get_input_embeddings().num_embeddings == before + 1
     assert model.config.text_config.vocab_size == before + 1
     assert model.lm_head.out_features == before + 1

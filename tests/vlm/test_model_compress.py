@@ -12,7 +12,6 @@ from compress.tokens import VisualTokens
 from eval.answerers import ModelAnswerer, Question
 from eval.arms import DENSE, Arm
 from tests.vlm import models, towers
-from vlm import mini
 from vlm.experts import FeatureCache
 from vlm.families import UnknownFamily, family_of
 from vlm.model import from_llava
@@ -32,7 +31,7 @@ def ask(processor, count=2, **kwargs):
 @pytest.mark.parametrize("method", METHODS)
 @torch.no_grad()
 def test_one_expert_is_reduced_as_stock_llava_is(method):
-    stock, processor = mini.build()
+    stock, processor = models.stock_llava()
     towers.randomise(stock, std=0.15)
     ours = from_llava(stock)
     inputs = ask(processor, padding=True, return_tensors="pt")

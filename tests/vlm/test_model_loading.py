@@ -131,7 +131,7 @@ def test_a_language_model_that_lacks_weights(tmp_path):
 
 
 def test_other_models_and_no_models(tmp_path):
-    mini.build()[0].save_pretrained(tmp_path)
+    models.stock_llava()[0].save_pretrained(tmp_path)
     with pytest.raises(CheckpointError, match=r"model type 'llava' \(vlm\.model\.from_llava"):
         FoveateForConditionalGeneration.from_pretrained(tmp_path)
     with pytest.raises(CheckpointError, match="nowhere"):
