@@ -179,7 +179,7 @@ def draw(results: list[Result], found: dict[str, Any], path: Path) -> None:
         "Dense (144 tokens a picture or frame) and reduced, smaller budgets paler; 95% intervals"
     )
     axes.set_ylim(0, 100)
-    axes.legend(ncols=7, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.08))
+    axes.legend(ncols=6, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.08))
     figure.savefig(path, dpi=120)
 
 

@@ -28,7 +28,7 @@ def ask(processor, count=2, **kwargs):
     return processor(images=[models.picture(i) for i in range(count)], text=texts, **kwargs)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [*METHODS, "downsample"])
 @torch.no_grad()
 def test_one_expert_is_reduced_as_stock_llava_is(method):
     stock, processor = models.stock_llava()

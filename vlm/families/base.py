@@ -101,7 +101,7 @@ class Family(ABC):
     kinds: ClassVar[tuple[str, ...]] = ("image",)
     media: ClassVar[tuple[str, ...]] = ("pixel_values", "pixel_values_videos", "mm_encoder_outputs")
     one_run_one_input: ClassVar[bool] = False
-    resizes: ClassVar[bool] = False
+    resizes: bool = False
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model

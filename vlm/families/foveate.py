@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from vlm.experts.base import ExpertOutput
 from vlm.experts.scoring import Seen, saliency, weights
 from vlm.families.base import Family, UnknownFamily, View, VisualInput
+from vlm.families.resize import smaller_pictures
 from vlm.families.taps import Tap
 from vlm.fusion import Block
 from vlm.model.features import blocks_of_images, blocks_of_videos, by_expert, in_order
@@ -39,6 +42,9 @@ class FoveateFamily(Family):
                     "model with layers, norm and rotary_emb, as Llama has"
                 )
         self.blocks: list[tuple[Block, ...]] = []
+        (expert, *others) = self.config.expert_configs
+        known = expert.family in ("clip", "siglip") and isinstance(expert.tower["patch_size"], int)
+        self.resizes = known and not others and expert.max_tiles == 1
 
     def placeholder(self, kind: str) -> int:
         # A model made of a stock LLaVA has no token for videos; no id is -1.
@@ -75,6 +81,17 @@ class FoveateFamily(Family):
         plain = not others and fusion.config.window.get(name, 1) == 1
         plain = plain and (kind == "video" or self.config.expert_configs[0].max_tiles == 1)
         return fusion.first[name] if plain else None
+
+    def resized(self, side: int, block_of: Tensor) -> AbstractContextManager[None]:
+        (expert,) = self.core.experts.values()
+        pixels = side * expert.config.tower["patch_size"]
+
+        def spread(output: ExpertOutput) -> ExpertOutput:
+            parts = (output.features, output.keys, output.saliency)
+            own = [None if x is None else x[:, block_of.to(x.device)] for x in parts]
+            return ExpertOutput(own[0], output.grid, *own[1:])
+
+        return smaller_pictures(expert.tower, (pixels, pixels), expert, spread)
 
     def inputs(self, kind: str, call: Mapping[str, Any]) -> list[VisualInput]:
         names, grids = list(self.core.experts), self.core.grids

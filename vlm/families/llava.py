@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from vlm.families.base import Family, UnknownFamily, VisualInput
+from vlm.families.resize import smaller_pictures
 from vlm.families.taps import ProjectionTap, Tap
 
 
@@ -61,37 +61,21 @@ class Llava(Family):
     def merge_point(self, kind: str) -> nn.Module | None:
         return self.core.multi_modal_projector
 
-    @contextmanager
-    def resized(self, side: int, block_of: Tensor) -> Iterator[None]:
-        config, prefix = self.config.vision_config, int(self.has_cls)
+    def resized(self, side: int, block_of: Tensor) -> AbstractContextManager[None]:
+        pixels, prefix = side * self.config.vision_config.patch_size, int(self.has_cls)
 
-        def smaller(tower: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
-            kwargs = {**kwargs, "interpolate_pos_encoding": True}
-            pixels = args[0] if args else kwargs.pop("pixel_values")
-            shape = (side * config.patch_size, side * config.patch_size)
-            small = functional.interpolate(pixels.float(), shape, mode="bicubic", antialias=True)
-            return (small.to(pixels.dtype), *args[1:]), kwargs
+        def over(x: Tensor | None) -> Tensor | None:
+            if x is None:  # a layer whose states nobody asked for
+                return None
+            return torch.cat([x[:, :prefix], x[:, prefix:][:, block_of.to(x.device)]], dim=1)
 
-        def spread(tower: nn.Module, args: Any, output: Any) -> Any:
-            def over(x: Tensor | None) -> Tensor | None:
-                if x is None:  # a layer whose states nobody asked for
-                    return None
-                return torch.cat([x[:, :prefix], x[:, prefix:][:, block_of.to(x.device)]], dim=1)
-
+        def spread(output: Any) -> Any:
             output.last_hidden_state = over(output.last_hidden_state)
             if output.hidden_states is not None:
                 output.hidden_states = tuple(map(over, output.hidden_states))
             return output
 
-        handles = [
-            self.tower.register_forward_pre_hook(smaller, with_kwargs=True),
-            self.tower.register_forward_hook(spread),
-        ]
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
+        return smaller_pictures(self.tower, (pixels, pixels), self.tower, spread)
 
     def inputs(self, kind: str, call: Mapping[str, Any]) -> list[VisualInput]:
         images, _, height, width = call["pixel_values"].shape
