@@ -87,9 +87,11 @@ class FoveateFamily(Family):
         pixels = side * expert.config.tower["patch_size"]
 
         def spread(output: ExpertOutput) -> ExpertOutput:
-            parts = (output.features, output.keys, output.saliency)
-            own = [None if x is None else x[:, block_of.to(x.device)] for x in parts]
-            return ExpertOutput(own[0], output.grid, *own[1:])
+            index = block_of.to(output.features.device)
+            keys, seen = (
+                None if x is None else x[:, index] for x in (output.keys, output.saliency)
+            )
+            return ExpertOutput(output.features[:, index], output.grid, keys, seen)
 
         return smaller_pictures(expert.tower, (pixels, pixels), expert, spread)
 
