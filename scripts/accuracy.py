@@ -48,7 +48,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--work", type=Path, default=Path("out/accuracy"), help="raw answers")
     parser.add_argument("--output", type=Path, default=RESULTS)
     args = parser.parse_args(argv)
-    methods = list_methods() if args.methods == "all" else split_list(args.methods)
+    methods = split_list(args.methods)
+    if args.methods == "all":  # down-sampling takes pictures alone
+        methods = [m for m in list_methods() if m != "downsample" or not args.clips]
     budgets = [parse_budget(text) for text in split_list(args.budgets)]
     arms = [DENSE, *(Arm(method, budget) for budget in budgets for method in methods)]
     model, processor = vlm.load(args.model)

@@ -109,7 +109,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m scripts.study_trained", description=__doc__)
     parser.add_argument("--methods", default="duet,foveate")
     parser.add_argument("--budgets", default="1/3,2/9,1/9", help="share of the tokens")
-    parser.add_argument("--merging", default="pool", help="methods for the slots")
+    parser.add_argument("--merging", default="pool", help="methods for the slots, or ''")
     parser.add_argument("--slots", default="1,4", help="positions of a merged token")
     parser.add_argument("--merged-budgets", default="1/4")
     parser.add_argument("--steps", type=int, default=250)
@@ -125,7 +125,11 @@ def main(argv: list[str] | None = None) -> int:
     wanted = [Tuned()]
     wanted += [Tuned(m, b) for m in split_list(args.methods) for b in budgets["budgets"]]
     slots = sorted(int(k) for k in split_list(args.slots))
-    merging = [(m, b) for m in split_list(args.merging) for b in budgets["merged_budgets"]]
+    merging = [
+        (m, b)
+        for m in (split_list(args.merging) if args.merging else [])
+        for b in budgets["merged_budgets"]
+    ]
     wanted += [Tuned(m, b, k) for m, b in merging for k in slots]
     reports = {tuned: tune(tuned, args.work, args.steps, args.seed) for tuned in wanted}
     benchmark = Embedded("test", args.scenes, clips=0)
