@@ -27,7 +27,6 @@ from scripts.common import RESULTS
 
 STUDIES: dict[str, Any] = {
     "accuracy": accuracy,
-    "sibling": accuracy,
     "methods": accuracy,
     "ablation": ablate,
     "positions": study_positions,
