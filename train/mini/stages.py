@@ -1,4 +1,4 @@
-"""The four stages, and the loop that runs them."""
+"""The five stages, the sibling's one, and the loop that runs them."""
 
 from __future__ import annotations
 
