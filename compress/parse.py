@@ -1,4 +1,4 @@
-"""Methods and budgets as people write them on a command line."""
+"""Methods, budgets and positions as people write them on a command line."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import ast
 from fractions import Fraction
 
 from compress.methods import METHODS, Method, get_method
+from positions import PositionError, Scheme
+from positions.__main__ import parse_scheme
 
 
 def parse_method(text: str) -> str | Method:
@@ -35,6 +37,19 @@ def parse_method(text: str) -> str | Method:
         return classes[name](**options)
     except TypeError as error:
         raise ValueError(f"method {text!r}: {error}") from error
+
+
+def parse_positions(text: str) -> str | Scheme:
+    """ "home", "compact", or the scheme of a short name (see `python -m positions --help`).
+
+    Raises PositionError, a ValueError, on any other.
+    """
+    if text in ("home", "compact"):
+        return text
+    try:
+        return parse_scheme(text)
+    except PositionError as error:
+        raise PositionError(f"{error}, or 'home' or 'compact'") from error
 
 
 def parse_budget(text: str) -> int | float:

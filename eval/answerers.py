@@ -14,10 +14,10 @@ from PIL import Image
 from transformers.video_utils import VideoMetadata
 
 from compress import Compression, compress
+from compress.parse import parse_positions
 from eval.arms import DENSE, Arm
 from eval.vision import SharedVision
 from positions import PPE
-from positions.__main__ import parse_scheme
 from vlm.families import family_of
 from vlm.media import Video
 from vlm.model import FoveateProcessor
@@ -146,12 +146,11 @@ class ModelAnswerer:
         if arm.method is None:
             return nullcontext()
         generator = torch.Generator().manual_seed(seed)
-        plain = arm.positions in ("home", "compact")
         return compress(
             self.model,
             arm.method,
             arm.budget,
-            positions=arm.positions if plain else parse_scheme(arm.positions),
+            positions=parse_positions(arm.positions),
             slots=PPE(arm.slots, arm.layout),
             generator=generator,
         )

@@ -10,9 +10,8 @@ from typing import Any
 from compress import Method, get_method
 from compress.budget import resolve_budget
 from compress.methods import METHODS
-from compress.parse import parse_method
+from compress.parse import parse_method, parse_positions
 from eval.samples import slug
-from positions.__main__ import parse_scheme
 from positions.channels import SlotLayout
 
 
@@ -37,8 +36,7 @@ class Arm:
         if self.method is not None:
             get_method(self.method)
             resolve_budget(self.budget, 2**31)
-        if self.positions not in ("home", "compact"):
-            parse_scheme(self.positions)
+        parse_positions(self.positions)
 
     def describe(self) -> dict[str, Any]:
         """The configuration as JSON: the method with all its fields, and the budget."""

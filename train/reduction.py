@@ -11,8 +11,8 @@ import torch
 
 from compress import Compression, compress
 from compress.methods import METHODS, Method, Random
+from compress.parse import parse_positions
 from positions import PositionError, Scheme
-from positions.__main__ import parse_scheme
 from train.fields import RecipeError, nearest
 from train.recipe import Recipe, Reduction
 
@@ -103,9 +103,7 @@ def make_method(reduction: Reduction) -> Method:
 
 def make_positions(name: str) -> str | Scheme:
     """ "home", "compact", or the scheme of a short name. Raises RecipeError on any other."""
-    if name in ("home", "compact"):
-        return name
     try:
-        return parse_scheme(name)
+        return parse_positions(name)
     except PositionError as error:
-        raise RecipeError(f"positions: {error}, or 'home' or 'compact'") from error
+        raise RecipeError(f"positions: {error}") from error

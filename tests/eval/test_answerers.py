@@ -186,6 +186,19 @@ def test_an_arm_comes_back_from_its_description(arm: Arm) -> None:
     assert restore(arm.describe()) == arm
 
 
+def test_positions_may_be_a_scheme(parts: Any) -> None:
+    answerer = ModelAnswerer(*parts, "mini")
+    _, inputs = answerer._prepare([Question("What?", (draw(make_scene(0)),))])
+    logits = []
+    for place in ("home", "mrope", "v2pe:1/4"):
+        with answerer._attached(Arm("pool", 16, place), 0), torch.inference_mode():
+            logits.append(answerer.model(**inputs).logits[:, -1])
+    torch.testing.assert_close(logits[0], logits[1])  # the model's own scheme
+    assert not torch.allclose(logits[0], logits[2])
+    with pytest.raises(ValueError, match="or 'home' or 'compact'"):
+        Arm("pool", 16, "nowhere")
+
+
 def test_slots_change_where_merged_tokens_stand(parts: Any) -> None:
     answerer = ModelAnswerer(*parts, "mini")
     _, inputs = answerer._prepare([Question("What?", (draw(make_scene(0)),))])
