@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from multiprocessing import Pool
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -55,7 +55,6 @@ class Drawn:
 
     def __init__(self, kind: str, images: np.ndarray, labels: np.ndarray) -> None:
         self.kind, self.images, self.labels = kind, images, labels
-        self._slots: np.ndarray | None = None
 
     @classmethod
     def prepare(cls, kind: str, folder: Path, count: int) -> Drawn:
@@ -87,7 +86,7 @@ class Drawn:
         width = IMAGE_SIZE // SLOTS
         for row in range(SLOTS):
             for column in range(SLOTS):
-                pools = self._holding(row, column)
+                pools = self._pools[row][column]
                 which = rng.choice(len(pools), count, p=MOSAIC)
                 picks = [int(rng.choice(pools[w])) for w in which]
                 at = np.s_[row * width : (row + 1) * width, column * width : (column + 1) * width]
@@ -96,15 +95,20 @@ class Drawn:
                 fields[:, :, row, :, column] = labels[picks][:, :, row, :, column]
         return torch.from_numpy(pixels), torch.from_numpy(fields.reshape(count, -1, CELLS))
 
-    def _holding(self, row: int, column: int) -> list[np.ndarray]:
-        """The pictures that show a sign, a dot, or anything at all in a slot."""
-        if self._slots is None:
-            side = mini.GRID // SLOTS
-            kind = self.labels[:, 0].reshape(-1, SLOTS, side, SLOTS, side)
-            found = [(kind == k).any((2, 4)) for k in (2, 3)] + [kind.max((2, 4)) >= 0]
-            self._slots = np.stack(found)
-        found = [np.flatnonzero(shown) for shown in self._slots[:, :, row, column]]
-        return [pool if len(pool) else found[-1] for pool in found]
+    @cached_property
+    def _pools(self) -> list[list[list[np.ndarray]]]:
+        """By row and column of a slot: the pictures with a sign there, with a dot, and all."""
+        side, every = mini.GRID // SLOTS, np.arange(len(self.labels))
+        kind = self.labels[:, 0].reshape(-1, SLOTS, side, SLOTS, side)
+
+        def holding(wanted: int, row: int, column: int) -> np.ndarray:
+            found = np.flatnonzero((kind[:, row, :, column] == wanted).any((1, 2)))
+            return found if len(found) else every
+
+        return [
+            [[holding(2, r, c), holding(3, r, c), every] for c in range(SLOTS)]
+            for r in range(SLOTS)
+        ]
 
     def pixels(self, index: np.ndarray) -> Tensor:
         """(b * frames, 96, 96, 3) uint8."""
