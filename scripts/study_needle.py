@@ -30,22 +30,16 @@ from eval.answerers import ModelAnswerer
 from eval.arms import DENSE, Arm
 from eval.samples import Benchmark, Drawing, Loaded, Sample, Score
 from scripts.common import COLOURS, RESULTS, Asked, against, canvas, facts, write_json, write_table
-from train.recipe_files import load_recipe
-from train.run import train
+from scripts.tuning import SETTINGS, tune
 from vlm.scenes import Question, Scene, Split, draw, make_scene, questions
 
 LEARNED = 2  # pictures of the longest training sample
 KINDS = ("small", "reading")
 FIRST = 200_000  # training scenes that nothing else uses
-SETTINGS = [
-    "learning_rate.tower=1e-5",
+OWN = [
     "learning_rate.projector=2e-4",
     "learning_rate.language_model=5e-4",
-    "optimizer.batch=16",
-    "optimizer.micro_batch=16",
     "data.window=2048",
-    "log.to=[]",
-    "log.save=100000",
 ]
 
 
@@ -117,23 +111,6 @@ def write_data(folder: Path, count: int) -> None:
     (folder / "data.json").write_text(json.dumps(rows), encoding="utf-8")
 
 
-def tune(positions: str, args: argparse.Namespace) -> tuple[Path, dict[str, Any]]:
-    """Train one model; its folder, and what its report says."""
-    output = args.work / positions.replace(":", "-")
-    if not (output / "train_report.json").is_file():
-        base = args.work / "base"
-        if not base.is_dir():
-            model, processor = vlm.load(args.model)
-            model.save_pretrained(base)
-            processor.save_pretrained(base)
-        places = [f"model={base}", f"output={output}", f"data.media={args.work / 'images'}"]
-        places += [f"data.files=[{args.work / 'data.json'}]", f"optimizer.steps={args.steps}"]
-        own = [f"positions={positions}", f"seed={args.seed}"]
-        train(load_recipe("mini", [*SETTINGS, *places, *own]), resume=output.exists())
-    report = json.loads((output / "train_report.json").read_text(encoding="utf-8"))
-    return output, {name: report[name] for name in ("steps", "seconds", "loss", "totals")}
-
-
 def scaled(folder: Path, factor: float) -> Any:
     """A trained model with all positions divided by `factor` (linear RoPE scaling)."""
     config = AutoConfig.from_pretrained(folder)
@@ -155,30 +132,29 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, default=RESULTS)
     args = parser.parse_args(argv)
     write_data(args.work, args.drawn)
-    learned = {name: tune(name, args) for name in ("home", "v2pe:random")}
+    shared = [*OWN, f"optimizer.steps={args.steps}", f"seed={args.seed}"]
+    learned = {
+        name: tune(args.model, args.work, args.work / folder, [*shared, f"positions={name}"])
+        for name, folder in (("home", "home"), ("v2pe:random", "v2pe"))
+    }
+    plain, various = (Path(learned[name]["folder"]) for name in ("home", "v2pe:random"))
+    processor = vlm.load(plain)[1]
+    steps = {
+        f"v2pe {step}": Arm("random", 1.0, f"v2pe:{step}") for step in split_list(args.increments)
+    }
     rows = []
     for pictures in (int(text) for text in split_list(args.pictures)):
         benchmark = Needle(pictures=pictures, stacks=args.stacks)
-
-        def ask(
-            model: Any,
-            name: str,
-            arms: dict[str, Arm],
-            folder: Path,
-            benchmark: Needle = benchmark,
-        ) -> dict[str, Any]:
-            processor = vlm.load(folder)[1]
+        factor = max(1.0, pictures / LEARNED)
+        units = {}
+        for name, model, arms in (
+            ("plain", vlm.load(plain)[0], {"increment 1": DENSE}),
+            (f"linear {factor:g}", scaled(plain, factor), {"linear": DENSE}),
+            ("v2pe", vlm.load(various)[0], steps),
+        ):
             answerer = ModelAnswerer(model, processor, name)
             asked = Asked(benchmark, answerer, list(arms.values()), args.work / "answers")
-            return {title: asked.units(arm) for title, arm in arms.items()}
-
-        plain, various = learned["home"][0], learned["v2pe:random"][0]
-        units = ask(vlm.load(plain)[0], "plain", {"increment 1": DENSE}, plain)
-        factor = max(1.0, pictures / LEARNED)
-        units |= ask(scaled(plain, factor), f"linear {factor:g}", {"linear": DENSE}, plain)
-        steps = split_list(args.increments)
-        arms = {f"v2pe {step}": Arm("random", 1.0, f"v2pe:{step}") for step in steps}
-        units |= ask(vlm.load(various)[0], "v2pe", arms, various)
+            units |= {title: asked.units(arm) for title, arm in arms.items()}
         for title, own in units.items():
             kinds = {kind: [u.value for u in own if u.groups["category"] == kind] for kind in KINDS}
             rows.append(
@@ -191,9 +167,9 @@ def main(argv: list[str] | None = None) -> int:
                     "questions": len(own),
                 }
             )
-    training = {name: report for name, (_, report) in learned.items()}
+    settings = [*SETTINGS, *shared]
     found = facts(
-        "study_needle", argv, seed=args.seed, settings=SETTINGS, training=training, rows=rows
+        "study_needle", argv, seed=args.seed, settings=settings, training=learned, rows=rows
     )
     render(write_json(args.output / "needle.json", found), args.output / "needle")
     return 0

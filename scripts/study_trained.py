@@ -27,22 +27,11 @@ from eval.answerers import ModelAnswerer
 from eval.arms import DENSE, Arm
 from eval.benchmarks.embedded import Embedded
 from scripts.common import RESULTS, Asked, against, canvas, facts, write_json, write_table
-from train.recipe_files import load_recipe
-from train.run import train
+from scripts.tuning import SETTINGS, tune
 from vlm.scenes import draw, make_scene, questions
 
 FIRST = 100_000  # scenes before it are those that the embedded model was trained on
-REPORT = "train_report.json"
-SETTINGS = [
-    "learning_rate.tower=1e-5",
-    "learning_rate.projector=1e-4",
-    "learning_rate.language_model=1e-4",
-    "optimizer.batch=16",
-    "optimizer.micro_batch=16",
-    "log.to=[]",
-    "log.every=10",
-    "log.save=100000",
-]
+OWN = ["learning_rate.projector=1e-4", "learning_rate.language_model=1e-4", "log.every=10"]
 
 
 @dataclass(frozen=True)
@@ -87,24 +76,6 @@ def write_data(folder: Path, scenes: int) -> None:
     (folder / "data.json").write_text(json.dumps(rows), encoding="utf-8")
 
 
-def tune(tuned: Tuned, work: Path, steps: int, seed: int) -> dict[str, Any]:
-    """Train one model below `work`; what its report says."""
-    output = work / f"{tuned.name}-{steps}-{seed}"
-    if not (output / REPORT).is_file():
-        base = work / "base"
-        if not base.is_dir():
-            model, processor = vlm.load("mini")
-            model.save_pretrained(base)
-            processor.save_pretrained(base)
-        places = [f"model={base}", f"output={output}", f"data.media={work / 'images'}"]
-        places += [f"data.files=[{work / 'data.json'}]", f"optimizer.steps={steps}"]
-        recipe = load_recipe("mini", [*SETTINGS, *places, f"seed={seed}", *tuned.settings()])
-        train(recipe, resume=output.exists())
-    report = json.loads((output / REPORT).read_text(encoding="utf-8"))
-    kept = {name: report[name] for name in ("steps", "seconds", "loss", "totals", "time")}
-    return kept | {"folder": str(output)}
-
-
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m scripts.study_trained", description=__doc__)
     parser.add_argument("--methods", default="duet,foveate")
@@ -131,7 +102,16 @@ def main(argv: list[str] | None = None) -> int:
         for b in budgets["merged_budgets"]
     ]
     wanted += [Tuned(m, b, k) for m, b in merging for k in slots]
-    reports = {tuned: tune(tuned, args.work, args.steps, args.seed) for tuned in wanted}
+    shared = [*OWN, f"optimizer.steps={args.steps}", f"seed={args.seed}"]
+    reports = {
+        tuned: tune(
+            "mini",
+            args.work,
+            args.work / f"{tuned.name}-{args.steps}-{args.seed}",
+            [*shared, *tuned.settings()],
+        )
+        for tuned in wanted
+    }
     benchmark = Embedded("test", args.scenes, clips=0)
 
     def ask(tuned: Tuned, arms: list[Arm]) -> Asked:
@@ -160,8 +140,9 @@ def main(argv: list[str] | None = None) -> int:
             "training": reports[tuned],
         }
         rows.append(row)
+    settings = [*SETTINGS, *shared]
     found = facts(
-        "study_trained", argv, questions=len(dense), seed=args.seed, settings=SETTINGS, rows=rows
+        "study_trained", argv, questions=len(dense), seed=args.seed, settings=settings, rows=rows
     )
     render(write_json(args.output / "trained.json", found), args.output / "trained")
     return 0

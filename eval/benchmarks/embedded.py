@@ -37,6 +37,7 @@ from vlm.media import Video, read_image
 from vlm.scenes import (
     COLOURS,
     FRAMES,
+    LETTERS,
     SHAPES,
     SPLITS,
     Item,
@@ -52,8 +53,6 @@ from vlm.scenes import (
     options,
     questions,
 )
-
-LETTERS = "ABCD"
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from vlm.scenes.drawing import draw, draw_clip
 from vlm.scenes.labels import FIELDS, cell_labels, clip_labels
 from vlm.scenes.questions import (
     CATEGORIES,
+    LETTERS,
     Question,
     candidates,
     caption,
@@ -47,6 +48,7 @@ __all__ = [
     "FIELDS",
     "FRAMES",
     "IMAGE_SIZE",
+    "LETTERS",
     "SHAPES",
     "SLOTS",
     "SPLITS",

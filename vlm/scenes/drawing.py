@@ -112,12 +112,12 @@ def _draw_sign(pen: ImageDraw.ImageDraw, sign: Sign, scale: float) -> None:
     (x0, y0), (x1, y1) = sign.centres[0], sign.centres[-1]
     plate = (x0 - 5.75, y0 - 7.0, x1 + 5.75, y1 + 7.0)
     pen.rounded_rectangle([v * scale for v in plate], radius=2 * scale, fill=(225, 220, 200))
-    font = _font(sign.font, round(12.5 * scale))
+    font, stroke = _font(sign.font, round(sign.size * scale)), sign.stroke * scale
     for character, (x, y) in zip(sign.text, sign.centres, strict=True):
         # By the middle of its ink: fonts differ in where they put the baseline.
         left, top, right, bottom = pen.textbbox((0, 0), character, font=font)
         at = x * scale - (left + right) / 2, y * scale - (top + bottom) / 2
-        pen.text(at, character, fill=(20, 20, 25), font=font)
+        pen.text(at, character, fill=(20, 20, 25), font=font, stroke_width=stroke)
 
 
 def _polygon(item: Item, scale: float) -> list[tuple[float, float]]:

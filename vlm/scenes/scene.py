@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -87,13 +87,15 @@ class Dot:
 
 @dataclass(frozen=True)
 class Sign:
-    """A pale plate with dark text; the centres of its characters are pixels."""
+    """A pale plate with dark text; centres, size and stroke of its characters are pixels."""
 
     text: str
     row: int
     column: int
     centres: tuple[tuple[float, float], ...]
     font: str
+    size: float = 12.5
+    stroke: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -228,4 +230,9 @@ def _sign(rng: np.random.Generator, slot: int, split: Split) -> Sign:
     x = (column + 0.5) * SLOT + float(rng.uniform(-1.5, 1.5))
     y = (row + 0.5) * SLOT + float(rng.uniform(-3.5, 3.5))
     font = FONTS[split][int(rng.integers(len(FONTS[split])))]
-    return Sign(text, row + 1, column + 1, ((x - 4.75, y), (x + 4.75, y)), font)
+    sign = Sign(text, row + 1, column + 1, ((x - 4.75, y), (x + 4.75, y)), font)
+    if split != "train":
+        return sign
+    # More letterings than there are fonts to learn from: other fonts are read in the end.
+    size, stroke = rng.uniform(11.0, 13.5), max(0.0, rng.uniform(-0.3, 0.4))
+    return replace(sign, size=float(size), stroke=float(stroke))
