@@ -35,5 +35,5 @@ def test_what_is_published_is_what_the_facts_say(published: Path) -> None:
 
 
 def test_a_table_that_nothing_renders(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="nothing.md"):
+    with pytest.raises(FileNotFoundError, match=r"nothing\.md"):
         results.filled("<!-- table: nothing -->\n<!-- end -->", tmp_path)
