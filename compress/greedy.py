@@ -8,6 +8,7 @@ next pick is put off; the picks are the same.
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -172,22 +173,28 @@ def _cover_all(table: Tensor, count: int) -> Tensor:
 
 
 def _cover_one(table: Tensor, count: int) -> Tensor:
-    """Of one input, only what a pick's own needs change: a share of about 1 / picks of them."""
-    gives = table[0].contiguous()
-    met = gives.new_zeros(len(gives), 1)
-    gain = gives.sum(0, dtype=torch.float64)
-    least, done = 1e-6 * gain.max(), torch.zeros_like(gain, dtype=torch.bool)
+    """Of one input, only what a pick's own needs change: a share of about 1 / picks of them.
+
+    In NumPy: on so little data a call of torch costs more than what it does.
+    """
+    gives = table[0].contiguous().numpy()
+    met = np.zeros_like(gives[:, :1])
+    gain = gives.sum(0, dtype=np.float64)
+    least, done = 1e-6 * gain.max(), np.zeros(len(gain), dtype=bool)
     picks = []
     for _ in range(count):
         # rounded, so that what adding up in another order did cannot part equal tokens
-        score = torch.where(gain > least, gain, 0.0).float()
-        pick = score.masked_fill_(done, -torch.inf).argmax()
+        score = np.where(gain > least, gain, 0.0).astype(np.float32)
+        score[done] = -np.inf
+        pick = int(score.argmax())
         picks.append(pick)
         done[pick] = True
-        gives_now = gives[:, pick, None]
-        needs = (gives_now > met)[:, 0].nonzero()[:, 0]
-        before, after = met[needs], gives_now[needs]
+        now = gives[:, pick, None]
+        needs = np.flatnonzero(now > met)
+        before, after = met[needs], now[needs]
         met[needs] = after
-        lost = gives[needs].clamp_(before, after).sub_(before)
-        gain -= lost.sum(0, dtype=torch.float64)
-    return torch.stack(picks)[None]
+        lost = gives[needs]
+        np.clip(lost, before, after, out=lost)
+        lost -= before
+        gain -= lost.sum(0, dtype=np.float64)
+    return torch.tensor([picks])

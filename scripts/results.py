@@ -22,6 +22,7 @@ from scripts import (
     study_positions,
     study_speed,
     study_trained,
+    tune_foveate,
 )
 from scripts.common import RESULTS
 
@@ -29,6 +30,7 @@ STUDIES: dict[str, Any] = {
     "accuracy": accuracy,
     "methods": accuracy,
     "ablation": ablate,
+    "tuning": tune_foveate,
     "positions": study_positions,
     "positions-1d": study_positions,
     "trained": study_trained,

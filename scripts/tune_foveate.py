@@ -1,0 +1,101 @@
+"""The defaults of `foveate`, chosen on the validation split: `python -m scripts.tune_foveate`.
+
+One part after the other: each value of it is tried with the others as they are by then, and the one
+with the highest accuracy of the embedded model, mean over the budgets, is kept. The test split is
+not looked at.
+
+Writes `tuning.json` (raw figures, versions, hardware, command) and `tuning.md`. An interrupted run
+goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import vlm
+from compress.methods import Foveate
+from compress.parse import parse_budget, split_list
+from eval.answerers import ModelAnswerer
+from eval.arms import Arm
+from eval.benchmarks.embedded import Embedded
+from scripts.common import RESULTS, Asked, facts, write_json, write_table
+
+TRIES: tuple[list[dict[str, Any]], ...] = (
+    [{"salient": v} for v in (2.0, 5.0, 10.0, 20.0)],
+    [
+        {"layers": (0.5, 0.75), "ratios": (0.5, 0.0)},
+        {"layers": (0.5, 0.75), "ratios": (0.7, 0.3)},
+        {"layers": (0.25, 0.75), "ratios": (0.4, 0.0)},
+        {"layers": (0.75,), "ratios": (0.0,)},
+        {"layers": (), "ratios": ()},
+    ],
+    [{"place": v} for v in (0.25, 0.35, 0.5, 0.7, 1.0)],
+    [{"appearance": v} for v in (0.35, 0.5, 0.7, None)],
+    [{"purity": v} for v in (0.5, 0.7, 0.9)],
+    [{"relevant": v} for v in (0.0, 1.0, 2.0)],
+    [{"distinct": v} for v in (0.0, 1.0, 2.0)],
+    [{"even": v} for v in (0.5, 1.0, 2.0)],
+)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m scripts.tune_foveate", description=__doc__)
+    parser.add_argument("--budgets", default="1/3,1/9", help="share of the tokens")
+    parser.add_argument("--scenes", type=int, default=120)
+    parser.add_argument("--clips", type=int, default=20)
+    parser.add_argument("--model", default="mini")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--work", type=Path, default=Path("out/tuning"), help="raw answers")
+    parser.add_argument("--output", type=Path, default=RESULTS)
+    args = parser.parse_args(argv)
+    budgets = [parse_budget(text) for text in split_list(args.budgets)]
+    model, processor = vlm.load(args.model)
+    answerer = ModelAnswerer(model, processor, args.model)
+    benchmark = Embedded("val", args.scenes, args.clips)
+    found: dict[Foveate, list[float]] = {}
+
+    def mean(method: Foveate) -> float:
+        """Accuracy, mean over the budgets."""
+        if method not in found:
+            arms = [Arm(method, budget) for budget in budgets]
+            asked = Asked(benchmark, answerer, arms, args.work, args.seed)
+            units = [asked.units(arm) for arm in arms]
+            found[method] = [sum(u.value for u in each) / len(each) for each in units]
+        return sum(found[method]) / len(budgets)
+
+    best, rows = Foveate(), []
+    for number, values in enumerate(TRIES):
+        tried = [best, *(replace(best, **value) for value in values)]
+        for method, value in zip(tried, [{}, *values], strict=True):
+            row = {"part": number, "changed": value, "mean": mean(method)}
+            rows.append({**row, "method": repr(method), "accuracy": found[method]})
+        best = max(tried, key=mean)  # the first of equals: what it was
+        print(f"{mean(best):.1%} {best}", flush=True)
+    told = {"budgets": budgets, "seed": args.seed, "rows": rows, "best": repr(best)}
+    render(
+        write_json(args.output / "tuning.json", facts("tune_foveate", argv, **told)),
+        args.output / "tuning",
+    )
+    return 0
+
+
+def render(found: dict[str, Any], path: Path) -> None:
+    """The table, from the facts: what was tried, part by part, and what was kept (*)."""
+    lines = [f"{'':44}" + "".join(f"{budget:>8.3f}" for budget in found["budgets"]) + "    mean"]
+    parts = {row["part"] for row in found["rows"]}
+    for part in sorted(parts):
+        rows = [row for row in found["rows"] if row["part"] == part]
+        kept = max(rows, key=lambda row: row["mean"])
+        for row in rows:
+            told = ", ".join(f"{k}={v}" for k, v in row["changed"].items()) or "(as it was)"
+            each = "".join(f"{value:>8.1%}" for value in row["accuracy"])
+            lines.append(f"{told:44}{each}{row['mean']:>8.1%}{' *' if row is kept else ''}")
+    write_table(path, "\n".join(lines))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
