@@ -3,11 +3,12 @@
     python -m scripts.study_speed
 
 Models of random weights, which are honest for speed, in the shapes of LLaVA-1.5-7B or
-Qwen2.5-VL-7B (`--shapes llava,qwen`, for a GPU), or of a small LLaVA in the same proportions
-(`--shapes small`, for a CPU). Each round runs everything once, in turn: dense; each method at each
-budget; and `eager`, the same reduction in the way of the public code: eager attention that hands
-out all maps of the tower and of the language model. Beside it the roofline: the speed-up of the
-prefill that multiply-adds and bytes allow, at the rates that this machine reaches.
+Qwen2.5-VL-7B (`--shapes llava,qwen`, for a GPU), or of a LLaVA of a quarter or half the widths and
+depths (`--shapes quarter,half`, for a CPU). Each round runs everything once, in turn: dense; each
+method at each budget; and `eager`, the same reduction in the way of the public code: eager
+attention that hands out all maps of the tower and of the language model. Beside it the roofline:
+the speed-up of the prefill that multiply-adds and bytes allow, at the rates that this machine
+reaches.
 
 Writes `<out>.json` (raw times, versions, hardware, command), `<out>.md` and `<out>.png`.
 """
@@ -151,7 +152,8 @@ def qwen() -> Shape:
 
 
 SHAPES: dict[str, Callable[[], Shape]] = {
-    "small": lambda: llava(4),
+    "quarter": lambda: llava(4),
+    "half": lambda: llava(2),
     "llava": lambda: llava(1),
     "qwen": qwen,
 }
@@ -276,7 +278,7 @@ def compare(model: Any, inputs: dict[str, Any], args: argparse.Namespace) -> Ite
 def table(rows: list[dict[str, Any]]) -> str:
     """The figures as text."""
     head = (
-        f"{'':<24}{'tokens':>8}{'vision':>9}{'own':>8}{'prefill':>9}{'first':>9}{'decode':>9}"
+        f"{'':<32}{'tokens':>8}{'vision':>9}{'own':>8}{'prefill':>9}{'first':>9}{'decode':>9}"
         f"{'KV MiB':>8}{'first x':>9}{'prefill x':>10}{'possible':>9}{'own':>7}"
     )
     lines = [head + "    (milliseconds)"]
@@ -285,7 +287,7 @@ def table(rows: list[dict[str, Any]]) -> str:
         for name, cost in [*sides, (f"{row['method']} {row['budget']}", row["reduced"])]:
             own = (cost["reduce"] or 0.0) + (cost["plan"] or 0.0)
             tokens = sum(cost["layers"]) / len(cost["layers"])
-            line = f"{row['load']:<9}{name:<15}"[:24].ljust(24)
+            line = f"{row['shape']:<8}{row['load']:<9}{name:<15}"[:32].ljust(32)
             line += f"{tokens:>8.0f}{cost['vision']:>9.1f}{own:>8.1f}{cost['prefill']:>9.1f}"
             line += f"{cost['first']:>9.1f}{cost['decode']:>9.2f}{cost['cache'] / 2**20:>8.1f}"
             if name != "dense":
@@ -301,8 +303,9 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
     for row in rows:
         way = "" if row["way"] == "sdpa" else ", eager"
         if row["show_dense"]:
-            bars.append((f"{row['load']}: dense{way}", row["dense"]))
-        bars.append((f"{row['load']}: {row['method']} {row['budget']}{way}", row["reduced"]))
+            bars.append((f"{row['shape']}, {row['load']}: dense{way}", row["dense"]))
+        name = f"{row['method']} {row['budget']}{way}"
+        bars.append((f"{row['shape']}, {row['load']}: {name}", row["reduced"]))
     figure, axes = canvas(9, 0.3 * len(bars) + 1.2)
     left = [0.0] * len(bars)
     parts = ("vision", "reduce", "plan", "prefill")
@@ -320,7 +323,7 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
 def main(argv: list[str] | None = None) -> int:
     gpu = torch.cuda.is_available()
     parser = argparse.ArgumentParser(prog="python -m scripts.study_speed", description=__doc__)
-    parser.add_argument("--shapes", default="llava" if gpu else "small", help=", ".join(SHAPES))
+    parser.add_argument("--shapes", default="llava" if gpu else "quarter", help=", ".join(SHAPES))
     parser.add_argument("--loads", default=",".join(LOADS) if gpu else "1 image,batch 8,8 images")
     parser.add_argument("--methods", default="duet,foveate")
     parser.add_argument("--budgets", default="192,64", help="tokens a visual input")

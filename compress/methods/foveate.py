@@ -32,10 +32,10 @@ class Foveate(Method):
 
     merge: every other cell goes to its nearest kept token under K, as a size-weighted mean, unless
     K is below `purity`; False drops them. log_size: attention to a merged token is corrected by
-    log(size). layers, ratios: stages inside the language model, by the last token's attention: half
-    of what enters goes on from half of the depth, nothing from three quarters of it (as in DUET).
-    The defaults were chosen on the validation split of the embedded benchmark (docs/results.md),
-    where few cells are alike enough to be merged; its language model has four layers.
+    log(size). layers, ratios: stages inside the language model, by the last token's attention: 60%
+    of what enters goes on from a quarter of the depth, nothing from three quarters of it. The
+    defaults were chosen on the validation split of the embedded benchmark (docs/results.md), where
+    few cells are alike enough to be merged; its language model has four layers.
 
     Sources of the parts: coverage, MMTok; determinant, CDPruner; saliency, VisionZip; merging and
     log(size), ToMe. New here: one mixture instead of separate quotas, and place in the kernel.
@@ -45,18 +45,18 @@ class Foveate(Method):
     pairwise: ClassVar[bool] = True
 
     even: float = 1.0
-    salient: float = 5.0
+    salient: float = 2.0
     distinct: float = 1.0
     relevant: float = 1.0
-    appearance: float | None = 0.5
-    place: float | None = 0.5
+    appearance: float | None = 0.35
+    place: float | None = 1.0
     text_heat: float = 0.02
     choice: str = "cover"
     merge: bool = True
     purity: float = 0.7
     log_size: bool = False
-    layers: tuple[int | float, ...] = (0.5, 0.75)
-    ratios: tuple[float, ...] = (0.5, 0.0)
+    layers: tuple[int | float, ...] = (0.25, 0.75)
+    ratios: tuple[float, ...] = (0.6, 0.0)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -298,7 +298,7 @@ def holov(x, s, keep, chunks, diversity=0.09):
 
 
 def foveate(
-    x, s, query, grid, keep, choice="cover", merge=True, purity=0.7, salient=5.0, place=0.5
+    x, s, query, grid, keep, choice="cover", merge=True, purity=0.7, salient=2.0, place=1.0
 ):
     n = len(x)
     text = sum(softmax(np.array([cos(q, v) for v in x]) / 0.02) for q in query)
@@ -313,7 +313,7 @@ def foveate(
         for j in range(n):
             steps = (i // w - j // w) ** 2 + (i % w - j % w) ** 2
             far = steps / (2 * (place * reach) ** 2)
-            near[i, j] = np.exp(-apart[i, j] / (2 * 0.25 * apart.mean()) - far)
+            near[i, j] = np.exp(-apart[i, j] / (2 * 0.35**2 * apart.mean()) - far)
     picked = []
     while len(picked) < keep:
         gains = []

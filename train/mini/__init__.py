@@ -7,7 +7,7 @@ in the time one has on 2 cores. The recipe therefore takes the two halves apart 
    class token to list what the picture holds, so that its attention goes to things;
 2. `closer`: the same on mosaics, whose slots mostly hold signs and dots, which are small and rare;
 3. `language`: the language model learns to answer from *symbols*: each cell is the sum of learned
-   embeddings of its labels, so that whole steps cost a tenth and nothing has to be seen yet;
+   embeddings of its labels, so that nothing has to be seen yet and a clip needs few of its cells;
 4. `bridge`: tower and projector learn to turn what is seen into those symbols;
 5. `joint`: everything is trained together on pictures and videos, dense, with all their cells.
 

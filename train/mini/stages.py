@@ -23,7 +23,7 @@ from vlm import mini
 STAGES = ("vision", "closer", "language", "bridge", "joint")
 CLIP_WEIGHT = 0.6  # of a batch of clips, beside 1 of a batch of scenes
 SAVE = 250  # steps between two checkpoints
-SEE_WEIGHT = 0.05  # of the tower's own read-outs once the language model learns from it
+SEE_WEIGHT = 0.2  # of the tower's own read-outs once the language model learns from it
 Shares = dict[str, Tensor]
 
 
@@ -48,10 +48,10 @@ class Stage:
 
 RECIPE = {
     "vision": Stage(900, 24, 2, lr=1e-3, muon=0.01),
-    "closer": Stage(900, 32, 1, lr=1e-3, muon=0.01, mosaics=0.9),
-    "language": Stage(1500, 20, 6, lr=2e-3, muon=0.01, shown=64, asked=(0.2, 0.2, 4)),
+    "closer": Stage(2700, 32, 1, lr=1e-3, muon=0.01, mosaics=0.9),
+    "language": Stage(2500, 20, 3, lr=2e-3, muon=0.01, shown=144, asked=(0.1, 0.2, 4)),
     "bridge": Stage(300, 32, 2, lr=1e-3, muon=0.005, mosaics=0.5),
-    "joint": Stage(800, 12, 4, lr=6e-4, muon=0.005, shown=None, asked=(0.1, 0.2, 4)),
+    "joint": Stage(900, 12, 2, lr=6e-4, muon=0.005, shown=None, asked=(0.1, 0.2, 4)),
     "sibling": Stage(300, 12, 2, lr=1e-3, muon=0.005, shown=None, asked=(0.1, 0.2, 4)),
 }
 
