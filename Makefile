@@ -25,7 +25,7 @@ style: $(READY)
 slow: $(READY)  ## what takes long: wheels, launchers, long products of the matrix
 	$(BIN)/python -m pytest -m "slow and not gpu"
 
-train-mini: $(READY)  ## train the embedded model again (an hour and a half on 2 cores)
+train-mini: $(READY)  ## train the embedded model again (some three hours on 2 cores)
 	$(BIN)/python -m train.mini --output out/mini
 
 results: $(READY)  ## tables and pictures of docs/results.md, made again from their JSON
