@@ -212,7 +212,9 @@ class Compression:
                 f"{type(self.family.language_model).__name__} has layers of the kinds "
                 f"{sorted(set(kinds))}: only full attention can lose tokens on the way"
             )
-        if self.method.bias_by_size and config._attn_implementation not in _ADDITIVE:
+        additive = config._attn_implementation in _ADDITIVE
+        self.bias_by_size = self.method.bias_by_size is not False and additive
+        if self.method.bias_by_size and not additive:
             raise CompressionError(
                 f"{self.method!r} adds log(size) to attention logits, which attention "
                 f"implementation {config._attn_implementation!r} does not take: expected one of "

@@ -127,7 +127,7 @@ def begin(
     )
     if new_rows.samples is not None:
         new.samples = {0: new_rows.samples.to(device)}
-    if owner.method.bias_by_size or (state is not None and state.bias):
+    if owner.bias_by_size or (state is not None and state.bias):
         new.bias = {n: with_bias(prompt, n, valid) for n in layers}
     places_of = torch.arange(first, first + embeds.shape[1], device=device)
     arguments: dict[str, Any] = {

@@ -272,7 +272,7 @@ def _note_stage(owner: Compression, going: Pass, number: int, device: torch.devi
         state.valid[layer] = torch.cat([old.to(device), valid], dim=1)
         if prompt.rows.samples is not None:  # type: ignore[union-attr]
             state.samples[layer] = prompt.rows.samples.to(device)  # type: ignore[union-attr]
-        if owner.method.bias_by_size:
+        if owner.bias_by_size:
             state.bias[layer] = with_bias(prompt, layer, valid)  # type: ignore[arg-type]
 
 

@@ -41,7 +41,7 @@ WITHOUT: dict[str, dict[str, Any]] = {
     "merging (dropped instead)": {"merge": False},
     "a floor of likeness for merging": {"purity": 0.0},
     "stages in the language model": {"layers": (), "ratios": ()},
-    "attention as it is (log size added)": {"log_size": True},
+    "attention by size (log size left out)": {"log_size": False},
 }
 
 
@@ -96,12 +96,12 @@ def main(argv: list[str] | None = None) -> int:
 
 def render(found: dict[str, Any], path: Path) -> None:
     """The table, from the facts."""
-    lines = [f"{'without':<36}budget  share  accuracy   won  lost  difference  p (paired)"]
+    lines = [f"{'without':<38}budget  share  accuracy   won  lost  difference  p (paired)"]
     for row in found["rows"]:
         result, beside = result_of(row["result"]), row["against_whole"]
         accuracy: Any = result.accuracy
         share = result.figures["tokens"] / result.figures["dense"]
-        line = f"{row['without']:<36}{row['budget']:>6.3f}{share:>7.3f}{accuracy.mean:>10.1%}"
+        line = f"{row['without']:<38}{row['budget']:>6.3f}{share:>7.3f}{accuracy.mean:>10.1%}"
         if row["without"] != "(nothing)":
             line += f"{beside['gained']:>6}{beside['lost']:>6}{100 * beside['difference']:>+12.1f}"
             line += f"  {beside['p']:.2g}"

@@ -37,6 +37,7 @@ STUDIES: dict[str, Any] = {
     "needle": study_needle,
     "experts": study_experts,
     "speed": study_speed,
+    "speed-batch": study_speed,
 }
 
 

@@ -146,7 +146,7 @@ def main(argv: list[str] | None = None) -> int:
     for pictures in (int(text) for text in split_list(args.pictures)):
         benchmark = Needle(pictures=pictures, stacks=args.stacks)
         factor = max(1.0, pictures / LEARNED)
-        units = {}
+        units: dict[str, Any] = {}
         for name, model, arms in (
             ("plain", vlm.load(plain)[0], {"increment 1": DENSE}),
             (f"linear {factor:g}", scaled(plain, factor), {"linear": DENSE}),

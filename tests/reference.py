@@ -213,7 +213,7 @@ def forward(model: Any, prefix: Prefix, new: Tensor | None = None) -> tuple[Tens
     lm = language_model(model)
     new = torch.tensor([], dtype=torch.int64) if new is None else new
     tokens = _with(prefix, model.get_input_embeddings()(new))
-    biased, lengths = prefix.method.bias_by_size, []
+    biased, lengths = prefix.method.bias_by_size is not False, []
     entered = tokens
     for number, layer in enumerate(lm.layers):
         counts = [allocation.counts[number] for allocation in prefix.allocations]

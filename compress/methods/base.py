@@ -99,8 +99,11 @@ class Method:
         return "auto"
 
     @property
-    def bias_by_size(self) -> bool:
-        """Whether attention to a merged token is corrected by log(size) (ToMe, section 3)."""
+    def bias_by_size(self) -> bool | None:
+        """Whether attention to a merged token is corrected by log(size) (ToMe, section 3).
+
+        None: where the attention implementation takes a bias.
+        """
         return False
 
     def schedule(self, keep: int, depth: int) -> Schedule:

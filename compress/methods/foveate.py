@@ -32,10 +32,11 @@ class Foveate(Method):
 
     merge: every other cell goes to its nearest kept token under K, as a size-weighted mean, unless
     K is below `purity`; False drops them. log_size: attention to a merged token is corrected by
-    log(size). layers, ratios: stages inside the language model, by the last token's attention: 60%
-    of what enters goes on from a quarter of the depth, nothing from three quarters of it. The
-    defaults were chosen on the validation split of the embedded benchmark (docs/results.md), where
-    few cells are alike enough to be merged; its language model has four layers.
+    log(size); None, where the attention implementation takes a bias (FlashAttention does not).
+    layers, ratios: stages inside the language model, by the last token's attention: 60% of what
+    enters goes on from a quarter of the depth, nothing from three quarters of it. The defaults were
+    chosen on the validation split of the embedded benchmark (docs/results.md), whose language model
+    has four layers.
 
     Sources of the parts: coverage, MMTok; determinant, CDPruner; saliency, VisionZip; merging and
     log(size), ToMe. New here: one mixture instead of separate quotas, and place in the kernel.
@@ -53,8 +54,8 @@ class Foveate(Method):
     text_heat: float = 0.02
     choice: str = "cover"
     merge: bool = True
-    purity: float = 0.7
-    log_size: bool = False
+    purity: float = 0.5
+    log_size: bool | None = None
     layers: tuple[int | float, ...] = (0.25, 0.75)
     ratios: tuple[float, ...] = (0.6, 0.0)
 
@@ -75,7 +76,7 @@ class Foveate(Method):
             raise ValueError(f"Foveate: layers {self.layers}, ratios {self.ratios} must pair up")
 
     @property
-    def bias_by_size(self) -> bool:
+    def bias_by_size(self) -> bool | None:
         return self.log_size
 
     def schedule(self, keep: int, depth: int) -> Schedule:

@@ -11,7 +11,17 @@ from torch import Tensor
 
 from compress import CompressionError, compress
 from compress.budget import Allocation, Schedule
-from compress.methods import DART, Cascade, Duet, FastV, Method, PyramidDrop, SparseVLM, ToMe
+from compress.methods import (
+    DART,
+    Cascade,
+    Duet,
+    FastV,
+    Foveate,
+    Method,
+    PyramidDrop,
+    SparseVLM,
+    ToMe,
+)
 from compress.tokens import LayerTokens, Reduction
 from tests import reference
 from tests.compress.common import CLOSE, NEW, answer
@@ -28,6 +38,7 @@ METHODS: dict[str, Method] = {
     "merged": Cascade(layers=(1, 2, 3), ratio=0.6),
     "merged inside": Cascade(before=False, layers=(1, 3)),
     "biased": ToMe(log_size=True),
+    "biased, in stages": Foveate(relevant=0.0, purity=0.0),
 }
 each_host = pytest.mark.parametrize("case", HOSTS, ids=lambda case: case.name)
 
@@ -41,8 +52,8 @@ def test_equals_a_full_forward(case: Case, name: str, attention: str) -> None:
     with compress(model, method, budget=0.4) as c:
         together = answer(model, case.inputs(samples))
         sizes = [reduction.size for _, _, reduction in c.record.stages(0)]
-    if name in ("recycled", "merged", "merged inside", "biased"):
-        assert int(sizes[-1].max()) > 1
+    if name in ("recycled", "merged", "merged inside", "biased", "biased, in stages"):
+        assert int(torch.cat([size.flatten() for size in sizes]).max()) > 1
     for row, sample in enumerate(samples):
         with torch.no_grad():
             prefix = reference.reduce_prompt(model, case, method, 0.4, sample)
@@ -68,6 +79,7 @@ def test_a_bias_that_attention_cannot_take_is_refused() -> None:
     with pytest.raises(CompressionError, match=r"log\(size\).*flash_attention_2.*sdpa"):
         compress(model, ToMe(log_size=True), budget=16)
     compress(model, ToMe(), budget=16).remove()
+    compress(model, Foveate(log_size=None), budget=16).remove()
 
 
 @dataclass(frozen=True)
