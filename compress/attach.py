@@ -200,6 +200,13 @@ class Compression:
         """Whether the forward under way has left tokens out, which come back at the final norm."""
         return self._pass is not None and self._pass.back is not None
 
+    @property
+    def bias_by_size(self) -> bool:
+        """Whether log(size) is added: the method wants it, and the attention takes a bias."""
+        config: Any = self.family.language_model.config
+        wanted = self.method.bias_by_size is not False
+        return wanted and config._attn_implementation in _ADDITIVE
+
     # ------------------------------------------------------------ hooks
 
     def _check_attention(self) -> None:
@@ -212,9 +219,7 @@ class Compression:
                 f"{type(self.family.language_model).__name__} has layers of the kinds "
                 f"{sorted(set(kinds))}: only full attention can lose tokens on the way"
             )
-        additive = config._attn_implementation in _ADDITIVE
-        self.bias_by_size = self.method.bias_by_size is not False and additive
-        if self.method.bias_by_size and not additive:
+        if self.method.bias_by_size and not self.bias_by_size:
             raise CompressionError(
                 f"{self.method!r} adds log(size) to attention logits, which attention "
                 f"implementation {config._attn_implementation!r} does not take: expected one of "

@@ -134,7 +134,12 @@ def main(argv: list[str] | None = None) -> int:
     write_data(args.work, args.drawn)
     shared = [*OWN, f"optimizer.steps={args.steps}", f"seed={args.seed}"]
     learned = {
-        name: tune(args.model, args.work, args.work / folder, [*shared, f"positions={name}"])
+        name: tune(
+            args.model,
+            args.work,
+            args.work / f"{folder}-{args.steps}-{args.seed}",
+            [*shared, f"positions={name}"],
+        )
         for name, folder in (("home", "home"), ("v2pe:random", "v2pe"))
     }
     plain, various = (Path(learned[name]["folder"]) for name in ("home", "v2pe:random"))

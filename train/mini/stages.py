@@ -49,7 +49,7 @@ class Stage:
 RECIPE = {
     "vision": Stage(900, 24, 2, lr=1e-3, muon=0.01),
     "closer": Stage(3200, 32, 1, lr=1e-3, muon=0.01, mosaics=0.9),
-    "language": Stage(2300, 20, 3, lr=2e-3, muon=0.01, shown=144, asked=(0.1, 0.2, 4)),
+    "language": Stage(2300, 20, 3, lr=2e-3, muon=0.01, shown=CELLS, asked=(0.1, 0.2, 4)),
     "bridge": Stage(300, 32, 2, lr=1e-3, muon=0.005, mosaics=0.5),
     "joint": Stage(900, 12, 2, lr=6e-4, muon=0.005, shown=None, asked=(0.1, 0.2, 4)),
     "sibling": Stage(300, 12, 2, lr=1e-3, muon=0.005, shown=None, asked=(0.1, 0.2, 4)),
