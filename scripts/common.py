@@ -66,6 +66,11 @@ class Asked:
         return self.benchmark.units(score_all(self.benchmark, self.samples, self.records[arm]))
 
 
+def mean(units: Sequence[Unit]) -> float:
+    """Share of the units that are right."""
+    return sum(unit.value for unit in units) / len(units)
+
+
 def against(reference: Sequence[Unit], other: Sequence[Unit]) -> dict[str, Any]:
     """The paired test of the same questions, other minus reference, as plain facts."""
     values = [u.value for u in reference], [u.value for u in other]

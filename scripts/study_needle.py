@@ -4,7 +4,8 @@ The 1-D sibling of the embedded model learns for some steps from stacks of one o
 which one alone has a sign and a dot: once with increment 1 for every visual token, once with an
 increment drawn for each picture (V2PE, arXiv 2412.09616). Both are then asked about stacks of up to
 16 pictures, eight times as long as what they learned from: the first also with its positions scaled
-linearly into what it knows, the second at several increments. All from the same data and steps.
+linearly into what it knows, and with an increment that it did not learn; the second at several.
+All learned from the same data and steps.
 
 Writes `needle.json` (raw figures, versions, hardware, command), `needle.md` and `needle.png`. An
 interrupted run goes on where it was.
@@ -29,7 +30,17 @@ from compress.parse import split_list
 from eval.answerers import ModelAnswerer
 from eval.arms import DENSE, Arm
 from eval.samples import Benchmark, Drawing, Loaded, Sample, Score
-from scripts.common import COLOURS, RESULTS, Asked, against, canvas, facts, write_json, write_table
+from scripts.common import (
+    COLOURS,
+    RESULTS,
+    Asked,
+    against,
+    canvas,
+    facts,
+    mean,
+    write_json,
+    write_table,
+)
 from scripts.tuning import SETTINGS, tune
 from vlm.scenes import Question, Scene, Split, draw, make_scene, questions
 
@@ -124,6 +135,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--model", default="mini-1d")
     parser.add_argument("--pictures", default="1,2,4,8,16")
     parser.add_argument("--increments", default="1,1/2,1/4,1/8,1/16,1/64")
+    parser.add_argument("--untrained", default="1/16", help="increments of the model with 1")
     parser.add_argument("--stacks", type=int, default=100)
     parser.add_argument("--drawn", type=int, default=4000, help="stacks to learn from")
     parser.add_argument("--steps", type=int, default=250)
@@ -143,19 +155,24 @@ def main(argv: list[str] | None = None) -> int:
         for name, folder in (("home", "home"), ("v2pe:random", "v2pe"))
     }
     plain, various = (Path(learned[name]["folder"]) for name in ("home", "v2pe:random"))
-    processor = vlm.load(plain)[1]
-    steps = {
-        f"v2pe {step}": Arm("random", 1.0, f"v2pe:{step}") for step in split_list(args.increments)
-    }
+    at_home, processor = vlm.load(plain)
+    learned_various, _ = vlm.load(various)
+
+    def stepping(steps: str, title: str) -> dict[str, Arm]:
+        """All tokens, with an increment for the visual ones."""
+        return {title.format(s): Arm("random", 1.0, f"v2pe:{s}") for s in split_list(steps)}
+
+    fixed = {"increment 1": DENSE, **stepping(args.untrained, "untrained {}")}
+    small = stepping(args.increments, "v2pe {}")
     rows = []
     for pictures in (int(text) for text in split_list(args.pictures)):
         benchmark = Needle(pictures=pictures, stacks=args.stacks)
         factor = max(1.0, pictures / LEARNED)
         units: dict[str, Any] = {}
         for name, model, arms in (
-            ("plain", vlm.load(plain)[0], {"increment 1": DENSE}),
+            ("plain", at_home, fixed),
             (f"linear {factor:g}", scaled(plain, factor), {"linear": DENSE}),
-            ("v2pe", vlm.load(various)[0], steps),
+            ("v2pe", learned_various, small),
         ):
             answerer = ModelAnswerer(model, processor, name)
             asked = Asked(benchmark, answerer, list(arms.values()), args.work / "answers")
@@ -166,7 +183,7 @@ def main(argv: list[str] | None = None) -> int:
                 {
                     "pictures": pictures,
                     "positions": title,
-                    "accuracy": sum(u.value for u in own) / len(own),
+                    "accuracy": mean(own),
                     "by": {kind: sum(v) / len(v) for kind, v in kinds.items()},
                     "against": against(units["increment 1"], own),
                     "questions": len(own),
@@ -196,10 +213,13 @@ def render(found: dict[str, Any], path: Path) -> None:
         lines.append(line)
     write_table(path, "\n".join(lines))
     figure, axes = canvas(6.5, 4)
-    for number, name in enumerate(names):
+    small = [name for name in names if name.startswith("v2pe")]
+    others = [name for name in names if name not in small]
+    looks = dict(zip(others, ((hue, 1.0) for hue in COLOURS[0:2] + COLOURS[3:]), strict=False))
+    looks |= {name: (COLOURS[2], 1 - 0.8 * k / len(small)) for k, name in enumerate(small)}
+    for name in names:
         values = [100 * at[name, size]["accuracy"] for size in sizes]
-        hue = COLOURS[min(number, 2)]
-        fade = 1.0 if number < 2 else 1 - 0.8 * (number - 2) / max(1, len(names) - 2)
+        hue, fade = looks[name]
         axes.plot(sizes, values, "o-", color=hue, alpha=fade, label=name)
     axes.set_xscale("log", base=2)
     axes.set_xticks(sizes, [str(size) for size in sizes])

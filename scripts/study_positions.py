@@ -23,7 +23,7 @@ from compress.parse import parse_budget, split_list
 from eval.answerers import ModelAnswerer
 from eval.arms import DENSE, Arm
 from eval.benchmarks.embedded import Embedded
-from scripts.common import RESULTS, Asked, against, canvas, facts, write_json, write_table
+from scripts.common import RESULTS, Asked, against, canvas, facts, mean, write_json, write_table
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -79,8 +79,8 @@ def compare(asked: Asked, control: Arm, arm: Arm) -> dict[str, Any]:
             for x in (control, arm)
         )
         return against(a, b) | {
-            "control": sum(u.value for u in a) / len(a),
-            "value": sum(u.value for u in b) / len(b),
+            "control": mean(a),
+            "value": mean(b),
         }
 
     return {

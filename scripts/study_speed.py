@@ -41,6 +41,7 @@ from compress.report import Report, layer_macs
 from scripts.common import canvas, facts, write_json, write_table
 from vlm.families import family_of
 
+WAYS = ("sdpa", "eager")
 TEXT = 40  # tokens after the visual inputs; 8 stand before them
 
 
@@ -61,6 +62,7 @@ LOADS = {
         Load("batch 8", batch=8),
         Load("8 images", images=8),
         Load("video", frames=64),
+        Load("16 frames", frames=16),
     )
 }
 
@@ -263,7 +265,7 @@ def compare(model: Any, inputs: dict[str, Any], args: argparse.Namespace) -> Ite
     batch, size = len(inputs["input_ids"]), model.dtype.itemsize
     for method in split_list(args.methods):
         for budget in map(parse_budget, split_list(args.budgets)):
-            for way in ("sdpa", "eager"):
+            for way in split_list(args.ways):
                 with eager(model) if way == "eager" else nullcontext():
                     report = measure(
                         model, inputs, method, budget, new_tokens=args.tokens, repeats=args.repeats
@@ -324,14 +326,20 @@ def main(argv: list[str] | None = None) -> int:
     gpu = torch.cuda.is_available()
     parser = argparse.ArgumentParser(prog="python -m scripts.study_speed", description=__doc__)
     parser.add_argument("--shapes", default="llava" if gpu else "quarter", help=", ".join(SHAPES))
-    parser.add_argument("--loads", default=",".join(LOADS) if gpu else "1 image,batch 8,8 images")
+    loads = "1 image,batch 8,8 images,video" if gpu else "1 image,batch 8,8 images"
+    parser.add_argument("--loads", default=loads, help=", ".join(LOADS))
     parser.add_argument("--methods", default="duet,foveate")
     parser.add_argument("--budgets", default="192,64", help="tokens a visual input")
+    parser.add_argument("--ways", default=",".join(WAYS), help="eager: as public code does it")
     parser.add_argument("--tokens", type=int, default=16, help="decoded")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("docs/results/speed"))
     args = parser.parse_args(argv)
+    for option, known in (("shapes", SHAPES), ("loads", LOADS), ("ways", WAYS)):
+        for name in split_list(getattr(args, option)):
+            if name not in known:
+                parser.error(f"--{option}: {name!r} is not one of {', '.join(known)}")
     device, dtype = ("cuda", torch.bfloat16) if gpu else ("cpu", torch.float32)
     found = []
     for shape in split_list(args.shapes):
@@ -353,7 +361,7 @@ def main(argv: list[str] | None = None) -> int:
                 found.append(figures)
                 print(table(found[-1:]), flush=True)
         del model
-    known = facts(
+    told = facts(
         "study_speed",
         argv,
         seed=args.seed,
@@ -361,7 +369,7 @@ def main(argv: list[str] | None = None) -> int:
         dtype=str(dtype).removeprefix("torch."),
         rows=found,
     )
-    render(write_json(args.out.with_suffix(".json"), known), args.out)
+    render(write_json(args.out.with_suffix(".json"), told), args.out)
     return 0
 
 

@@ -26,7 +26,7 @@ from compress.parse import parse_budget, split_list
 from eval.answerers import ModelAnswerer
 from eval.arms import DENSE, Arm
 from eval.benchmarks.embedded import Embedded
-from scripts.common import RESULTS, Asked, against, canvas, facts, write_json, write_table
+from scripts.common import RESULTS, Asked, against, canvas, facts, mean, write_json, write_table
 from scripts.tuning import SETTINGS, tune
 from vlm.scenes import draw, make_scene, questions
 
@@ -131,9 +131,9 @@ def main(argv: list[str] | None = None) -> int:
             "method": tuned.method,
             "budget": tuned.budget,
             "slots": tuned.slots,
-            "dense": sum(u.value for u in dense) / len(dense),
-            "free": sum(u.value for u in free.units(tuned.arm)) / len(dense),
-            "trained": sum(u.value for u in own) / len(dense),
+            "dense": mean(dense),
+            "free": mean(free.units(tuned.arm)),
+            "trained": mean(own),
             "beside": beside.name,
             "against": against(units[beside], own),
             "against_free": against(free.units(tuned.arm), own),

@@ -22,7 +22,7 @@ from compress.parse import parse_budget, split_list
 from eval.answerers import ModelAnswerer
 from eval.arms import Arm
 from eval.benchmarks.embedded import Embedded
-from scripts.common import RESULTS, Asked, facts, write_json, write_table
+from scripts.common import RESULTS, Asked, facts, mean, write_json, write_table
 
 TRIES: tuple[list[dict[str, Any]], ...] = (
     [{"salient": v} for v in (2.0, 5.0, 10.0, 20.0)],
@@ -58,23 +58,23 @@ def main(argv: list[str] | None = None) -> int:
     benchmark = Embedded("val", args.scenes, args.clips)
     found: dict[Foveate, list[float]] = {}
 
-    def mean(method: Foveate) -> float:
+    def score(method: Foveate) -> float:
         """Accuracy, mean over the budgets."""
         if method not in found:
             arms = [Arm(method, budget) for budget in budgets]
             asked = Asked(benchmark, answerer, arms, args.work, args.seed)
             units = [asked.units(arm) for arm in arms]
-            found[method] = [sum(u.value for u in each) / len(each) for each in units]
+            found[method] = [mean(each) for each in units]
         return sum(found[method]) / len(budgets)
 
     best, rows = Foveate(), []
     for number, values in enumerate(TRIES):
         tried = [best, *(replace(best, **value) for value in values)]
         for method, value in zip(tried, [{}, *values], strict=True):
-            row = {"part": number, "changed": value, "mean": mean(method)}
+            row = {"part": number, "changed": value, "mean": score(method)}
             rows.append({**row, "method": repr(method), "accuracy": found[method]})
-        best = max(tried, key=mean)  # the first of equals: what it was
-        print(f"{mean(best):.1%} {best}", flush=True)
+        best = max(tried, key=score)  # the first of equals: what it was
+        print(f"{score(best):.1%} {best}", flush=True)
     told = {"budgets": budgets, "seed": args.seed, "rows": rows, "best": repr(best)}
     render(
         write_json(args.output / "tuning.json", facts("tune_foveate", argv, **told)),

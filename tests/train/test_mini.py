@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -12,11 +13,25 @@ import torch
 from PIL import Image
 
 from train.mini import stages
-from train.mini.data import IMAGE, VIDEO, Drawn, Lessons, homes, pack, turns_of
+from train.mini.data import (
+    ASKED,
+    IMAGE,
+    PIXELS,
+    STRANGE,
+    SYMBOLS,
+    UNKNOWN,
+    VIDEO,
+    Drawn,
+    Lessons,
+    homes,
+    pack,
+    turns_of,
+)
+from train.mini.modules import Symbols
 from train.mini.muon import Muon, orthogonal
 from train.mini.stages import STAGES, Trainer
 from vlm import mini
-from vlm.scenes import FIELDS, clip_questions, make_clip, make_scene, questions
+from vlm.scenes import FIELDS, cell_labels, clip_questions, make_clip, make_scene, questions
 
 COUNTS = {IMAGE: 6, VIDEO: 3}
 
@@ -88,6 +103,74 @@ def test_lessons_are_the_same_for_a_step_and_go_through_everything(data: dict[st
     steps = np.stack([data[IMAGE].pick(step, 2, 4) for step in range(6)])
     first, second = steps[:3].ravel().tolist(), steps[3:].ravel().tolist()
     assert sorted(first) == sorted(second) == list(range(6)) and first != second
+
+
+@pytest.mark.parametrize("field", ASKED)
+def test_of_a_blended_field_nothing_is_asked(field: str) -> None:
+    tokenizer, others = mini.build_tokenizer(), 0
+    for seed in range(20):
+        turns = turns_of(IMAGE, seed, np.random.default_rng(0), False, 0.0, 4, field)
+        asked = [text for ids, _ in turns if "the dot" not in (text := tokenizer.decode(ids))]
+        assert not any(word in text for text in asked for word in ASKED[field])
+        others += len(asked)
+    assert others > 60
+
+
+def test_the_first_of_a_lesson_are_shown_as_symbols(data: dict[str, Drawn]) -> None:
+    lessons = Lessons(data, {IMAGE: 4, VIDEO: 2}, 20, 0, "mrope", None, symbols=0.5)
+    shown = {k: torch.stack([lessons[step][k].told for step in range(20)]) for k in lessons.sizes}
+    names = list(FIELDS)
+    for kind, fields in ((IMAGE, {"colour", "shape"}), (VIDEO, {"colour"})):
+        half = shown[kind].shape[1] // 2
+        assert set(shown[kind][:, half:].flatten().tolist()) == {PIXELS, STRANGE}
+        found = set(shown[kind][:, :half].flatten().tolist())
+        assert found == {SYMBOLS, *(names.index(field) for field in fields)}
+
+
+def test_what_is_strange_is_not_told(data: dict[str, Drawn]) -> None:
+    lessons = Lessons(data, {IMAGE: 6}, 20, 0, "mrope", None, symbols=0.3)
+    fields = [list(FIELDS).index(field) for field in ASKED]
+    for step in range(20):
+        lesson = lessons[step][IMAGE]
+        colours, shapes = (lesson.fields[:, fields] == UNKNOWN).all(2).unbind(1)
+        assert torch.equal(colours ^ shapes, lesson.told == STRANGE)
+        true = data[IMAGE].pixels(data[IMAGE].pick(step, 6, 0)).float()
+        pixels = lesson.pixels.float()
+        spread, before = ((p.amax(-1) - p.amin(-1)).amax((1, 2)) for p in (pixels, true))
+        same = ~(colours ^ shapes)
+        assert torch.equal(pixels[same], true[same])
+        assert (spread[colours] < 0.85 * before[colours]).all()
+        changed = (pixels[shapes] != true[shapes]).any(-1).float().mean((1, 2))
+        assert ((changed > 0.01) & (changed < 0.5)).all()  # the shapes alone
+
+
+def test_a_blend_changes_one_field_of_items_alone() -> None:
+    torch.manual_seed(0)
+    symbols = Symbols(16, 1.0)
+    fields = torch.from_numpy(cell_labels(make_scene(3)))[None].expand(3, -1, -1)
+    shape = list(FIELDS).index("shape")
+    told = symbols(fields, torch.tensor([PIXELS, SYMBOLS, shape]))
+    assert torch.equal(told[0], symbols(fields[:1])[0]) and torch.equal(told[0], told[1])
+    changed = (told[2] != told[0]).any(1)
+    assert changed.any() and not changed[fields[0, 0] != 1].any()
+    table = symbols.tables["table_shape"].weight
+    rest = (told[2] - told[0] + table[fields[0, shape]])[changed]  # what stands for the shape
+    pairs = torch.stack([a + b for a, b in itertools.combinations(table[1:], 2)]) / 2**0.5
+    assert torch.cdist(rest, pairs).min(1).values.max() < 0.01  # what cdist is exact to
+
+
+def test_a_field_that_is_not_known_is_left_out_of_the_distance(tmp_path: Path) -> None:
+    found = trainer(tmp_path, {})
+    shape = list(FIELDS).index("shape")
+    labels = torch.from_numpy(cell_labels(make_scene(3)))[None].repeat(2, 1, 1)
+    said = found.symbols(labels).detach()
+    assert found._apart(said, labels) == 0
+    said[1] += found.symbols.tables["table_shape"].weight[5]
+    assert found._apart(said, labels) > 0.01
+    labels[1, shape] = UNKNOWN
+    assert found._apart(said, labels) < 1e-6
+    said[1] += found.symbols.tables["table_colour"].weight[5]
+    assert found._apart(said, labels) > 0.01
 
 
 def trainer(folder: Path, data: dict[str, Drawn], axes: mini.Axes = "mrope") -> Trainer:

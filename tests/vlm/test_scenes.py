@@ -101,6 +101,16 @@ def right_answer(scene: Scene, question: Question) -> str:
     return item.colour if "colour is" in text else item.shape
 
 
+def test_only_training_signs_vary_in_size_and_weight() -> None:
+    found = {
+        split: {(s.size, s.stroke) for k in range(60) if (s := make_scene(k, split).sign)}
+        for split in SPLITS
+    }
+    assert len(found["train"]) > 20
+    assert len({stroke for _, stroke in found["train"]}) > 10
+    assert len(found["val"]) == 1 and found["val"] == found["test"]
+
+
 def test_answers_are_true() -> None:
     seen = set()
     for seed in range(80):

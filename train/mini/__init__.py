@@ -9,7 +9,13 @@ in the time one has on 2 cores. The recipe therefore takes the two halves apart 
 3. `language`: the language model learns to answer from *symbols*: each cell is the sum of learned
    embeddings of its labels, so that nothing has to be seen yet and a clip needs few of its cells;
 4. `bridge`: tower and projector learn to turn what is seen into those symbols;
-5. `joint`: everything is trained together on pictures and videos, dense, with all their cells.
+5. `joint`: everything is trained together on pictures and videos, dense, with all their cells. A
+   third of the scenes are still shown as symbols, and the projector is held near these.
+
+A colour that training never shows with a shape becomes evidence against that shape, and the tests,
+whose scenes all hold such a pair, then find one too few counted. Stages 3 and 5 therefore hide one
+of the two in most lessons: symbols *blend* two shapes (or two colours), some pictures have strange
+outlines (or pale colours, their hues turned), and only the other is asked about.
 
 Stages 1 and 3 need no other (`--stage` runs one alone). Each stage writes its weights and goes on
 where it was when it is run again. All questions about a picture lie in one sequence and share its

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from multiprocessing import Pool
 from pathlib import Path
@@ -17,10 +17,14 @@ from torch.utils.data import Dataset
 from positions import Image, MRoPE, Sequential, Text, Video, plan
 from vlm import mini
 from vlm.scenes import (
+    COLOURS,
+    FIELDS,
     FRAMES,
     IMAGE_SIZE,
+    SHAPES,
     SLOTS,
     Question,
+    Scene,
     caption,
     cell_labels,
     clip_caption,
@@ -39,6 +43,11 @@ CELLS = mini.GRID * mini.GRID
 IMAGE, VIDEO = "image", "video"
 MOSAIC = (0.4, 0.3, 0.3)  # of the slots of a mosaic: with a sign, with a dot, any
 SLOW = ("relation", "count", "order")  # kinds of questions that take two look-ups or more
+# Field of a cell -> its words; what an item has one of, and what questions ask of items.
+ASKED = {"colour": tuple(COLOURS), "shape": SHAPES}
+# How a scene is shown: as pictures, as such in strange colours or shapes, or as symbols.
+STRANGE, PIXELS, SYMBOLS = -3, -2, -1
+UNKNOWN = -100  # label of what cannot be told
 _processor = mini.build_processor()
 _tokenizer = _processor.tokenizer
 _view = _processor.seen[0]
@@ -119,6 +128,28 @@ class Drawn:
         return torch.from_numpy(self.labels[index].astype(np.int64))
 
 
+def recoloured(pixels: Tensor, rng: np.random.Generator) -> Tensor:
+    """(frames, 96, 96, 3) uint8 with all hues turned by one angle, and paled.
+
+    No colour of the palette is as pale, so that no pair that is held out for the tests is shown.
+    """
+    angle, pale = rng.uniform(0, 2 * np.pi), rng.uniform(0.3, 0.7)
+    axis = np.full((3, 3), 1 / 3)  # onto the axis of greys; what is off it turns around it
+    across = np.array([[0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / 3**0.5
+    turn = np.cos(angle) * (np.eye(3) - axis) + np.sin(angle) * across
+    matrix = torch.from_numpy(axis + pale * turn).float()
+    return (pixels.float() @ matrix.T).clamp(0, 255).to(torch.uint8)
+
+
+def reshaped(scene: Scene, rng: np.random.Generator) -> Scene:
+    """The scene with outlines that have no name in the place of its shapes."""
+    items = [
+        replace(item, outline=tuple(rng.uniform(0.4, 1.15, int(rng.integers(5, 13)))))
+        for item in scene.items
+    ]
+    return replace(scene, items=tuple(items))
+
+
 def normalised(pixels: Tensor) -> Tensor:
     """(b, 96, 96, 3) uint8 -> (b, 3, 96, 96) float32, as the processor does it."""
     mean, std = (torch.tensor(v, device=pixels.device) for v in (_view.mean, _view.std))
@@ -167,12 +198,19 @@ def _turn(question: str, answer: str) -> tuple[list[int], list[int]]:
 
 
 def turns_of(
-    kind: str, seed: int, rng: np.random.Generator, captioned: bool, letters: float, rounds: int = 1
+    kind: str,
+    seed: int,
+    rng: np.random.Generator,
+    captioned: bool,
+    letters: float,
+    rounds: int = 1,
+    blended: str = "",
 ) -> list[tuple[list[int], list[int]]]:
     """The questions about one scene or clip, and their answers.
 
     captioned: with a caption beside them. letters: the chance that a question is asked in multiple
-    choice. rounds: how often the kinds that are slow to learn are drawn.
+    choice. rounds: how often the kinds that are slow to learn are drawn. blended: the field of the
+    items ("colour" or "shape") that nothing may be asked of, or "".
     """
     if kind == IMAGE:
         scene = make_scene(seed)
@@ -185,6 +223,8 @@ def turns_of(
 
     again = (q for drawn in draws[1:] for q in drawn if q.category in SLOW)
     asked = dict.fromkeys([*draws[0], *again])
+    if blended:
+        asked = dict.fromkeys(q for q in asked if not _asks(q, blended))
 
     def form(question: Question) -> Question:
         if rng.random() >= letters:
@@ -195,6 +235,12 @@ def turns_of(
     if captioned:
         turns.append(_turn(f"Describe the {'picture' if kind == IMAGE else 'video'}.", told))
     return turns
+
+
+def _asks(question: Question, field: str) -> bool:
+    """Whether a question takes that field of an item to be asked or answered."""
+    told = f"{question.text} {question.answer}"
+    return any(word in told for word in (field, *ASKED[field]))
 
 
 @cache
@@ -227,7 +273,7 @@ def pack(rows: Turns, cells: Tensor, after: int) -> Batch:
     """
     prefix, shown = len(PREFIX), cells.shape[1]
     length = max(sum(len(ids) for ids, _ in turns) for turns in rows)
-    length = -(-length // 64) * 64  # few different shapes, so that compiled code is used again
+    length = -(-length // 128) * 128  # few different shapes, so that compiled code is used again
     batch = len(rows)
     ids = torch.full((batch, length), _tokenizer.pad_token_id)
     labels = torch.full((batch, length), -100)
@@ -259,6 +305,7 @@ class Lesson(NamedTuple):
     pixels: Tensor  # (b * frames, 96, 96, 3) uint8
     fields: Tensor  # (b, fields, cells shown) int64
     batch: Batch | None
+    told: Tensor  # (b,) int64, how each scene is shown; 0 and up: as symbols, that field blended
 
 
 @dataclass(frozen=True)
@@ -268,7 +315,9 @@ class Lessons(Dataset[dict[str, Lesson]]):
     sizes: of a batch, by kind. shown: cells that the language model is shown, None for all (with
     pixels) and 0 for no questions. captions: share of the lessons that have them. letters, rounds:
     see `turns_of`; letters are asked from a third of the stage on. mosaics: share of the pictures
-    that are put together of many, where there are no questions.
+    that are put together of many, where there are no questions. symbols: share of each batch, from
+    its first scene on, that is shown as symbols; most lessons blend (see `Symbols`) these
+    and show some of the pictures in strange colours or shapes.
     """
 
     data: dict[str, Drawn]
@@ -281,6 +330,7 @@ class Lessons(Dataset[dict[str, Lesson]]):
     letters: float = 0.0
     rounds: int = 1
     mosaics: float = 0.0
+    symbols: float = 0.0
 
     def __len__(self) -> int:
         return self.steps
@@ -297,16 +347,40 @@ class Lessons(Dataset[dict[str, Lesson]]):
             pixels = drawn.pixels(index)
             if kind == IMAGE and (count := int(self.mosaics * size)):
                 pixels[:count], fields[:count] = drawn.mosaics(count, rng)
-            return Lesson(pixels, fields, None)
+            return Lesson(pixels, fields, None, nothing)
         captioned = rng.random() < self.captions  # all or none: rows of one length waste nothing
         letters = self.letters * min(1.0, max(0.0, 3 * step / self.steps - 1))
-        rows = [turns_of(kind, int(s), rng, captioned, letters, self.rounds) for s in index]
+        blends = [""] * size
+        told = np.full(size, PIXELS)
+        told[: round(self.symbols * size)] = SYMBOLS
+        if not captioned and rng.random() < 0.85:
+            strange = (told == PIXELS) & (rng.random(size) < 0.6)
+            strange[0] = False  # so that something tells of colours and shapes
+            told[strange] = STRANGE
+            for k in np.flatnonzero(told != PIXELS):  # clips are asked about shapes alone
+                blends[k] = str(rng.choice(list(ASKED))) if kind == IMAGE else "colour"
+                if told[k] == SYMBOLS:
+                    told[k] = list(FIELDS).index(blends[k])
+        rows = [
+            turns_of(kind, int(seed), rng, captioned, letters, self.rounds, blended)
+            for seed, blended in zip(index, blends, strict=True)
+        ]
         where, after = homes(kind, self.axes)
         if self.shown is None:
             cells = torch.arange(len(where)).expand(size, -1)
-            return Lesson(drawn.pixels(index), fields, pack(rows, where[cells], after))
+            pixels = drawn.pixels(index).unflatten(0, (size, -1))
+            for k in np.flatnonzero(told == STRANGE):
+                if blends[k] == "colour":
+                    pixels[k] = recoloured(pixels[k], rng)
+                else:
+                    scene = reshaped(make_scene(int(index[k])), rng)
+                    pixels[k, 0] = torch.from_numpy(np.array(draw(scene)))
+                    fields[k] = torch.from_numpy(cell_labels(scene, mini.GRID))
+                fields[k, list(FIELDS).index(blends[k])] = UNKNOWN
+            batch = pack(rows, where[cells], after)
+            return Lesson(pixels.flatten(0, 1), fields, batch, torch.from_numpy(told))
         # Every cell that shows something, and some blank ones: short sequences, true positions.
         score = (fields[:, 0] > 0) + torch.from_numpy(rng.random(fields[:, 0].shape))
         cells = score.topk(self.shown, dim=1).indices.sort(dim=1).values
         fields = fields.gather(2, cells[:, None].expand(-1, fields.shape[1], -1))
-        return Lesson(nothing, fields, pack(rows, where[cells], after))
+        return Lesson(nothing, fields, pack(rows, where[cells], after), torch.from_numpy(told))

@@ -8,13 +8,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from train.mini.data import PREFIX, Batch
+from train.mini.data import PREFIX, UNKNOWN, Batch
 from vlm.model import FoveateForConditionalGeneration
 from vlm.scenes import FIELDS
 
 _HELD = ("colour", "shape", "character")
 # Where a label is asked for: anywhere, or where the cell shows an item, a sign, or one of them.
 _WHERE = {"colour": (1, 3), "shape": (1,), "centre": (1,), "character": (2,), "place": (2,)}
+_SLOTS = FIELDS["row"] * FIELDS["column"]
+_BLENDED = 0.8  # of the items of a scene that is blended
 
 
 class CellHeads(nn.Module):
@@ -26,7 +28,10 @@ class CellHeads(nn.Module):
         self.holds = nn.Linear(width, sum(FIELDS[f] for f in _HELD) + FIELDS["colour"])
 
     def loss(self, hidden: Tensor, fields: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """`hidden` (b, 1 + cells, width), `fields` (b, fields, cells) -> loss, shares right."""
+        """`hidden` (b, 1 + cells, width), `fields` (b, fields, cells) -> loss, shares right.
+
+        Pictures with a field `UNKNOWN` teach the others, and not what they hold.
+        """
         labels = dict(zip(FIELDS, fields.unbind(1), strict=True))
         kind = labels["kind"]
         total, right = hidden.new_zeros(()), {}
@@ -37,15 +42,17 @@ class CellHeads(nn.Module):
             if not bool(at.any()):  # frames of clips hold no signs
                 continue
             logits = self.cells[f"read_{field}"](hidden[:, 1:][at]).float()
-            total = total + functional.cross_entropy(logits, label[at])
+            total = total + functional.cross_entropy(logits, label[at], ignore_index=UNKNOWN)
             right[field] = (logits.argmax(-1) == label[at]).float().mean()
-        item = kind == 1
+        known = (fields != UNKNOWN).all((1, 2))
+        labels = {field: label[known] for field, label in labels.items()}
+        item, dot = labels["kind"] == 1, labels["kind"] == 3
         held = [
             functional.one_hot(labels[f] * (item if f == "colour" else 1), FIELDS[f]).amax(1)
             for f in _HELD
         ]
-        held.append(functional.one_hot(labels["colour"] * (kind == 3), FIELDS["colour"]).amax(1))
-        logits = self.holds(hidden[:, 0]).float()
+        held.append(functional.one_hot(labels["colour"] * dot, FIELDS["colour"]).amax(1))
+        logits = self.holds(hidden[known, 0]).float()
         wanted = torch.cat(held, dim=1).float()
         return total + 4 * functional.binary_cross_entropy_with_logits(logits, wanted), right
 
@@ -61,10 +68,32 @@ class Symbols(nn.Module):
         for weight in self.parameters():
             nn.init.normal_(weight, std=std)
 
-    def forward(self, fields: Tensor) -> Tensor:
-        """(b, fields, v) -> (b, v, width)."""
+    def forward(self, fields: Tensor, blended: Tensor | None = None) -> Tensor:
+        """(b, fields, v) -> (b, v, width).
+
+        blended: (b,) field whose place in the sum, of some items of the scene, two values drawn at
+        random take together (below 0: none). Asked about the other fields, a model then learns to
+        tell a colour whatever the shape, and the other way round; a pair that is held out for the
+        tests is not shown.
+        """
         tables = zip(self.tables.values(), fields.unbind(1), strict=True)
-        return torch.stack([table(column) for table, column in tables]).sum(0)
+        told = torch.stack([table(column) for table, column in tables]).sum(0)
+        for scene, field in enumerate([] if blended is None else blended.tolist()):
+            if field >= 0:
+                table = list(self.tables.values())[field].weight
+                labels = dict(zip(FIELDS, fields[scene], strict=True))
+                told[scene] = told[scene] + self._blend(table, labels, fields[scene, field])
+        return told
+
+    @staticmethod
+    def _blend(table: Tensor, labels: dict[str, Tensor], held: Tensor) -> Tensor:
+        """What to add to the cells of one scene, (v, width), so that items hold two values."""
+        two = torch.rand(_SLOTS, len(table) - 1, device=table.device).topk(2).indices + 1
+        mixed = table[two].sum(1) / 2**0.5
+        chosen = torch.rand(_SLOTS, device=table.device) < _BLENDED
+        slot = labels["row"] * FIELDS["column"] + labels["column"]
+        at = (labels["kind"] == 1) & chosen[slot]
+        return torch.where(at[:, None], mixed[slot] - table[held], 0.0)
 
 
 def answer_loss(

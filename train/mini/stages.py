@@ -15,7 +15,18 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from train.mini.data import CELLS, IMAGE, VIDEO, Batch, Drawn, Lesson, Lessons, normalised
+from train.mini.data import (
+    CELLS,
+    IMAGE,
+    SYMBOLS,
+    UNKNOWN,
+    VIDEO,
+    Batch,
+    Drawn,
+    Lesson,
+    Lessons,
+    normalised,
+)
 from train.mini.modules import CellHeads, Symbols, answer_loss
 from train.mini.muon import optimizers
 from vlm import mini
@@ -24,6 +35,7 @@ STAGES = ("vision", "closer", "language", "bridge", "joint")
 CLIP_WEIGHT = 0.6  # of a batch of clips, beside 1 of a batch of scenes
 SAVE = 250  # steps between two checkpoints
 SEE_WEIGHT = 0.2  # of the tower's own read-outs once the language model learns from it
+APART_WEIGHT = 1.0  # of the distance to the symbols, beside the answers
 Shares = dict[str, Tensor]
 
 
@@ -33,7 +45,7 @@ class Stage:
 
     batch: scenes a step. clips: clips a step. lr: the peak of AdamW, muon: of Muon. shown: cells
     that the language model is shown (see `Lessons`). asked: chances of captions and of letters,
-    and rounds of questions. mosaics: share of the pictures, see `Lessons`.
+    and rounds of questions. mosaics, symbols: shares of the pictures, see `Lessons`.
     """
 
     steps: int
@@ -44,15 +56,22 @@ class Stage:
     shown: int | None = 0
     asked: tuple[float, float, int] = (0.0, 0.0, 1)
     mosaics: float = 0.0
+    symbols: float = 0.0
 
 
 RECIPE = {
     "vision": Stage(900, 24, 2, lr=1e-3, muon=0.01),
     "closer": Stage(3200, 32, 1, lr=1e-3, muon=0.01, mosaics=0.9),
-    "language": Stage(2300, 20, 3, lr=2e-3, muon=0.01, shown=CELLS, asked=(0.1, 0.2, 4)),
+    "language": Stage(
+        2300, 20, 3, lr=2e-3, muon=0.01, shown=CELLS, asked=(0.1, 0.2, 4), symbols=1.0
+    ),
     "bridge": Stage(300, 32, 2, lr=1e-3, muon=0.005, mosaics=0.5),
-    "joint": Stage(900, 12, 2, lr=6e-4, muon=0.005, shown=None, asked=(0.1, 0.2, 4)),
-    "sibling": Stage(300, 12, 2, lr=1e-3, muon=0.005, shown=None, asked=(0.1, 0.2, 4)),
+    "joint": Stage(
+        2100, 12, 2, lr=6e-4, muon=0.005, shown=None, asked=(0.05, 0.2, 4), symbols=0.33
+    ),
+    "sibling": Stage(
+        300, 12, 2, lr=1e-3, muon=0.005, shown=None, asked=(0.1, 0.2, 4), symbols=0.33
+    ),
 }
 
 
@@ -92,7 +111,9 @@ class Trainer:
             "closer": nn.ModuleDict(tower),
             "language": nn.ModuleDict({**language, "symbols": self.symbols}),
             "bridge": nn.ModuleDict({**tower, "fusion": self.model.model.fusion}),
-            "joint": nn.ModuleDict({"model": self.model, "heads": self.heads}),
+            "joint": nn.ModuleDict(
+                {"model": self.model, "heads": self.heads, "symbols": self.symbols}
+            ),
         }
         modules: list[nn.Module] = [self.model, self.heads, self.symbols]
         for module in modules:
@@ -144,6 +165,7 @@ class Trainer:
             recipe.shown,
             *recipe.asked,
             recipe.mosaics,
+            recipe.symbols,
         )
         loader = DataLoader(
             lessons, batch_size=None, sampler=range(first, recipe.steps), num_workers=self.workers
@@ -181,7 +203,7 @@ class Trainer:
         for kind, lesson in lessons.items():
             pixels, fields = lesson.pixels.to(self.device), lesson.fields.to(self.device)
             batch = lesson.batch and Batch(*(x.to(self.device) for x in lesson.batch))
-            loss, right = getattr(self, f"_{stage}")(kind, pixels, fields, batch)
+            loss, right = getattr(self, f"_{stage}")(pixels, fields, batch, lesson.told)
             ((1.0 if kind == IMAGE else CLIP_WEIGHT) * loss).backward()
             shares |= {f"{kind} {name}": share.detach() for name, share in right.items()}
             shares[f"{kind} loss"] = loss.detach()
@@ -201,39 +223,58 @@ class Trainer:
         hidden = self.tower(normalised(pixels)).last_hidden_state
         return hidden, fields.unflatten(2, (-1, CELLS)).transpose(1, 2).flatten(0, 1)
 
-    def _vision(self, kind: str, pixels: Tensor, fields: Tensor, _: None) -> tuple[Tensor, Shares]:
+    def _vision(self, pixels: Tensor, fields: Tensor, *_: Any) -> tuple[Tensor, Shares]:
         return self.heads.loss(*self._see(pixels, fields))
 
     _closer = _vision
 
     def _language(
-        self, kind: str, _: Tensor, fields: Tensor, batch: Batch
+        self, _: Tensor, fields: Tensor, batch: Batch, told: Tensor
     ) -> tuple[Tensor, Shares]:
-        visual = self.symbols(fields)
-        visual = visual + torch.randn_like(visual) * self.noise
-        loss, right = answer_loss(self.model, batch, visual)
+        loss, right = answer_loss(self.model, batch, self._noisy(fields, told))
         return loss, {"answer": right}
 
-    def _bridge(self, kind: str, pixels: Tensor, fields: Tensor, _: None) -> tuple[Tensor, Shares]:
+    def _bridge(self, pixels: Tensor, fields: Tensor, *_: Any) -> tuple[Tensor, Shares]:
         hidden, labels = self._see(pixels, fields)
-        with torch.no_grad():
-            wanted = self.symbols(labels)
-        said = self._project(hidden).float()
-        # Blank cells, items, signs and dots count alike: of the last there is one in a picture.
-        off = (said - wanted).square().mean(2)
-        weight = 1 / torch.bincount(labels[:, 0].flatten(), minlength=4)[labels[:, 0]]
-        apart = (off * weight).sum() / weight.sum() / wanted.var()
+        apart = self._apart(self._project(hidden), labels)
         see = self.heads.loss(hidden, labels)[0]
         return apart + SEE_WEIGHT * see, {"apart": apart, "see": see}
 
     def _joint(
-        self, kind: str, pixels: Tensor, fields: Tensor, batch: Batch
+        self, pixels: Tensor, fields: Tensor, batch: Batch, told: Tensor
     ) -> tuple[Tensor, Shares]:
         hidden, labels = self._see(pixels, fields)
-        visual = self._project(hidden).unflatten(0, (len(fields), -1)).flatten(1, 2)
+        said = self._project(hidden)
+        visual = said.unflatten(0, (len(fields), -1)).flatten(1, 2)
+        with torch.no_grad():
+            symbols = self._noisy(fields.clamp(min=0), told)
+        visual = torch.where((told < SYMBOLS)[:, None, None], visual, symbols)
         loss, right = answer_loss(self.model, batch, visual)
-        see = self.heads.loss(hidden, labels)[0]
-        return loss + SEE_WEIGHT * see, {"answer": right, "see": see}
+        see, apart = self.heads.loss(hidden, labels)[0], self._apart(said, labels)
+        shares = {"answer": right, "see": see, "apart": apart}
+        return loss + SEE_WEIGHT * see + APART_WEIGHT * apart, shares
+
+    def _noisy(self, fields: Tensor, told: Tensor) -> Tensor:
+        """Symbols, and noise on them: (b, cells, width)."""
+        symbols = self.symbols(fields, told)
+        return symbols + torch.randn_like(symbols) * self.noise
+
+    def _apart(self, said: Tensor, labels: Tensor) -> Tensor:
+        """How far the projector's cells are from their symbols, as a share of these' variance.
+
+        Where a field is unknown, all that its table can say is left out of the distance.
+        """
+        with torch.no_grad():
+            wanted = self.symbols(labels.clamp(min=0))
+        off = said.float() - wanted
+        for number, table in enumerate(self.symbols.parameters()):
+            if bool((unknown := (labels[:, number] == UNKNOWN).all(1)).any()):
+                span = torch.linalg.qr(table.detach().T).Q
+                rest = off - off @ span @ span.T
+                off = torch.where(unknown[:, None, None], rest, off)
+        # Blank cells, items, signs and dots count alike: of the last there is one in a picture.
+        weight = 1 / torch.bincount(labels[:, 0].flatten(), minlength=4)[labels[:, 0]]
+        return (off.square().mean(2) * weight).sum() / weight.sum() / wanted.var()
 
     def _project(self, hidden: Tensor) -> Tensor:
         return self.model.model.fusion("clip", hidden[:, 1:], (mini.GRID, mini.GRID))

@@ -52,7 +52,7 @@ def draw_item(
     pen: ImageDraw.ImageDraw, item: Item, fill: int | tuple[int, ...], scale: float
 ) -> None:
     """Draw one shape; `scale` is pixels of the canvas to a pixel of the scene."""
-    if item.shape in ("circle", "ring"):
+    if item.shape in ("circle", "ring") and not item.outline:
         x, y, r = item.x * scale, item.y * scale, item.radius * scale
         box = (x - r, y - r, x + r, y + r)
         if item.shape == "circle":
@@ -130,6 +130,8 @@ def _polygon(item: Item, scale: float) -> list[tuple[float, float]]:
         ]
 
     tau = math.tau
+    if item.outline:
+        return around([k * tau / len(item.outline) for k in range(len(item.outline))], item.outline)
     if item.shape == "square":
         return around([tau / 8 + k * tau / 4 for k in range(4)], [1.15] * 4)
     if item.shape == "triangle":

@@ -62,7 +62,11 @@ FONTS: dict[Split, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Item:
-    """One coloured shape; `row` and `column` are 1-based slots, centre and radius are pixels."""
+    """One coloured shape; `row` and `column` are 1-based slots, centre and radius are pixels.
+
+    outline: its corners' distances from the centre, in radii, where it is drawn as no shape that
+    has a name.
+    """
 
     shape: str
     colour: str
@@ -71,6 +75,7 @@ class Item:
     x: float
     y: float
     radius: float
+    outline: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
