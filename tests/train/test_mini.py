@@ -153,7 +153,7 @@ def test_a_blend_changes_one_field_of_items_alone() -> None:
     assert torch.equal(told[0], symbols(fields[:1])[0]) and torch.equal(told[0], told[1])
     changed = (told[2] != told[0]).any(1)
     assert changed.any() and not changed[fields[0, 0] != 1].any()
-    table = symbols.tables["table_shape"].weight
+    table = list(symbols.parameters())[shape]
     rest = (told[2] - told[0] + table[fields[0, shape]])[changed]  # what stands for the shape
     pairs = torch.stack([a + b for a, b in itertools.combinations(table[1:], 2)]) / 2**0.5
     assert torch.cdist(rest, pairs).min(1).values.max() < 0.01  # what cdist is exact to
@@ -161,15 +161,15 @@ def test_a_blend_changes_one_field_of_items_alone() -> None:
 
 def test_a_field_that_is_not_known_is_left_out_of_the_distance(tmp_path: Path) -> None:
     found = trainer(tmp_path, {})
-    shape = list(FIELDS).index("shape")
+    colour, shape = (list(FIELDS).index(field) for field in ASKED)
     labels = torch.from_numpy(cell_labels(make_scene(3)))[None].repeat(2, 1, 1)
     said = found.symbols(labels).detach()
     assert found._apart(said, labels) == 0
-    said[1] += found.symbols.tables["table_shape"].weight[5]
+    said[1] += list(found.symbols.parameters())[shape][5]
     assert found._apart(said, labels) > 0.01
     labels[1, shape] = UNKNOWN
     assert found._apart(said, labels) < 1e-6
-    said[1] += found.symbols.tables["table_colour"].weight[5]
+    said[1] += list(found.symbols.parameters())[colour][5]
     assert found._apart(said, labels) > 0.01
 
 
