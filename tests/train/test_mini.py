@@ -117,8 +117,8 @@ def test_of_a_blended_field_nothing_is_asked(field: str) -> None:
 
 
 def test_the_first_of_a_lesson_are_shown_as_symbols(data: dict[str, Drawn]) -> None:
-    lessons = Lessons(data, {IMAGE: 4, VIDEO: 2}, 20, 0, "mrope", None, symbols=0.5)
-    shown = {k: torch.stack([lessons[step][k].told for step in range(20)]) for k in lessons.sizes}
+    lessons = Lessons(data, {IMAGE: 4, VIDEO: 2}, 60, 0, "mrope", None, symbols=0.5)
+    shown = {k: torch.stack([lessons[step][k].told for step in range(60)]) for k in lessons.sizes}
     names = list(FIELDS)
     for kind, fields in ((IMAGE, {"colour", "shape"}), (VIDEO, {"colour"})):
         half = shown[kind].shape[1] // 2
@@ -182,7 +182,7 @@ def test_all_stages_and_one_that_was_cut_off(
     tmp_path: Path, data: dict[str, Drawn], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, recipe in stages.RECIPE.items():
-        small = replace(recipe, steps=25 if name == "vision" else 2, batch=2, clips=1)
+        small = replace(recipe, steps=25 if name == "vision" else 2, batch=2, clips=1, restarts=1)
         monkeypatch.setitem(stages.RECIPE, name, small)
     monkeypatch.setattr(stages, "SAVE", 10)
     whole = trainer(tmp_path / "whole", data)

@@ -45,7 +45,9 @@ class Stage:
 
     batch: scenes a step. clips: clips a step. lr: the peak of AdamW, muon: of Muon. shown: cells
     that the language model is shown (see `Lessons`). asked: chances of captions and of letters,
-    and rounds of questions. mosaics, symbols: shares of the pictures, see `Lessons`.
+    and rounds of questions. mosaics, symbols: shares of the pictures, see `Lessons`. restarts: how
+    often the learning rate goes up and down once more; each such round but the first ends at the
+    mean of the weights that it began and ended with.
     """
 
     steps: int
@@ -57,6 +59,7 @@ class Stage:
     asked: tuple[float, float, int] = (0.0, 0.0, 1)
     mosaics: float = 0.0
     symbols: float = 0.0
+    restarts: int = 0
 
 
 RECIPE = {
@@ -67,7 +70,7 @@ RECIPE = {
     ),
     "bridge": Stage(300, 32, 2, lr=1e-3, muon=0.005, mosaics=0.5),
     "joint": Stage(
-        2100, 12, 2, lr=6e-4, muon=0.005, shown=None, asked=(0.05, 0.2, 4), symbols=0.33
+        2800, 14, 2, lr=6e-4, muon=0.005, shown=None, asked=(0.03, 0.2, 4), symbols=0.42, restarts=4
     ),
     "sibling": Stage(
         300, 12, 2, lr=1e-3, muon=0.005, shown=None, asked=(0.1, 0.2, 4), symbols=0.33
@@ -78,6 +81,10 @@ RECIPE = {
 def schedule(progress: float) -> float:
     """Share of the peak learning rate at `progress` in [0, 1]: warm-up, then a cosine to 1%."""
     return min(1.0, progress / 0.02 + 1e-3) * (0.505 + 0.495 * math.cos(math.pi * progress))
+
+
+def _copy(parts: nn.Module) -> dict[str, Tensor]:
+    return {name: weight.detach().clone() for name, weight in parts.state_dict().items()}
 
 
 class Trainer:
@@ -147,13 +154,14 @@ class Trainer:
                 raise FileNotFoundError(f"stage {stage!r} needs {before!r} in {self.output} first")
         found = optimizers(parts, recipe.lr, recipe.muon)
         partial = self.output / f"{stage}.partial.pt"
-        first = 0
+        first, start = 0, _copy(parts)
+        length = math.ceil(recipe.steps / (recipe.restarts + 1))
         if partial.is_file():
             state = torch.load(partial, weights_only=True)
             parts.load_state_dict(state["weights"])
             for optimizer, saved in zip(found, state["optimizers"], strict=True):
                 optimizer.load_state_dict(saved)
-            first = state["step"]
+            first, start = state["step"], state["start"]
         sizes = {IMAGE: recipe.batch, VIDEO: recipe.clips}
         seed = self.seed + 1000 * STAGES.index(stage)
         lessons = Lessons(
@@ -178,22 +186,28 @@ class Trainer:
             lm.compile(dynamic=False)
         on_gpu = self.device.type == "cuda"
         for step, lesson in enumerate(loader, first):
+            if step and step % length == 0:
+                start, found = _copy(parts), optimizers(parts, recipe.lr, recipe.muon)
             with torch.autocast("cuda", torch.bfloat16) if on_gpu else nullcontext():
                 shares = self._step(stage, lesson)
             nn.utils.clip_grad_norm_(parts.parameters(), 1.0)
             for optimizer in found:
                 for group in optimizer.param_groups:
-                    group["lr"] = group["peak"] * schedule(step / recipe.steps)
+                    group["lr"] = group["peak"] * schedule(step % length / length)
                 optimizer.step()
                 optimizer.zero_grad()
+            ends = (step + 1) % length == 0 or step + 1 == recipe.steps
+            if ends and step >= length:
+                ended = parts.state_dict()
+                parts.load_state_dict({k: (start[k] + ended[k]) / 2 for k in ended})
             seen.append(shares)
             if (step + 1) % 25 == 0:
                 self._log(stage, step + 1, began, seen)
                 seen = []
             if (step + 1) % SAVE == 0 and step + 1 < recipe.steps:
                 states = [optimizer.state_dict() for optimizer in found]
-                state = {"step": step + 1, "weights": parts.state_dict(), "optimizers": states}
-                torch.save(state, partial)
+                weights = {"weights": parts.state_dict(), "start": start}
+                torch.save({"step": step + 1, "optimizers": states, **weights}, partial)
         save_file(parts.state_dict(), self.output / f"{stage}.safetensors")
         partial.unlink(missing_ok=True)
 
