@@ -70,7 +70,7 @@ RECIPE = {
     ),
     "bridge": Stage(300, 32, 2, lr=1e-3, muon=0.005, mosaics=0.5),
     "joint": Stage(
-        2800, 14, 2, lr=6e-4, muon=0.005, shown=None, asked=(0.03, 0.2, 4), symbols=0.42, restarts=4
+        3250, 14, 2, lr=6e-4, muon=0.005, shown=None, asked=(0.03, 0.2, 4), symbols=0.42, restarts=4
     ),
     "sibling": Stage(
         300, 12, 2, lr=1e-3, muon=0.005, shown=None, asked=(0.1, 0.2, 4), symbols=0.33
