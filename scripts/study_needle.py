@@ -178,13 +178,13 @@ def main(argv: list[str] | None = None) -> int:
             asked = Asked(benchmark, answerer, list(arms.values()), args.work / "answers")
             units |= {title: asked.units(arm) for title, arm in arms.items()}
         for title, own in units.items():
-            kinds = {kind: [u.value for u in own if u.groups["category"] == kind] for kind in KINDS}
+            kinds = {kind: [u for u in own if u.groups["category"] == kind] for kind in KINDS}
             rows.append(
                 {
                     "pictures": pictures,
                     "positions": title,
                     "accuracy": mean(own),
-                    "by": {kind: sum(v) / len(v) for kind, v in kinds.items()},
+                    "by": {kind: mean(v) for kind, v in kinds.items()},
                     "against": against(units["increment 1"], own),
                     "questions": len(own),
                 }

@@ -131,7 +131,8 @@ class Drawn:
 def recoloured(pixels: Tensor, rng: np.random.Generator) -> Tensor:
     """(frames, 96, 96, 3) uint8 with all hues turned by one angle, and paled.
 
-    No colour of the palette is as pale, so that no pair that is held out for the tests is shown.
+    No colour of the palette but white, which stays, is as pale: no pair that is held out for the
+    tests is shown.
     """
     angle, pale = rng.uniform(0, 2 * np.pi), rng.uniform(0.3, 0.7)
     axis = np.full((3, 3), 1 / 3)  # onto the axis of greys; what is off it turns around it

@@ -73,8 +73,8 @@ class Symbols(nn.Module):
 
         blended: (b,) field whose place in the sum, of some items of the scene, two values drawn at
         random take together (below 0: none). Asked about the other fields, a model then learns to
-        tell a colour whatever the shape, and the other way round; a pair that is held out for the
-        tests is not shown.
+        tell a colour whatever the shape, and the other way round. A pair that is held out for the
+        tests is never shown, but a blend may hold one of its values beside the other.
         """
         tables = zip(self.tables.values(), fields.unbind(1), strict=True)
         told = torch.stack([table(column) for table, column in tables]).sum(0)

@@ -217,7 +217,8 @@ class Trainer:
         for kind, lesson in lessons.items():
             pixels, fields = lesson.pixels.to(self.device), lesson.fields.to(self.device)
             batch = lesson.batch and Batch(*(x.to(self.device) for x in lesson.batch))
-            loss, right = getattr(self, f"_{stage}")(pixels, fields, batch, lesson.told)
+            told = lesson.told.to(self.device)
+            loss, right = getattr(self, f"_{stage}")(pixels, fields, batch, told)
             ((1.0 if kind == IMAGE else CLIP_WEIGHT) * loss).backward()
             shares |= {f"{kind} {name}": share.detach() for name, share in right.items()}
             shares[f"{kind} loss"] = loss.detach()
