@@ -25,26 +25,28 @@ from eval.benchmarks.embedded import Embedded
 from scripts.common import RESULTS, Asked, facts, mean, write_json, write_table
 
 TRIES: tuple[list[dict[str, Any]], ...] = (
-    [{"salient": v} for v in (2.0, 5.0, 10.0, 20.0)],
+    [{"place": v} for v in (0.5, 0.7, 1.4, 2.0, 4.0, None)],
+    [{"appearance": v} for v in (0.2, 0.25, 0.5, 0.7)],
     [
         {"layers": (0.5, 0.75), "ratios": (0.5, 0.0)},
         {"layers": (0.5, 0.75), "ratios": (0.7, 0.3)},
         {"layers": (0.25, 0.75), "ratios": (0.4, 0.0)},
+        {"layers": (0.25, 0.75), "ratios": (0.8, 0.2)},
         {"layers": (0.75,), "ratios": (0.0,)},
         {"layers": (), "ratios": ()},
     ],
-    [{"place": v} for v in (0.25, 0.35, 0.5, 0.7, 1.0)],
-    [{"appearance": v} for v in (0.35, 0.5, 0.7, None)],
-    [{"purity": v} for v in (0.5, 0.7, 0.9)],
-    [{"relevant": v} for v in (0.0, 1.0, 2.0)],
-    [{"distinct": v} for v in (0.0, 1.0, 2.0)],
-    [{"even": v} for v in (0.5, 1.0, 2.0)],
+    [{"purity": v} for v in (0.0, 0.3, 0.7)],
+    [{"log_size": False}],
+    [{"even": v} for v in (0.0, 0.25, 0.5, 2.0)],
+    [{"salient": v} for v in (1.0, 4.0, 8.0)],
+    [{"relevant": v} for v in (0.0, 0.5, 2.0)],
+    [{"distinct": v} for v in (0.0, 0.5, 2.0)],
 )
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m scripts.tune_foveate", description=__doc__)
-    parser.add_argument("--budgets", default="1/3,1/9", help="share of the tokens")
+    parser.add_argument("--budgets", default="1/3,1/9,1/18", help="share of the tokens")
     parser.add_argument("--scenes", type=int, default=120)
     parser.add_argument("--clips", type=int, default=20)
     parser.add_argument("--model", default="mini")

@@ -6,6 +6,7 @@ import itertools
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -206,6 +207,30 @@ def test_all_stages_and_one_that_was_cut_off(
     trainer(tmp_path / "cut", data).run("vision")
     one, two = ((tmp_path / n / "vision.safetensors").read_bytes() for n in ("whole", "cut"))
     assert one == two
+
+
+def test_a_round_keeps_the_mean_of_its_ends(
+    tmp_path: Path, data: dict[str, Drawn], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class AddOne(torch.optim.SGD):
+        def step(self, closure: Any = None) -> None:
+            with torch.no_grad():
+                for group in self.param_groups:
+                    for weight in group["params"]:
+                        weight += 1
+
+    def optimizers(parts: torch.nn.Module, *_: float) -> list[AddOne]:
+        return [AddOne([{"params": parts.parameters(), "peak": 1.0}])]
+
+    monkeypatch.setattr(stages, "optimizers", optimizers)
+    small = replace(stages.RECIPE["vision"], steps=6, batch=2, clips=1, restarts=2)
+    monkeypatch.setitem(stages.RECIPE, "vision", small)
+    ours = trainer(tmp_path / "rounds", data)
+    before = {name: weight.clone() for name, weight in ours.parts["vision"].named_parameters()}
+    ours.run("vision")
+    # Two steps a round: 2; the mean of 2 and 4; the mean of 3 and 5.
+    for name, weight in ours.parts["vision"].named_parameters():
+        torch.testing.assert_close(weight, before[name] + 4)
 
 
 def test_a_mosaic_shows_what_its_labels_say(data: dict[str, Drawn]) -> None:

@@ -154,7 +154,7 @@ class Trainer:
                 raise FileNotFoundError(f"stage {stage!r} needs {before!r} in {self.output} first")
         found = optimizers(parts, recipe.lr, recipe.muon)
         partial = self.output / f"{stage}.partial.pt"
-        first, start = 0, _copy(parts)
+        first, start = 0, dict[str, Tensor]()  # start: the weights that a later round begins at
         length = math.ceil(recipe.steps / (recipe.restarts + 1))
         if partial.is_file():
             state = torch.load(partial, weights_only=True)
