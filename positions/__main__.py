@@ -25,8 +25,8 @@ from positions.slots import PPE
 
 SCHEMES = (
     "sequential; v2pe:STEP, such as v2pe:1/16; v2pe:random; v2pe:auto:WINDOW; mrope; "
-    "mrope:POSITIONS_A_SECOND; compact:row, all, row_col or original; randomised:SPAN, such as "
-    "randomised:2048 or randomised:8x64x64"
+    "mrope:POSITIONS_A_SECOND; mrope:xFACTOR of the time axis, such as mrope:x1/8; compact:row, "
+    "all, row_col or original; randomised:SPAN, such as randomised:2048 or randomised:8x64x64"
 )
 
 
@@ -40,8 +40,10 @@ def parse_scheme(text: str) -> Scheme:
             return V2PE("auto", window=int(rest.removeprefix("auto:")))
         if name == "v2pe":
             return V2PE("random") if rest == "random" else V2PE(float(Fraction(rest or "1/4")))
+        if name == "mrope" and rest.startswith("x"):
+            return MRoPE(time_scale=float(Fraction(rest.removeprefix("x"))))
         if name == "mrope":
-            return MRoPE(tokens_per_second=float(rest) if rest else None)
+            return MRoPE(tokens_per_second=float(Fraction(rest)) if rest else None)
         if name == "compact":
             return Compact(rest or "row")  # type: ignore[arg-type]
         if name == "randomised":

@@ -22,6 +22,7 @@ from scripts import (
     study_positions,
     study_speed,
     study_trained,
+    study_video,
     tune_foveate,
 )
 from scripts.common import RESULTS
@@ -29,15 +30,20 @@ from scripts.common import RESULTS
 STUDIES: dict[str, Any] = {
     "accuracy": accuracy,
     "methods": accuracy,
+    "closest": accuracy,
+    "pictures": accuracy,
     "ablation": ablate,
     "tuning": tune_foveate,
     "positions": study_positions,
     "positions-1d": study_positions,
     "trained": study_trained,
     "needle": study_needle,
+    "video": study_video,
     "experts": study_experts,
     "speed": study_speed,
     "speed-batch": study_speed,
+    "speed-video": study_speed,
+    "speed-half": study_speed,
 }
 
 

@@ -199,11 +199,16 @@ def main(argv: list[str] | None = None) -> int:
 
 def render(found: dict[str, Any], path: Path) -> None:
     """The table and the picture, from the facts."""
-    rows = found["rows"]
-    sizes = list(dict.fromkeys(row["pictures"] for row in rows))
+    label = "pictures of 144 tokens in the stack (dotted: the longest it learned from)"
+    curves(found["rows"], "pictures", LEARNED, label, path)
+
+
+def curves(rows: list[dict[str, Any]], across: str, learned: int, label: str, path: Path) -> None:
+    """Table and picture of accuracy over the length `across`, a line a way of counting."""
+    sizes = list(dict.fromkeys(row[across] for row in rows))
     names = list(dict.fromkeys(row["positions"] for row in rows))
-    at = {(row["positions"], row["pictures"]): row for row in rows}
-    lines = [f"{'pictures':14}" + "".join(f"{size:>17}" for size in sizes)]
+    at = {(row["positions"], row[across]): row for row in rows}
+    lines = [f"{across:14}" + "".join(f"{size:>17}" for size in sizes)]
     for name in names:
         line = f"{name:14}"
         for size in sizes:
@@ -213,7 +218,7 @@ def render(found: dict[str, Any], path: Path) -> None:
         lines.append(line)
     write_table(path, "\n".join(lines))
     figure, axes = canvas(6.5, 4)
-    small = [name for name in names if name.startswith("v2pe")]
+    small = [name for name in names if name.startswith(("v2pe", "time x"))]
     others = [name for name in names if name not in small]
     looks = dict(zip(others, ((hue, 1.0) for hue in COLOURS[0:2] + COLOURS[3:]), strict=False))
     looks |= {name: (COLOURS[2], 1 - 0.8 * k / len(small)) for k, name in enumerate(small)}
@@ -223,8 +228,8 @@ def render(found: dict[str, Any], path: Path) -> None:
         axes.plot(sizes, values, "o-", color=hue, alpha=fade, label=name)
     axes.set_xscale("log", base=2)
     axes.set_xticks(sizes, [str(size) for size in sizes])
-    axes.axvline(LEARNED, color="#999999", linestyle=":")
-    axes.set_xlabel("pictures of 144 tokens in the stack (dotted: the longest it learned from)")
+    axes.axvline(learned, color="#999999", linestyle=":")
+    axes.set_xlabel(label)
     axes.set_ylabel("right answers, %")
     axes.set_ylim(0, 100)
     axes.legend(frameon=False, fontsize=8)

@@ -156,15 +156,15 @@ def _picture(seed: int, split: Split) -> Image.Image:
 
 
 def _video(seed: int, split: Split) -> Video:
-    return _as_video(draw_clip(make_clip(seed, split)))
+    return as_video(draw_clip(make_clip(seed, split)))
 
 
 def _read_video(frames: tuple[Path, ...]) -> Video:
-    return _as_video([read_image(frame) for frame in frames])
+    return as_video([read_image(frame) for frame in frames])
 
 
-def _as_video(frames: Sequence[Image.Image]) -> Video:
-    """Frames a second apart."""
+def as_video(frames: Sequence[Image.Image]) -> Video:
+    """Frames, a second apart, as a video."""
     count = len(frames)
     stacked = np.stack([np.asarray(frame) for frame in frames])
     return Video(stacked, np.arange(count, dtype=float), np.arange(count), 1.0, float(count), "")

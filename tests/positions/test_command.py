@@ -42,6 +42,7 @@ def test_errors_are_one_line(capsys):
         ("v2pe:auto:4096", V2PE("auto", window=4096)),
         ("mrope", MRoPE()),
         ("mrope:2", MRoPE(tokens_per_second=2)),
+        ("mrope:x1/8", MRoPE(time_scale=1 / 8)),
         ("compact:all", Compact("all")),
         ("randomised:100", Randomised(100)),
         ("randomised:8x9x9", Randomised((8, 9, 9))),
@@ -51,7 +52,9 @@ def test_schemes_by_name(text, scheme):
     assert parse_scheme(text) == scheme
 
 
-@pytest.mark.parametrize("text", ["v2", "v2pe:x", "v2pe:0", "mrope:0", "compact:rows", "v2pe:1/0"])
+@pytest.mark.parametrize(
+    "text", ["v2", "v2pe:x", "v2pe:0", "mrope:0", "mrope:x", "compact:rows", "v2pe:1/0"]
+)
 def test_unknown_schemes(text):
     with pytest.raises(PositionError):
         parse_scheme(text)

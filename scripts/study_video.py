@@ -1,0 +1,121 @@
+"""What is seen first in a long video: `python -m scripts.study_video`.
+
+The embedded model learned from clips of four frames. A clip of the test split is drawn out here:
+its frames stand at drawn places in order, and all between them are empty. Asked, training-free, is
+which of three shapes is seen first, or last, with one position a frame (M-RoPE), with the time axis
+compacted by a factor, and with all positions divided so that time stays within what was learned
+(linear RoPE scaling).
+
+Writes `video.json` (raw figures, versions, hardware, command), `video.md` and `video.png`. An
+interrupted run goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+import vlm
+from compress.parse import split_list
+from eval.answerers import ModelAnswerer
+from eval.arms import DENSE, Arm
+from eval.benchmarks.embedded import as_video
+from eval.samples import Benchmark, Drawing, Loaded, Sample, Score
+from scripts.common import RESULTS, Asked, against, facts, mean, write_json
+from scripts.study_needle import curves, scaled
+from vlm.media import Video
+from vlm.scenes import FRAMES, Clip, Split, clip_questions, draw_clip, make_clip
+
+
+@dataclass(frozen=True)
+class LongClip(Benchmark):
+    """Questions of order about clips drawn out to `frames` frames, one second apart."""
+
+    frames: int = FRAMES
+    clips: int = 100
+    split: Split = "test"
+
+    name: ClassVar[str] = "long-clip"
+
+    def load(self) -> Loaded:
+        """Draw the clips."""
+        samples = []
+        for seed in range(self.clips):
+            clip = make_clip(seed, self.split)
+            for number, asked in enumerate(clip_questions(clip, np.random.default_rng((seed, 7)))):
+                samples.append(
+                    Sample(
+                        key=f"{seed:04d}-{number}",
+                        prompt=asked.text,
+                        media=(Drawing(partial(_drawn, seed, self), "video"),),
+                        answer=asked.answer,
+                        groups={"category": asked.category},
+                        cluster=f"{seed:04d}",
+                        max_new_tokens=8,
+                    )
+                )
+        return Loaded(samples)
+
+    def score(self, sample: Sample, text: str) -> Score:
+        """Exact match, but for surrounding space."""
+        return Score(float(text.strip() == sample.answer), text.strip())
+
+
+def _drawn(seed: int, asked: LongClip) -> Video:
+    clip = make_clip(seed, asked.split)
+    rng = np.random.default_rng((seed, asked.frames, 13))
+    places = sorted(rng.permutation(asked.frames)[:FRAMES].tolist())
+    frames = [replace(clip.frames[0], items=())] * asked.frames
+    for place, frame in zip(places, clip.frames, strict=True):
+        frames[place] = frame
+    return as_video(draw_clip(Clip(tuple(frames))))
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m scripts.study_video", description=__doc__)
+    parser.add_argument("--model", default="mini")
+    parser.add_argument("--frames", default="4,8,16,32")
+    parser.add_argument("--stretches", default="1/2,1/4,1/8", help="of the time axis")
+    parser.add_argument("--clips", type=int, default=100)
+    parser.add_argument("--work", type=Path, default=Path("out/video"))
+    parser.add_argument("--output", type=Path, default=RESULTS)
+    args = parser.parse_args(argv)
+    model, processor = vlm.load(args.model)
+    arms = {"time x 1": DENSE}
+    for stretch in split_list(args.stretches):
+        arms[f"time x {stretch}"] = Arm("random", 1.0, f"mrope:x{stretch}")
+    rows = []
+    for frames in (int(text) for text in split_list(args.frames)):
+        benchmark = LongClip(frames=frames, clips=args.clips)
+        factor = max(1.0, frames / FRAMES)
+        units: dict[str, Any] = {}
+        for name, each, asking in (
+            ("plain", model, arms),
+            (f"linear {factor:g}", scaled(Path(model.name_or_path), factor), {"linear": DENSE}),
+        ):
+            answerer = ModelAnswerer(each, processor, name)
+            asked = Asked(benchmark, answerer, list(asking.values()), args.work)
+            units |= {title: asked.units(arm) for title, arm in asking.items()}
+        for title, own in units.items():
+            beside = against(units["time x 1"], own)
+            row = {"frames": frames, "positions": title, "accuracy": mean(own), "against": beside}
+            rows.append({**row, "questions": len(own)})
+    found = facts("study_video", argv, rows=rows)
+    render(write_json(args.output / "video.json", found), args.output / "video")
+    return 0
+
+
+def render(found: dict[str, Any], path: Path) -> None:
+    """The table and the picture, from the facts."""
+    label = "frames of 144 tokens in the video (dotted: what it learned from)"
+    curves(found["rows"], "frames", FRAMES, label, path)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
