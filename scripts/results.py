@@ -37,6 +37,7 @@ STUDIES: dict[str, Any] = {
     "positions": study_positions,
     "positions-1d": study_positions,
     "trained": study_trained,
+    "trained-1d": study_trained,
     "needle": study_needle,
     "video": study_video,
     "experts": study_experts,

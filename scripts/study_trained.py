@@ -1,12 +1,12 @@
 """Fine-tuning with the reduction on: `python -m scripts.study_trained`.
 
-The embedded model learns for some steps from questions about new training scenes, dense and with
+An embedded model learns for some steps from questions about new training scenes, dense and with
 each reduction on, from the same data in the same order. Each of the models answers the embedded
 benchmark under the reduction that it learned with, beside the dense one that learned as long, and
 beside the model that learned dense (training-free). A method with slots (PPE) is paired with itself
 at one slot, K = 1.
 
-Writes `trained.json` (raw figures, versions, hardware, command), `trained.md` and `trained.png`. An
+Writes `<name>.json` (raw figures, versions, hardware, command), `<name>.md` and `<name>.png`. An
 interrupted run goes on where it was.
 """
 
@@ -26,6 +26,7 @@ from compress.parse import parse_budget, split_list
 from eval.answerers import ModelAnswerer
 from eval.arms import DENSE, Arm
 from eval.benchmarks.embedded import Embedded
+from positions.channels import SlotLayout
 from scripts.common import RESULTS, Asked, against, canvas, facts, mean, write_json, write_table
 from scripts.tuning import SETTINGS, tune
 from vlm.scenes import draw, make_scene, questions
@@ -41,23 +42,27 @@ class Tuned:
     method: str | None = None
     budget: float = 1.0
     slots: int = 1
+    layout: SlotLayout = "contiguous"
 
     @property
     def arm(self) -> Arm:
         """What it is asked under."""
-        return Arm(self.method, self.budget, "home", self.slots) if self.method else DENSE
+        if self.method is None:
+            return DENSE
+        return Arm(self.method, self.budget, "home", self.slots, self.layout)
 
     @property
     def name(self) -> str:
         """For folders."""
-        return f"{self.method or 'dense'}-{self.budget:.3f}-{self.slots}"
+        layout = "" if self.layout == "contiguous" else f"-{self.layout}"
+        return f"{self.method or 'dense'}-{self.budget:.3f}-{self.slots}{layout}"
 
     def settings(self) -> list[str]:
         """Overrides of the recipe."""
         if self.method is None:
             return []
         chosen = [f"compress.method={self.method}", f"compress.budget={self.budget}"]
-        return [*chosen, f"slots={self.slots}"]
+        return [*chosen, f"slots={self.slots}", f"slot_layout={self.layout}"]
 
 
 def write_data(folder: Path, scenes: int) -> None:
@@ -78,15 +83,18 @@ def write_data(folder: Path, scenes: int) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m scripts.study_trained", description=__doc__)
-    parser.add_argument("--methods", default="duet,foveate")
+    parser.add_argument("--model", default="mini")
+    parser.add_argument("--methods", default="duet,foveate", help="or ''")
     parser.add_argument("--budgets", default="1/3,2/9,1/9", help="share of the tokens")
     parser.add_argument("--merging", default="pool", help="methods for the slots, or ''")
     parser.add_argument("--slots", default="1,4", help="positions of a merged token")
+    parser.add_argument("--layouts", default="contiguous", help="of more slots than one")
     parser.add_argument("--merged-budgets", default="1/4")
     parser.add_argument("--steps", type=int, default=250)
     parser.add_argument("--drawn", type=int, default=800, help="scenes to learn from")
     parser.add_argument("--scenes", type=int, default=300, help="scenes of the test split")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--name", default="trained", help="of the files that are written")
     parser.add_argument("--work", type=Path, default=Path("out/trained"))
     parser.add_argument("--output", type=Path, default=RESULTS)
     args = parser.parse_args(argv)
@@ -94,18 +102,21 @@ def main(argv: list[str] | None = None) -> int:
     given = {name: split_list(getattr(args, name)) for name in ("budgets", "merged_budgets")}
     budgets = {name: [float(parse_budget(b)) for b in texts] for name, texts in given.items()}
     wanted = [Tuned()]
-    wanted += [Tuned(m, b) for m in split_list(args.methods) for b in budgets["budgets"]]
+    methods, merging = ([m for m in split_list(t) if m] for t in (args.methods, args.merging))
+    wanted += [Tuned(m, b) for m in methods for b in budgets["budgets"]]
     slots = sorted(int(k) for k in split_list(args.slots))
-    merging = [
-        (m, b)
-        for m in (split_list(args.merging) if args.merging else [])
+    layouts: Any = split_list(args.layouts)
+    wanted += [
+        Tuned(m, b, k, layout)
+        for m in merging
         for b in budgets["merged_budgets"]
+        for k in slots
+        for layout in (layouts if k > 1 else [Tuned.layout])
     ]
-    wanted += [Tuned(m, b, k) for m, b in merging for k in slots]
     shared = [*OWN, f"optimizer.steps={args.steps}", f"seed={args.seed}"]
     reports = {
         tuned: tune(
-            "mini",
+            args.model,
             args.work,
             args.work / f"{tuned.name}-{args.steps}-{args.seed}",
             [*shared, *tuned.settings()],
@@ -131,6 +142,7 @@ def main(argv: list[str] | None = None) -> int:
             "method": tuned.method,
             "budget": tuned.budget,
             "slots": tuned.slots,
+            "layout": tuned.layout,
             "dense": mean(dense),
             "free": mean(free.units(tuned.arm)),
             "trained": mean(own),
@@ -144,8 +156,13 @@ def main(argv: list[str] | None = None) -> int:
     found = facts(
         "study_trained", argv, questions=len(dense), seed=args.seed, settings=settings, rows=rows
     )
-    render(write_json(args.output / "trained.json", found), args.output / "trained")
+    render(write_json(args.output / f"{args.name}.json", found), args.output / args.name)
     return 0
+
+
+def several(row: dict[str, Any]) -> str:
+    """The slots of a row, where there are more than one."""
+    return f" K={row['slots']} {row['layout']}" if row["slots"] > 1 else ""
 
 
 def render(found: dict[str, Any], path: Path) -> None:
@@ -155,7 +172,7 @@ def render(found: dict[str, Any], path: Path) -> None:
         f"{'+/- beside':>12}{'p':>8}  beside"
     ]
     for row in found["rows"]:
-        name = (row["method"] or "dense") + (f" K={row['slots']}" if row["slots"] > 1 else "")
+        name = (row["method"] or "dense") + several(row)
         line = f"{name:22}{row['budget']:>7.3f}{row['free']:>8.1%}{row['trained']:>9.1%}"
         line += f"{row['trained'] / row['dense']:>10.1%}"
         line += f"{100 * row['against_free']['difference']:>+10.1f}{row['against_free']['p']:>8.2g}"
@@ -170,9 +187,7 @@ def render(found: dict[str, Any], path: Path) -> None:
             axes.plot(100 * row[key], place, mark, color=hue, label=label)
     axes.axvline(100 * found["rows"][0]["dense"], color="black", linestyle=":", label="dense")
     names = [
-        f"{row['method'] or 'dense'} {row['budget']:.0%}"
-        + (f" K={row['slots']}" if row["slots"] > 1 else "")
-        for row in found["rows"]
+        f"{row['method'] or 'dense'} {row['budget']:.0%}{several(row)}" for row in found["rows"]
     ]
     axes.set_yticks(range(len(names)), names)
     axes.invert_yaxis()

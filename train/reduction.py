@@ -12,7 +12,7 @@ import torch
 from compress import Compression, compress
 from compress.methods import METHODS, Method, Random
 from compress.parse import parse_positions
-from positions import PositionError, Scheme
+from positions import PPE, PositionError, Scheme
 from train.fields import RecipeError, nearest
 from train.recipe import Recipe, Reduction
 
@@ -49,7 +49,7 @@ class Reducer:
             method,
             self._budgets[0],
             positions=positions,
-            slots=recipe.slots,
+            slots=PPE(recipe.slots, recipe.slot_layout),
             generator=self._generator,
         )
         self.begin(0)

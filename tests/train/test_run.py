@@ -203,6 +203,16 @@ def test_the_same_seed_gives_the_same_run_with_draws(tmp_path: Path) -> None:
     assert losses(other) != found[0][0]
 
 
+def test_slots_and_their_layout_change_what_is_learned(tmp_path: Path) -> None:
+    merged = "compress={method: pool, budget: 0.25}"
+    ways = [[], ["slots=4"], ["slots=4", "slot_layout=strided"]]
+    found = [
+        losses(train(small.recipe(tmp_path, merged, *way, f"output={tmp_path / str(k)}")))
+        for k, way in enumerate(ways)
+    ]
+    assert len({tuple(each) for each in found}) == 3
+
+
 @pytest.mark.parametrize(
     "extra",
     [[], ["compress={method: duet, budget: 0.3}"], ["positions=v2pe:0.25"]],
