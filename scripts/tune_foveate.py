@@ -1,8 +1,8 @@
 """The defaults of `foveate`, chosen on the validation split: `python -m scripts.tune_foveate`.
 
 One part after the other: each value of it is tried with the others as they are by then, and the one
-with the highest accuracy of the embedded model, mean over the budgets, is kept. The test split is
-not looked at.
+with the highest accuracy of the embedded model, mean over the budgets, is kept if it wins more than
+`--margin` over the value that is there. The test split is not looked at.
 
 Writes `tuning.json` (raw figures, versions, hardware, command) and `tuning.md`. An interrupted run
 goes on where it was.
@@ -49,6 +49,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--budgets", default="1/3,1/9,1/18", help="share of the tokens")
     parser.add_argument("--scenes", type=int, default=120)
     parser.add_argument("--clips", type=int, default=20)
+    parser.add_argument("--margin", type=float, default=0.005, help="share of the questions")
     parser.add_argument("--model", default="mini")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--work", type=Path, default=Path("out/tuning"), help="raw answers")
@@ -72,10 +73,12 @@ def main(argv: list[str] | None = None) -> int:
     best, rows = Foveate(), []
     for number, values in enumerate(TRIES):
         tried = [best, *(replace(best, **value) for value in values)]
+        winner = max(tried, key=score)
+        if score(winner) - score(best) > args.margin:
+            best = winner
         for method, value in zip(tried, [{}, *values], strict=True):
-            row = {"part": number, "changed": value, "mean": score(method)}
+            row = {"part": number, "changed": value, "kept": method == best, "mean": score(method)}
             rows.append({**row, "method": repr(method), "accuracy": found[method]})
-        best = max(tried, key=score)  # the first of equals: what it was
         print(f"{score(best):.1%} {best}", flush=True)
     told = {"budgets": budgets, "seed": args.seed, "rows": rows, "best": repr(best)}
     render(
@@ -88,14 +91,10 @@ def main(argv: list[str] | None = None) -> int:
 def render(found: dict[str, Any], path: Path) -> None:
     """The table, from the facts: what was tried, part by part, and what was kept (*)."""
     lines = [f"{'':44}" + "".join(f"{budget:>8.3f}" for budget in found["budgets"]) + "    mean"]
-    parts = {row["part"] for row in found["rows"]}
-    for part in sorted(parts):
-        rows = [row for row in found["rows"] if row["part"] == part]
-        kept = max(rows, key=lambda row: row["mean"])
-        for row in rows:
-            told = ", ".join(f"{k}={v}" for k, v in row["changed"].items()) or "(as it was)"
-            each = "".join(f"{value:>8.1%}" for value in row["accuracy"])
-            lines.append(f"{told:44}{each}{row['mean']:>8.1%}{' *' if row is kept else ''}")
+    for row in found["rows"]:
+        told = ", ".join(f"{k}={v}" for k, v in row["changed"].items()) or "(as it was)"
+        each = "".join(f"{value:>8.1%}" for value in row["accuracy"])
+        lines.append(f"{told:44}{each}{row['mean']:>8.1%}{' *' if row['kept'] else ''}")
     write_table(path, "\n".join(lines))
 
 

@@ -50,7 +50,7 @@ class Foveate(Method):
     distinct: float = 1.0
     relevant: float = 1.0
     appearance: float | None = 0.35
-    place: float | None = 1.0
+    place: float | None = 4.0
     text_heat: float = 0.02
     choice: str = "cover"
     merge: bool = True

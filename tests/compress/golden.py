@@ -298,7 +298,7 @@ def holov(x, s, keep, chunks, diversity=0.09):
 
 
 def foveate(
-    x, s, query, grid, keep, choice="cover", merge=True, purity=0.5, salient=2.0, place=1.0
+    x, s, query, grid, keep, choice="cover", merge=True, purity=0.5, salient=2.0, place=4.0
 ):
     n = len(x)
     text = sum(softmax(np.array([cos(q, v) for v in x]) / 0.02) for q in query)
