@@ -192,7 +192,7 @@ def render(found: dict[str, Any], path: Path) -> None:
     axes.set_yticks(range(len(names)), names)
     axes.invert_yaxis()
     axes.set_xlabel("right answers, %: without and with training under the reduction")
-    axes.legend(frameon=False)
+    axes.legend(frameon=False, ncols=3, loc="upper center", bbox_to_anchor=(0.5, 1.12))
     figure.savefig(path.with_suffix(".png"), dpi=110)
 
 
