@@ -218,7 +218,7 @@ def curves(rows: list[dict[str, Any]], across: str, learned: int, label: str, pa
         lines.append(line)
     write_table(path, "\n".join(lines))
     figure, axes = canvas(6.5, 4)
-    small = [name for name in names if name.startswith(("v2pe", "time x"))]
+    small = [name for name in names[1:] if name.startswith(("v2pe", "time x"))]
     others = [name for name in names if name not in small]
     looks = dict(zip(others, ((hue, 1.0) for hue in COLOURS[0:2] + COLOURS[3:]), strict=False))
     looks |= {name: (COLOURS[2], 1 - 0.8 * k / len(small)) for k, name in enumerate(small)}
