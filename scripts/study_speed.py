@@ -289,7 +289,7 @@ def table(rows: list[dict[str, Any]]) -> str:
         for name, cost in [*sides, (f"{row['method']} {row['budget']}", row["reduced"])]:
             own = (cost["reduce"] or 0.0) + (cost["plan"] or 0.0)
             tokens = sum(cost["layers"]) / len(cost["layers"])
-            line = f"{row['shape']:<8}{row['load']:<9}{name:<15}"[:32].ljust(32)
+            line = f"{row['shape']:<8}{row['load']:<10}{name:<14}"[:32].ljust(32)
             line += f"{tokens:>8.0f}{cost['vision']:>9.1f}{own:>8.1f}{cost['prefill']:>9.1f}"
             line += f"{cost['first']:>9.1f}{cost['decode']:>9.2f}{cost['cache'] / 2**20:>8.1f}"
             if name != "dense":
