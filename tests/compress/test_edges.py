@@ -12,6 +12,7 @@ from compress import compress
 from compress.methods import Duet
 from tests import reference
 from tests.compress.common import CLOSE, NEW, answer
+from tests.marks import some_cases
 from tests.tiny import CASES, IMAGE_TOKEN, VIDEO_TOKEN, Case, Sample
 from vlm.families import FAMILIES, UnknownFamily, family_of
 
@@ -143,7 +144,7 @@ def narrow(given: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-@each_case
+@some_cases
 def test_half_precision(case: Case) -> None:
     """bfloat16 follows float32 as closely as the stock model does; gradients are finite."""
     model, half = case.model(), case.fresh().bfloat16()

@@ -17,6 +17,7 @@ from transformers import DynamicCache
 from compress import compress
 from compress.methods import Duet, PyramidDrop
 from tests.compress.common import CLOSE, NEW, answer, logits_of
+from tests.marks import some_cases
 from tests.tiny import CASES, Case
 from vlm.families import family_of
 
@@ -127,7 +128,7 @@ def lora(case: Case, **options: Any) -> Any:
     return wrapped.eval()
 
 
-@each_case
+@some_cases
 def test_lora_in_place_equals_lora_merged(case: Case) -> None:
     """Scores of the vision side and of decoder layers are of the layers with their adapters."""
     wrapped, given = lora(case), case.inputs(case.samples())
@@ -258,7 +259,7 @@ def device_map(
     return found
 
 
-@each_case
+@some_cases
 def test_weights_that_are_elsewhere_between_calls(case: Case, tmp_path: Path) -> None:
     """A device map with parts on disk: they are on the meta device but for their own forward."""
     accelerate = pytest.importorskip("accelerate")

@@ -16,6 +16,7 @@ from torch import Tensor
 from compress import compress
 from compress.methods import Duet, PyramidDrop
 from tests import reference
+from tests.marks import some_cases
 from tests.tiny import CASES, Case, Sample
 
 BOTH = Duet(layers=(1, 3), ratios=(0.6, 0.3))
@@ -43,7 +44,7 @@ def gradients(model: Any) -> dict[str, Tensor]:
     return found
 
 
-@each_case
+@some_cases
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_loss_and_gradients_equal_a_reduced_sequence(case: Case, side: str) -> None:
     """As if the sequence had been shortened by hand, labels and all."""
@@ -117,7 +118,7 @@ def test_gradients_reach_the_merged_cells() -> None:
     model.zero_grad()
 
 
-@each_case
+@some_cases
 @pytest.mark.parametrize("reentrant", [True, False])
 def test_gradient_checkpointing_changes_nothing(case: Case, reentrant: bool) -> None:
     model = case.fresh().train()

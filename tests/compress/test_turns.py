@@ -14,6 +14,7 @@ from compress import CompressionError, compress
 from compress.methods import Duet, PyramidDrop
 from positions import MRoPE
 from tests.compress.common import CLOSE, NEW, answer, logits_of
+from tests.marks import some_cases
 from tests.tiny import CASES, FIRST_WORD, IMAGE_TOKEN, Case
 
 LLAVA = CASES[0]
@@ -33,7 +34,7 @@ def masked(*parts: dict[str, torch.Tensor]) -> torch.Tensor:
 # ------------------------------------------------------------------ a second turn
 
 
-@each_case
+@some_cases
 def test_a_second_turn_of_text(case: Case) -> None:
     """On the cache of a padded batch: the new ids with the whole mask give what one prompt gives.
 
@@ -199,7 +200,7 @@ def test_a_cache_that_was_reset_is_new() -> None:
         torch.testing.assert_close(more, model(input_ids=ids).logits[:, -1], **CLOSE)
 
 
-@each_case
+@some_cases
 def test_a_static_cache_equals_a_dynamic_one(case: Case) -> None:
     model, given = case.model(), case.inputs(case.samples())
     for method in (BEFORE, BOTH):
@@ -263,7 +264,7 @@ def test_visual_inputs_on_a_quantised_cache_are_refused() -> None:
 # ------------------------------------------------------------------ ways to generate
 
 
-@each_case
+@some_cases
 def test_prompt_lookup_equals_greedy(case: Case) -> None:
     """Candidates come with the prompt, and those that fail are cropped off again; they ask
     nothing. (Beam search over several inputs is in the matrix.)"""

@@ -179,6 +179,7 @@ def trainer(folder: Path, data: dict[str, Drawn], axes: mini.Axes = "mrope") -> 
     return Trainer(folder, data, 0, axes, compiled=False)
 
 
+@pytest.mark.slow
 def test_all_stages_and_one_that_was_cut_off(
     tmp_path: Path, data: dict[str, Drawn], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
 from compress import compress
+from tests.marks import later
 from tests.tiny import CASES
 from tests.train import small, small_qwen
 from tests.vlm import models
@@ -106,7 +107,7 @@ def test_losses_are_the_same_however_a_batch_is_cut_up(tmp_path: Path) -> None:
     assert held == TINY([held[0]] * 3, rel=1e-4)
 
 
-@pytest.mark.parametrize("reduced", [False, True])
+@pytest.mark.parametrize("reduced", [True, *later(False)])
 def test_losses_are_the_same_with_checkpointing(tmp_path: Path, reduced: bool) -> None:
     extra = ["compress={method: duet, budget: 8}"] if reduced else []
     found = [
@@ -120,8 +121,8 @@ def test_losses_are_the_same_with_checkpointing(tmp_path: Path, reduced: bool) -
 
 @pytest.mark.parametrize(
     "extra",
-    [[], ["compress={method: duet, budget: 8}"], ["positions=v2pe:0.25"]],
-    ids=["dense", "duet", "v2pe"],
+    [["compress={method: duet, budget: 8}"], *later([], ["positions=v2pe:0.25"])],
+    ids=["duet", "dense", "v2pe"],
 )
 def test_packed_samples_learn_the_same_as_single_ones(tmp_path: Path, extra: list[str]) -> None:
     found = [
@@ -215,8 +216,8 @@ def test_slots_and_their_layout_change_what_is_learned(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "extra",
-    [[], ["compress={method: duet, budget: 0.3}"], ["positions=v2pe:0.25"]],
-    ids=["dense", "duet", "v2pe"],
+    [["compress={method: duet, budget: 0.3}"], *later([], ["positions=v2pe:0.25"])],
+    ids=["duet", "dense", "v2pe"],
 )
 def test_a_model_with_mrope_learns_pictures_videos_and_text(
     tmp_path: Path, extra: list[str]
@@ -284,8 +285,8 @@ def test_the_report_tells_visual_tokens_before_and_after(tmp_path: Path) -> None
     assert facts["time"]["reduce"] > 0
 
 
-@pytest.mark.parametrize("adapters", [False, True])
-@pytest.mark.parametrize("stop", [2, 3])
+@pytest.mark.parametrize("adapters", [False, *later(True)])
+@pytest.mark.parametrize("stop", [2, *later(3)])
 def test_going_on_is_the_same_as_not_stopping(tmp_path: Path, stop: int, adapters: bool) -> None:
     """Stops inside and at the end of an epoch of 2 steps; draws and adapters' dropout go on too."""
     extra = [
@@ -351,8 +352,8 @@ def test_a_blank_input_of_the_encoder_is_its_tokens_alone(tmp_path: Path) -> Non
     assert isinstance(Collator(pad=0, blanks={"image": blank}), Collator)
 
 
-@pytest.mark.parametrize("name", ["poly_pretrain", "poly_finetune"])
-@pytest.mark.parametrize("reduced", [False, True])
+@pytest.mark.parametrize("name", ["poly_finetune", *later("poly_pretrain")])
+@pytest.mark.parametrize("reduced", [True, *later(False)])
 def test_a_model_of_several_experts_learns(tmp_path: Path, name: str, reduced: bool) -> None:
     made = small.recipe(tmp_path)
     model, processor = models.build(("clip", "sam"), {"window": {"sam": 2}})
@@ -374,6 +375,7 @@ def test_a_model_of_several_experts_learns(tmp_path: Path, name: str, reduced: b
 PLAIN = ["deepspeed=null", "precision=fp32", "data.workers=0", "optimizer.batch=4"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "extra"),
     [

@@ -187,6 +187,7 @@ def test_the_door_opens_ours_and_stock_models(saved):
     assert models.logits(model, inputs).isfinite().all()
 
 
+@pytest.mark.slow
 def test_the_door_needs_no_other_import(tmp_path):
     """In a process of its own, where nothing else has made the model known."""
     model, processor = models.build(("clip",))

@@ -68,6 +68,7 @@ def test_a_child_left_in_the_middle_of_an_answer_is_not_used_again(clip: Path, c
     assert len(read_video(clip)) == 20
 
 
+@pytest.mark.slow
 def test_memory_of_the_child_is_limited() -> None:
     code = "from vlm.media import decode; decode._limit_memory(); bytearray(9 << 30)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
