@@ -103,6 +103,7 @@ def test_what_launchers_add_is_understood(tmp_path: Path) -> None:
     assert result["accuracy"]["count"] == 6  # the first scene whole
 
 
+@pytest.mark.slow
 def test_a_later_sweep_adds_to_the_report(tmp_path: Path) -> None:
     base = ["embedded", "--scenes", "1", "--clips", "0", "--output", str(tmp_path)]
     assert main([*base, "--method", "duet", "--budget", "48"]) == 0

@@ -68,6 +68,7 @@ def test_every_question_in_every_arm_once(tmp_path: Path) -> None:
     assert set(texts(folder, DENSE)) == {s.key for s in samples()}
 
 
+@pytest.mark.slow
 def test_every_batch_and_every_seed_draws_its_own(tmp_path: Path) -> None:
     def draws(seed: int) -> list[str]:
         run(
@@ -129,6 +130,7 @@ def test_shards_together_are_one_process(tmp_path: Path, world: int) -> None:
     assert lines(folder) == 2 * len(samples())
 
 
+@pytest.mark.slow
 def test_another_number_of_processes_goes_on(tmp_path: Path) -> None:
     folder = tmp_path / "shards"
     run(folder, samples(), Stub(), [DENSE], batch_size=4, shard=Shard(1, 3), progress=False)
