@@ -28,35 +28,28 @@ from scripts import (
 from scripts.common import RESULTS
 
 STUDIES: dict[str, Any] = {
-    "accuracy": accuracy,
-    "methods": accuracy,
-    "closest": accuracy,
-    "pictures": accuracy,
-    "ablation": ablate,
-    "tuning": tune_foveate,
-    "positions": study_positions,
-    "positions-1d": study_positions,
-    "trained": study_trained,
-    "trained-1d": study_trained,
-    "needle": study_needle,
-    "video": study_video,
-    "experts": study_experts,
-    "speed": study_speed,
-    "speed-batch": study_speed,
-    "speed-video": study_speed,
-    "speed-half": study_speed,
+    study.__name__: study
+    for study in (
+        ablate,
+        accuracy,
+        study_experts,
+        study_needle,
+        study_positions,
+        study_speed,
+        study_trained,
+        study_video,
+        tune_foveate,
+    )
 }
 
 
 def main(folder: Path = RESULTS) -> int:
     """Render every study that has been run, then the tables in the page."""
-    for name, study in STUDIES.items():
-        path = folder / f"{name}.json"
-        if not path.is_file():
-            print(f"{path}: not there; {study.__name__} has not been run", file=sys.stderr)
-            continue
+    for path in sorted(folder.glob("*.json")):
+        found = json.loads(path.read_text(encoding="utf-8"))
+        study = STUDIES[found["command"].split()[2]]  # python -m scripts.NAME ...
         with contextlib.redirect_stdout(io.StringIO()):
-            study.render(json.loads(path.read_text(encoding="utf-8")), folder / name)
+            study.render(found, path.with_suffix(""))
         print(path)
     page = folder.parent / "results.md"
     page.write_text(filled(page.read_text(encoding="utf-8"), folder), encoding="utf-8")

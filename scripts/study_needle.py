@@ -29,7 +29,7 @@ import vlm
 from compress.parse import split_list
 from eval.answerers import ModelAnswerer
 from eval.arms import DENSE, Arm
-from eval.samples import Benchmark, Drawing, Loaded, Sample, Score
+from eval.samples import Benchmark, Drawing, Loaded, Sample, Score, Unit
 from scripts.common import (
     COLOURS,
     RESULTS,
@@ -65,8 +65,16 @@ def stack(seed: int, count: int, split: Split) -> tuple[list[Scene], list[Questi
     return shown, asked
 
 
+class Exact(Benchmark):
+    """Answers that must be the very words."""
+
+    def score(self, sample: Sample, text: str) -> Score:
+        """Exact match, but for surrounding space."""
+        return Score(float(text.strip() == sample.answer), text.strip())
+
+
 @dataclass(frozen=True)
-class Needle(Benchmark):
+class Needle(Exact):
     """Questions about the one picture of a stack that has a sign and a dot."""
 
     pictures: int = 1
@@ -94,10 +102,6 @@ class Needle(Benchmark):
                 for one in asked
             ]
         return Loaded(samples)
-
-    def score(self, sample: Sample, text: str) -> Score:
-        """Exact match, but for surrounding space."""
-        return Score(float(text.strip() == sample.answer), text.strip())
 
 
 def _drawn(seed: int, needle: Needle, number: int) -> Image.Image:
@@ -128,6 +132,17 @@ def scaled(folder: Path, factor: float) -> Any:
     rope = {**config.text_config.rope_parameters, "rope_type": "linear", "factor": factor}
     config.text_config.rope_parameters = rope
     return AutoModelForImageTextToText.from_pretrained(folder, config=config).eval()
+
+
+def ask(
+    benchmark: Benchmark, asked: dict[str, tuple[Any, dict[str, Arm]]], processor: Any, work: Path
+) -> dict[str, list[Unit]]:
+    """What counts once, by the title of each arm; `asked` is each model's name, itself and arms."""
+    units: dict[str, list[Unit]] = {}
+    for name, (model, arms) in asked.items():
+        found = Asked(benchmark, ModelAnswerer(model, processor, name), list(arms.values()), work)
+        units |= {title: found.units(arm) for title, arm in arms.items()}
+    return units
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -168,15 +183,12 @@ def main(argv: list[str] | None = None) -> int:
     for pictures in (int(text) for text in split_list(args.pictures)):
         benchmark = Needle(pictures=pictures, stacks=args.stacks)
         factor = max(1.0, pictures / LEARNED)
-        units: dict[str, Any] = {}
-        for name, model, arms in (
-            ("plain", at_home, fixed),
-            (f"linear {factor:g}", scaled(plain, factor), {"linear": DENSE}),
-            ("v2pe", learned_various, small),
-        ):
-            answerer = ModelAnswerer(model, processor, name)
-            asked = Asked(benchmark, answerer, list(arms.values()), args.work / "answers")
-            units |= {title: asked.units(arm) for title, arm in arms.items()}
+        asked = {
+            "plain": (at_home, fixed),
+            f"linear {factor:g}": (scaled(plain, factor), {"linear": DENSE}),
+            "v2pe": (learned_various, small),
+        }
+        units = ask(benchmark, asked, processor, args.work / "answers")
         for title, own in units.items():
             kinds = {kind: [u for u in own if u.groups["category"] == kind] for kind in KINDS}
             rows.append(
@@ -200,11 +212,16 @@ def main(argv: list[str] | None = None) -> int:
 def render(found: dict[str, Any], path: Path) -> None:
     """The table and the picture, from the facts."""
     label = "pictures of 144 tokens in the stack (dotted: the longest it learned from)"
-    curves(found["rows"], "pictures", LEARNED, label, path)
+    curves(found["rows"], "pictures", LEARNED, "v2pe", label, path)
 
 
-def curves(rows: list[dict[str, Any]], across: str, learned: int, label: str, path: Path) -> None:
-    """Table and picture of accuracy over the length `across`, a line a way of counting."""
+def curves(
+    rows: list[dict[str, Any]], across: str, learned: int, faded: str, label: str, path: Path
+) -> None:
+    """Table and picture of accuracy over the length `across`, a line a way of counting.
+
+    Each is beside the first. Those whose names start with `faded` share a colour, ever paler.
+    """
     sizes = list(dict.fromkeys(row[across] for row in rows))
     names = list(dict.fromkeys(row["positions"] for row in rows))
     at = {(row["positions"], row[across]): row for row in rows}
@@ -218,7 +235,7 @@ def curves(rows: list[dict[str, Any]], across: str, learned: int, label: str, pa
         lines.append(line)
     write_table(path, "\n".join(lines))
     figure, axes = canvas(6.5, 4)
-    small = [name for name in names[1:] if name.startswith(("v2pe", "time x"))]
+    small = [name for name in names[1:] if name.startswith(faded)]
     others = [name for name in names if name not in small]
     looks = dict(zip(others, ((hue, 1.0) for hue in COLOURS[0:2] + COLOURS[3:]), strict=False))
     looks |= {name: (COLOURS[2], 1 - 0.8 * k / len(small)) for k, name in enumerate(small)}

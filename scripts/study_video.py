@@ -23,18 +23,17 @@ import numpy as np
 
 import vlm
 from compress.parse import split_list
-from eval.answerers import ModelAnswerer
 from eval.arms import DENSE, Arm
 from eval.benchmarks.embedded import as_video
-from eval.samples import Benchmark, Drawing, Loaded, Sample, Score
-from scripts.common import RESULTS, Asked, against, facts, mean, write_json
-from scripts.study_needle import curves, scaled
+from eval.samples import Drawing, Loaded, Sample
+from scripts.common import RESULTS, against, facts, mean, write_json
+from scripts.study_needle import Exact, ask, curves, scaled
 from vlm.media import Video
 from vlm.scenes import FRAMES, Clip, Split, clip_questions, draw_clip, make_clip
 
 
 @dataclass(frozen=True)
-class LongClip(Benchmark):
+class LongClip(Exact):
     """Questions of order about clips drawn out to `frames` frames, one second apart."""
 
     frames: int = FRAMES
@@ -61,10 +60,6 @@ class LongClip(Benchmark):
                     )
                 )
         return Loaded(samples)
-
-    def score(self, sample: Sample, text: str) -> Score:
-        """Exact match, but for surrounding space."""
-        return Score(float(text.strip() == sample.answer), text.strip())
 
 
 def _drawn(seed: int, asked: LongClip) -> Video:
@@ -94,14 +89,9 @@ def main(argv: list[str] | None = None) -> int:
     for frames in (int(text) for text in split_list(args.frames)):
         benchmark = LongClip(frames=frames, clips=args.clips)
         factor = max(1.0, frames / FRAMES)
-        units: dict[str, Any] = {}
-        for name, each, asking in (
-            ("plain", model, arms),
-            (f"linear {factor:g}", scaled(Path(model.name_or_path), factor), {"linear": DENSE}),
-        ):
-            answerer = ModelAnswerer(each, processor, name)
-            asked = Asked(benchmark, answerer, list(asking.values()), args.work)
-            units |= {title: asked.units(arm) for title, arm in asking.items()}
+        linear = scaled(Path(model.name_or_path), factor)
+        asked = {"plain": (model, arms), f"linear {factor:g}": (linear, {"linear": DENSE})}
+        units = ask(benchmark, asked, processor, args.work)
         for title, own in units.items():
             beside = against(units["time x 1"], own)
             row = {"frames": frames, "positions": title, "accuracy": mean(own), "against": beside}
@@ -114,7 +104,7 @@ def main(argv: list[str] | None = None) -> int:
 def render(found: dict[str, Any], path: Path) -> None:
     """The table and the picture, from the facts."""
     label = "frames of 144 tokens in the video (dotted: what it learned from)"
-    curves(found["rows"], "frames", FRAMES, label, path)
+    curves(found["rows"], "frames", FRAMES, "time x", label, path)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import json
 import math
 import time
 from contextlib import nullcontext
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -81,10 +82,6 @@ RECIPE = {
 def schedule(progress: float) -> float:
     """Share of the peak learning rate at `progress` in [0, 1]: warm-up, then a cosine to 1%."""
     return min(1.0, progress / 0.02 + 1e-3) * (0.505 + 0.495 * math.cos(math.pi * progress))
-
-
-def _copy(parts: nn.Module) -> dict[str, Tensor]:
-    return {name: weight.detach().clone() for name, weight in parts.state_dict().items()}
 
 
 class Trainer:
@@ -187,7 +184,8 @@ class Trainer:
         on_gpu = self.device.type == "cuda"
         for step, lesson in enumerate(loader, first):
             if step and step % length == 0:
-                start, found = _copy(parts), optimizers(parts, recipe.lr, recipe.muon)
+                start = deepcopy(parts.state_dict())
+                found = optimizers(parts, recipe.lr, recipe.muon)
             with torch.autocast("cuda", torch.bfloat16) if on_gpu else nullcontext():
                 shares = self._step(stage, lesson)
             nn.utils.clip_grad_norm_(parts.parameters(), 1.0)
