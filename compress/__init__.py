@@ -7,13 +7,13 @@ with compress(model, "duet", budget=64) as c:
 print(c.report())
 """
 
-from compress.attach import Compression, CompressionError, compress
-from compress.long_video import LongVideo, stream_video, video_prompt
 from compress.methods import Method, get_method, list_methods
 from compress.reduce import reduce
-from compress.report import Cost, Report
-from compress.stream import Kept, Stream
+from compress.report.cost import Cost, Report
+from compress.runtime.attach import Compression, CompressionError, compress
 from compress.tokens import Reduction, VisualTokens
+from compress.video.long_video import LongVideo, stream_video, video_prompt
+from compress.video.stream import Kept, Stream
 
 __all__ = [
     "Compression",

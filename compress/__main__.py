@@ -11,9 +11,9 @@ from PIL import Image
 
 import vlm
 from compress import Cost, Report, compress, get_method, list_methods
-from compress.overlay import legend, overlay, panel, sheet, stack
 from compress.parse import parse_budget, parse_method, split_list
-from compress.report import runs
+from compress.report.cost import runs
+from compress.report.overlay import legend, overlay, panel, sheet, stack
 
 PROMPT = "Describe the picture."
 

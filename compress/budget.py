@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from numbers import Integral, Real
-
-QUERIES = ("last", "all", "salient")
-MODES = ("drop", "merge")
-SCORERS = ("next", "previous")
 
 
 def resolve_budget(budget: int | float, dense: int, name: str = "budget") -> float:
@@ -34,76 +30,65 @@ def resolve_budget(budget: int | float, dense: int, name: str = "budget") -> flo
     return float(budget) * dense
 
 
-@dataclass(frozen=True)
-class Schedule:
-    """The part of a method inside the language model.
-
-    stages: pairs (l, count): from decoder layer l on (0-based, before layer l runs) `count` visual
-        tokens go on. Layers ascend from 1, counts never grow.
-    query: text rows whose attention is averaged: "last" text token, "all" text tokens after the
-        visual input, or "salient" ones (`Method.salient_rows`).
-    mode: "drop" (rows are a subset) or "merge" (rows are means; `Method.inside` says of what).
-    scorer: whose attention scores the tokens before layer l: "next" is layer l itself applied to
-        the hidden states about to enter it, "previous" the attention that layer l - 1 computed.
-    """
-
-    stages: tuple[tuple[int, int], ...] = ()
-    query: str = "last"
-    mode: str = "drop"
-    scorer: str = "next"
-
-    def __post_init__(self) -> None:
-        for name, value, known in (
-            ("query", self.query, QUERIES),
-            ("mode", self.mode, MODES),
-            ("scorer", self.scorer, SCORERS),
-        ):
-            if value not in known:
-                raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(known)}")
-        layers = [layer for layer, _ in self.stages]
-        counts = [count for _, count in self.stages]
-        if layers != sorted(set(layers)) or any(layer < 1 for layer in layers):
-            raise ValueError(f"stages {self.stages}: layers must ascend and start at 1 or later")
-        if counts != sorted(counts, reverse=True) or any(count < 0 for count in counts):
-            raise ValueError(f"stages {self.stages}: counts must not grow nor be negative")
+Schedule = tuple[tuple[int, int], ...]
+"""Pairs (layer, count): from decoder layer `layer` on, `count` visual tokens are left."""
 
 
 @dataclass(frozen=True)
 class Allocation:
-    """What a budget becomes: tokens kept before the language model, and its schedule.
+    """What a budget becomes: how many visual tokens each decoder layer sees.
 
-    dense: cells of the visual input; depth: decoder layers; keep: tokens that enter layer 0.
-    Stages that change nothing are left out, so that keep-all has an empty schedule.
+    Args:
+        dense: visual tokens of the input before reduction.
+        depth: decoder layers.
+        keep: visual tokens that enter the language model.
+        schedule: pairs (layer, count): `count` tokens are left from decoder layer `layer` on
+            (0-based, before that layer runs). Layers ascend from 1, counts never grow. Pairs that
+            change nothing are left out, so that keep-all has an empty schedule.
+
+    Raises:
+        ValueError: a number out of range, or a schedule that is not as described.
     """
 
     dense: int
     depth: int
     keep: int
-    schedule: Schedule = field(default_factory=Schedule)
+    schedule: Schedule = ()
 
     def __post_init__(self) -> None:
         if not 1 <= self.keep <= self.dense:
             raise ValueError(f"keep is {self.keep}; it must be 1..{self.dense} (the dense count)")
         if self.depth < 1:
             raise ValueError(f"depth is {self.depth}; a language model has at least one layer")
-        stages, before = [], self.keep
-        for layer, count in self.schedule.stages:
+        layers = [layer for layer, _ in self.schedule]
+        counts = [count for _, count in self.schedule]
+        if layers != sorted(set(layers)) or any(layer < 1 for layer in layers):
+            raise ValueError(
+                f"schedule {self.schedule}: layers must ascend and start at 1 or later"
+            )
+        if counts != sorted(counts, reverse=True) or any(count < 0 for count in counts):
+            raise ValueError(f"schedule {self.schedule}: counts must not grow nor be negative")
+        pairs, before = [], self.keep
+        for layer, count in self.schedule:
             if layer >= self.depth:
-                raise ValueError(f"stage at layer {layer}, but the model has {self.depth} layers")
+                raise ValueError(
+                    f"schedule {self.schedule}: layer {layer}, but the model has {self.depth} layers"
+                )
             if count > self.keep:
-                raise ValueError(f"stage at layer {layer} keeps {count} of {self.keep} tokens")
+                raise ValueError(
+                    f"schedule {self.schedule}: {count} tokens from layer {layer} on, but "
+                    f"{self.keep} enter the language model"
+                )
             if count < before:
-                stages.append((layer, count))
+                pairs.append((layer, count))
                 before = count
-        old = self.schedule
-        new = Schedule(tuple(stages), old.query, old.mode, old.scorer)
-        object.__setattr__(self, "schedule", new)
+        object.__setattr__(self, "schedule", tuple(pairs))
 
     @property
     def counts(self) -> tuple[int, ...]:
         """Visual tokens in each decoder layer, `depth` numbers."""
         counts = [self.keep] * self.depth
-        for layer, count in self.schedule.stages:
+        for layer, count in self.schedule:
             counts[layer:] = [count] * (self.depth - layer)
         return tuple(counts)
 

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from compress.attach import compress
 from compress.methods import Method
-from compress.report import Clock, Report, cache_bytes
-from vlm.families import Family, family_of
+from compress.report.cost import Clock, Report, cache_bytes
+from compress.runtime.attach import compress
+from vlm.families import ModelAdapter, adapter_of
 
 
 def measure(
@@ -40,20 +40,20 @@ def measure(
     Returns:
         The report with all its times; `memory` only on a CUDA device.
     """
-    family = family_of(model)
+    adapter = adapter_of(model)
     seen: dict[str, dict[str, list[float]]] = {
         "dense": defaultdict(list),
         "reduced": defaultdict(list),
     }
     dense_cache = 0
     for turn in range(repeats + 1):
-        with _stopwatch(family, Clock()) as (clock, caches):
+        with _stopwatch(adapter, Clock()) as (clock, caches):
             memory = _run(model, inputs, new_tokens)
             totals, dense_cache = dict(clock.totals), caches[0]
         _note(seen["dense"], totals, memory, turn)
         with compress(model, method, budget, **options) as attached:
             attached.record.clock.exact = True
-            with _stopwatch(family, attached.record.clock) as (clock, _):
+            with _stopwatch(adapter, attached.record.clock) as (clock, _):
                 memory = _run(model, inputs, new_tokens)
                 totals = dict(clock.totals)
             _note(seen["reduced"], totals, memory, turn)
@@ -95,7 +95,7 @@ def _medians(values: Mapping[str, list[float]], new_tokens: int) -> dict[str, An
 
 
 @contextmanager
-def _stopwatch(family: Family, clock: Clock) -> Iterator[tuple[Clock, list[int]]]:
+def _stopwatch(adapter: ModelAdapter, clock: Clock) -> Iterator[tuple[Clock, list[int]]]:
     """Time the tower and the language model by hooks; the reduction's own time is left out."""
     clock.exact = True
     caches: list[int] = []
@@ -114,7 +114,7 @@ def _stopwatch(family: Family, clock: Clock) -> Iterator[tuple[Clock, list[int]]
         clock.totals[name] -= spent() - before
         caches.append(cache_bytes(output["past_key_values"]))
 
-    tower, lm = family.tower, family.language_model
+    tower, lm = adapter.tower, adapter.language_model
     handles = [
         tower.register_forward_pre_hook(lambda *_: clock.start("vision")),
         tower.register_forward_hook(lambda *_: clock.stop("vision")),

@@ -11,7 +11,7 @@ from positions.__main__ import parse_scheme
 
 
 def parse_method(text: str) -> str | Method:
-    """A method from "duet", "duet(query='all')" or "Duet(query='all')".
+    """A method from "duet", "duet(query='all')" or "Duet(text_query='all')".
 
     Values are Python literals. Raises ValueError for what is none of these, or for a method or an
     option that is not known.
@@ -40,16 +40,16 @@ def parse_method(text: str) -> str | Method:
 
 
 def parse_positions(text: str) -> str | Scheme:
-    """ "home", "compact", or the scheme of a short name (see `python -m positions --help`).
+    """ "original", "compact", or the scheme of a short name (see `python -m positions --help`).
 
     Raises PositionError, a ValueError, on any other.
     """
-    if text in ("home", "compact"):
+    if text in ("original", "compact"):
         return text
     try:
         return parse_scheme(text)
     except PositionError as error:
-        raise PositionError(f"{error}, or 'home' or 'compact'") from error
+        raise PositionError(f"{error}, or 'original' or 'compact'") from error
 
 
 def parse_budget(text: str) -> int | float:

@@ -18,10 +18,10 @@ def reduce(
     saliency: Tensor | None = None,
     keys: Tensor | None = None,
     grid: tuple[int, int] | tuple[int, int, int] | None = None,
-    query: Tensor | None = None,
-    query_mask: Tensor | None = None,
-    tower: Tensor | None = None,
-    shallow: Tensor | None = None,
+    text_query: Tensor | None = None,
+    text_query_mask: Tensor | None = None,
+    pre_projector: Tensor | None = None,
+    shallow_saliency: Tensor | None = None,
     attention: Tensor | None = None,
     generator: torch.Generator | None = None,
 ) -> Reduction:
@@ -42,7 +42,15 @@ def reduce(
     if len(shape) != 3:
         raise ValueError(f"grid must be (H, W) or (T, H, W), got {grid}")
     tokens = VisualTokens(
-        features, shape, keys, saliency, query, query_mask, tower, shallow, attention
+        features,
+        shape,
+        keys,
+        saliency,
+        text_query,
+        text_query_mask,
+        pre_projector,
+        shallow_saliency,
+        attention,
     )
     keep = max(1, round(resolve_budget(count, n, "count")))
     return get_method(method).reduce(tokens, keep, generator)

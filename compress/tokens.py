@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 Grid = tuple[int, int, int]
-_PER_CELL = ("features", "keys", "saliency", "tower", "shallow", "size")
+_PER_CELL = ("features", "keys", "saliency", "pre_projector", "shallow_saliency", "size")
 
 
 def _expect(name: str, value: Tensor | None, shape: tuple[int | None, ...]) -> None:
@@ -43,10 +43,10 @@ class VisualTokens(_Fields):
     grid: (T, H, W) with N == T * H * W. Cells without a plane (irregular layouts) are (1, 1, N).
     keys: (B, N, Dk) head-mean keys of the scoring layer, for similarity.
     saliency: (B, N) attention that a cell receives in the scoring layer.
-    query: (B, Q, D) text embeddings of the question in the space of `features`;
-        query_mask: (B, Q) bool, True at real tokens (None: all are real).
-    tower: (B, N, Dt) features before the projector, for methods that run after it.
-    shallow: (B, N) saliency of a shallow layer (VScan).
+    text_query: (B, Q, D) text embeddings of the question in the space of `features`;
+        text_query_mask: (B, Q) bool, True at real tokens (None: all are real).
+    pre_projector: (B, N, Dt) features before the projector, for methods that run after it.
+    shallow_saliency: (B, N) saliency of a shallow layer (VScan).
     attention: (B, N, N) head-mean attention between cells of the scoring layer (DUET's paper).
     size: (B, N) int64, cells already merged in each, default one.
 
@@ -57,10 +57,10 @@ class VisualTokens(_Fields):
     grid: Grid
     keys: Tensor | None = None
     saliency: Tensor | None = None
-    query: Tensor | None = None
-    query_mask: Tensor | None = None
-    tower: Tensor | None = None
-    shallow: Tensor | None = None
+    text_query: Tensor | None = None
+    text_query_mask: Tensor | None = None
+    pre_projector: Tensor | None = None
+    shallow_saliency: Tensor | None = None
     attention: Tensor | None = None
     size: Tensor | None = None
 
@@ -78,15 +78,17 @@ class VisualTokens(_Fields):
             raise ValueError(f"grid {t} x {h} x {w} = {t * h * w} cells, but features has {n}")
         _expect("keys", self.keys, (b, n, None))
         _expect("saliency", self.saliency, (b, n))
-        _expect("query", self.query, (b, None, d))
-        _expect("query_mask", self.query_mask, (b, None))
-        if self.query_mask is not None:
-            if self.query is None or self.query.shape[1] != self.query_mask.shape[1]:
-                raise ValueError(f"query_mask {tuple(self.query_mask.shape)} has no query to match")
-            if self.query_mask.dtype != torch.bool:
-                raise TypeError(f"query_mask must be bool, got {self.query_mask.dtype}")
-        _expect("tower", self.tower, (b, n, None))
-        _expect("shallow", self.shallow, (b, n))
+        _expect("text_query", self.text_query, (b, None, d))
+        _expect("text_query_mask", self.text_query_mask, (b, None))
+        if self.text_query_mask is not None:
+            if self.text_query is None or self.text_query.shape[1] != self.text_query_mask.shape[1]:
+                raise ValueError(
+                    f"text_query_mask {tuple(self.text_query_mask.shape)} has no query to match"
+                )
+            if self.text_query_mask.dtype != torch.bool:
+                raise TypeError(f"text_query_mask must be bool, got {self.text_query_mask.dtype}")
+        _expect("pre_projector", self.pre_projector, (b, n, None))
+        _expect("shallow_saliency", self.shallow_saliency, (b, n))
         _expect("attention", self.attention, (b, n, n))
         _expect("size", self.size, (b, n))
         for name, value in self._given().items():
@@ -105,7 +107,7 @@ class VisualTokens(_Fields):
         return self.features.shape[1]
 
     @property
-    def cells(self) -> Tensor:
+    def grid_cells(self) -> Tensor:
         """(N, 3) int64: home (t, h, w) of each cell."""
         axes = [torch.arange(n, device=self.features.device) for n in self.grid]
         return torch.cartesian_prod(*axes)
@@ -120,7 +122,7 @@ class VisualTokens(_Fields):
             if not fine and not bool(given[name].isfinite().all()):
                 raise ValueError(f"{name} holds NaN or infinity; a method cannot rank such values")
 
-    def take(self, part: slice) -> VisualTokens:
+    def batch(self, part: slice) -> VisualTokens:
         """Some inputs of the batch."""
         parts: dict[str, Any] = {name: x[part] for name, x in self._given().items()}
         return replace(self, **parts)
@@ -138,7 +140,7 @@ class VisualTokens(_Fields):
         if self.attention is not None:
             blocks = self.attention[:, index[:, :, None], index[:, None, :]]
             part["attention"] = blocks.reshape(b * k, size, size)
-        for name in ("query", "query_mask"):
+        for name in ("text_query", "text_query_mask"):
             if (value := getattr(self, name)) is not None:
                 part[name] = value.repeat_interleave(k, 0)
         return replace(self, grid=grid, **part)
@@ -226,7 +228,7 @@ class Reduction:
         out = x.gather(1, index.expand(*self.assign.shape, *x.shape[2:]))
         return out.masked_fill((self.assign < 0).reshape(*self.assign.shape, *extra), 0)
 
-    def select(self, batch: int) -> Reduction:
+    def sample(self, batch: int) -> Reduction:
         """The reduction of sample `batch` alone, B = 1."""
         if not 0 <= batch < len(self.anchor):
             raise IndexError(f"batch is {batch}, but the reduction has {len(self.anchor)} samples")

@@ -169,7 +169,7 @@ def _add_common(command: argparse.ArgumentParser) -> None:
     add("--model", default="mini", help="'mini', a folder, or a hub name (default: mini)")
     add("--methods", "--method", action="append", default=[], help="duet,random,duet(query='all')")
     add("--budgets", "--budget", action="append", default=[], help="64,0.11,1/9,25%%")
-    add("--positions", default="home", help="home, compact, or a scheme, such as v2pe:1/4")
+    add("--positions", default="original", help="home, compact, or a scheme, such as v2pe:1/4")
     add("--no-dense", action="store_true", help="leave the unreduced model out")
     add("--dtype", choices=DTYPES, default="float32")
     add("--device", help="default: the GPU, if there is one")

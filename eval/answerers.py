@@ -18,7 +18,7 @@ from compress.parse import parse_positions
 from eval.arms import DENSE, Arm
 from eval.vision import SharedVision
 from positions import PPE
-from vlm.families import family_of
+from vlm.families import adapter_of
 from vlm.media import Video
 from vlm.model import FoveateProcessor
 
@@ -86,7 +86,7 @@ class ModelAnswerer:
                 "give it one (processor.chat_template = ...)"
             )
         self.model, self.processor, self.name = model, processor, name
-        self._vision = SharedVision(family_of(model)) if share_vision else None
+        self._vision = SharedVision(adapter_of(model)) if share_vision else None
         self._prepared: tuple[Sequence[Question], list[str], Any] | None = None
 
     def describe(self) -> dict[str, Any]:

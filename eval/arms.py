@@ -19,7 +19,7 @@ from positions.channels import SlotLayout
 class Arm:
     """One configuration of a sweep. method None is dense; the rest as in `compress`.
 
-    positions: "home", "compact" or a scheme's short name, such as "v2pe:1/4" (see
+    positions: "original", "compact" or a scheme's short name, such as "v2pe:1/4" (see
     `python -m positions --help`). slots: positions that a merged token carries (PPE), dealt out as
     `layout` says.
 
@@ -28,7 +28,7 @@ class Arm:
 
     method: str | Method | None = None
     budget: int | float = 1.0
-    positions: str = "home"
+    positions: str = "original"
     slots: int = 1
     layout: SlotLayout = "contiguous"
 
@@ -60,7 +60,7 @@ class Arm:
 
     @property
     def _where(self) -> str:
-        where = "" if self.positions == "home" else f" {self.positions}"
+        where = "" if self.positions == "original" else f" {self.positions}"
         return where if self.slots == 1 else f"{where} x{self.slots} {self.layout}"
 
     @property

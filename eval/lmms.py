@@ -43,7 +43,7 @@ class Foveate(lmms):
         pretrained: str = "mini",
         method: str | None = None,
         budget: str | int | float = 0.25,
-        positions: str = "home",
+        positions: str = "original",
         frames: int = 32,
         fps: float | None = None,
         dtype: str = "float32",

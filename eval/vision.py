@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vlm.families import Family
+from vlm.families import ModelAdapter
 
 
 class SharedVision:
@@ -24,14 +24,14 @@ class SharedVision:
     the time in seconds, since `restart`, that the tower's calls would have taken and did not.
 
     A call whose inputs differ from those remembered, or during which the tower has hooks of its
-    own beside those of `Family.tap`, runs the tower.
+    own beside those of `ModelAdapter.tap`, runs the tower.
     """
 
-    def __init__(self, family: Family) -> None:
-        self.tower: Any = family.tower
+    def __init__(self, adapter: ModelAdapter) -> None:
+        self.tower: Any = adapter.tower
         self._forward = self.tower.forward
-        layers = [layer for kind in family.kinds for layer in family.vision_layers(kind)]
-        handles = [handle for layer in layers for handle in family.tap(layer).attach()]
+        layers = [layer for kind in adapter.kinds for layer in adapter.vision_layers(kind)]
+        handles = [handle for layer in layers for handle in adapter.tap(layer).attach()]
         self._tapped = [module for module in self.tower.modules() if _hooked(module)]
         self._tapped = [module for module in self._tapped if module is not self.tower]
         for handle in handles:

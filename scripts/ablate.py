@@ -41,7 +41,7 @@ WITHOUT: dict[str, dict[str, Any]] = {
     "merging (dropped instead)": {"merge": False},
     "a floor of likeness for merging": {"purity": 0.0},
     "stages in the language model": {"layers": (), "ratios": ()},
-    "attention by size (log size left out)": {"log_size": False},
+    "attention by size (log size left out)": {"proportional_attention": False},
 }
 
 

@@ -149,7 +149,7 @@ def draw(cells: int, batch: int, dim: int, device: torch.device, seed: int) -> V
     shapes = {
         "features": (batch, cells, dim),
         "keys": (batch, cells, 64),
-        "query": (batch, 16, dim),
+        "text_query": (batch, 16, dim),
     }
     parts = {k: torch.randn(*shape, generator=g).to(device) for k, shape in shapes.items()}
     saliency = torch.rand(batch, cells, generator=g).to(device)
@@ -159,7 +159,7 @@ def draw(cells: int, batch: int, dim: int, device: torch.device, seed: int) -> V
 def runners(tokens: VisualTokens, keep: int) -> dict[str, Callable[[str], object]]:
     """How to run a method by name: as this package does, and straightforwardly."""
     fields = {k: v for k, v in vars(tokens).items() if v is not None and k != "features"}
-    query, saliency = tokens.need("query"), tokens.need("saliency")
+    query, saliency = tokens.need("text_query"), tokens.need("saliency")
 
     def ours(name: str) -> object:
         return reduce(tokens.features, name, keep, **fields)
@@ -248,7 +248,7 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
 
 
 def main() -> None:
-    before = [name for name in METHODS if not get_method(name).inside_only]
+    before = [name for name in METHODS if not get_method(name).in_llm_only]
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     numbers = lambda text: [int(part) for part in text.split(",")]  # noqa: E731
     parser.add_argument("--cells", type=numbers, default=list(GRIDS), help=f"of {list(GRIDS)}")

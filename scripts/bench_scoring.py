@@ -33,7 +33,7 @@ import torch
 import transformers
 from torch import Tensor
 
-from vlm.families import Family, family_of
+from vlm.families import ModelAdapter, adapter_of
 
 hf: Any = transformers  # its configurations take more than their types say
 WAYS = ("plain", "scored", "maps")
@@ -90,15 +90,15 @@ TOWERS: dict[str, Callable[[int, torch.Generator], tuple[Any, Call]]] = {
 class Ways:
     """The three ways of one model on one call of `get_image_features`."""
 
-    def __init__(self, family: Family, call: Call, clock: Callable[[], float]) -> None:
-        self.family, self.call, self.clock = family, call, clock
-        self.layer = family.scoring_layer("image", None)
-        self.inputs = family.inputs("image", call)
+    def __init__(self, adapter: ModelAdapter, call: Call, clock: Callable[[], float]) -> None:
+        self.adapter, self.call, self.clock = adapter, call, clock
+        self.layer = adapter.scoring_layer("image", None)
+        self.inputs = adapter.inputs("image", call)
         self.read = 0.0
-        self.tap = family.tap(family.vision_layers("image")[self.layer])
+        self.tap = adapter.tap(adapter.vision_layers("image")[self.layer])
 
     def encode(self, **more: Any) -> Any:
-        return self.family.core.get_image_features(**self.call, return_dict=True, **more)
+        return self.adapter.core.get_image_features(**self.call, return_dict=True, **more)
 
     def plain(self) -> None:
         self.encode()
@@ -117,15 +117,15 @@ class Ways:
         heads = self.tap.take(rows)
         saliency, keys = heads.saliency("auto")[:, None].split(rows), heads.keys().split(rows)
         every = list(zip(self.inputs, saliency, keys, strict=True))
-        found = [self.family.pool(item, score)[:, 0] for item, score, _ in every]
+        found = [self.adapter.pool(item, score)[:, 0] for item, score, _ in every]
         for item, _, key in every:
-            self.family.pool(item, key)
+            self.adapter.pool(item, key)
         self.read = self.clock() - start
         return found
 
     def maps(self) -> list[Tensor] | None:
         """The same saliency, from maps of all layers; None where the tower gives none."""
-        tower: Any = self.family.tower
+        tower: Any = self.adapter.tower
         before = tower.config._attn_implementation
         tower.set_attn_implementation("eager")
         try:
@@ -138,7 +138,7 @@ class Ways:
         values = mean[:, 0, 1:] if self.tap.has_cls else mean.mean(1)
         parts = values.reshape(-1, 1).split([item.rows for item in self.inputs])
         pairs = zip(self.inputs, parts, strict=True)
-        return [self.family.pool(item, part)[:, 0] for item, part in pairs]
+        return [self.adapter.pool(item, part)[:, 0] for item, part in pairs]
 
 
 def compare(
@@ -152,7 +152,7 @@ def compare(
             torch.cuda.synchronize()
         return time.process_time() if processor else time.perf_counter()
 
-    ways = Ways(family_of(model), call, clock)
+    ways = Ways(adapter_of(model), call, clock)
     spent: dict[str, list[float]] = {way: [] for way in (*WAYS, "read")}
     peak: dict[str, int] = {}
     draw = random.Random(seed)

@@ -30,7 +30,7 @@ from train.parts import add_adapters, freeze, optimizer_groups
 from train.recipe import Lora, Recipe
 from train.recipe_files import load_recipe
 from train.reduction import Reducer, wanted
-from vlm.families import family_of
+from vlm.families import adapter_of
 
 IMAGE = 3  # the token id of a visual token
 # In "small" the tower's share of a dense forward (3%) and the head's (2%) are those of the 7B.
@@ -130,8 +130,8 @@ def measure(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
         base.gradient_checkpointing_enable({"use_reentrant": False})
     optimizer = torch.optim.AdamW(optimizer_groups(model, recipe), foreach=False)
     batch = draw(args, base.config.text_config.vocab_size, base.dtype)
-    family = family_of(base)
-    parts: dict[str, Any] = {"tower": family.tower, "head": base.lm_head}
+    adapter = adapter_of(base)
+    parts: dict[str, Any] = {"tower": adapter.tower, "head": base.lm_head}
     clock = time.process_time if args.processor_time else time.perf_counter
 
     def now() -> float:

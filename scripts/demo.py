@@ -15,7 +15,7 @@ import vlm
 from compress import compress
 from compress.__main__ import ask, read_frames, write
 from compress.measure import measure
-from compress.overlay import legend, overlay, stack
+from compress.report.overlay import legend, overlay, stack
 from eval.benchmarks.embedded import Embedded
 from eval.samples import Sample
 

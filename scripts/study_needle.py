@@ -167,9 +167,9 @@ def main(argv: list[str] | None = None) -> int:
             args.work / f"{folder}-{args.steps}-{args.seed}",
             [*shared, f"positions={name}"],
         )
-        for name, folder in (("home", "home"), ("v2pe:random", "v2pe"))
+        for name, folder in (("original", "original"), ("v2pe:random", "v2pe"))
     }
-    plain, various = (Path(learned[name]["folder"]) for name in ("home", "v2pe:random"))
+    plain, various = (Path(learned[name]["folder"]) for name in ("original", "v2pe:random"))
     at_home, processor = vlm.load(plain)
     learned_various, _ = vlm.load(various)
 

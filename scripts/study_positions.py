@@ -47,7 +47,7 @@ def main(argv: list[str] | None = None) -> int:
         for method in split_list(args.methods)
     ]
     duels += [
-        (Arm(method, budget), Arm(method, budget, "home", int(slots), layout))
+        (Arm(method, budget), Arm(method, budget, "original", int(slots), layout))
         for budget in map(parse_budget, split_list(args.merged_budgets))
         for method in split_list(args.merging)
         for layout in ("contiguous", "strided")
@@ -95,7 +95,7 @@ def render(found: dict[str, Any], path: Path) -> None:
     """The differences in points, as text, and drawn with their 95% intervals."""
     rows, kinds = found["rows"], found["kinds"]
     wide = max(len(row["arm"]) for row in rows) + 2
-    head = f"{'':<{wide}}{'home':>7}{'this':>7}{'+/-':>7}{'p':>8}"
+    head = f"{'':<{wide}}{'original':>7}{'this':>7}{'+/-':>7}{'p':>8}"
     lines = [head + "".join(f"{kind:>10}" for kind in kinds)]
     for row in rows:
         whole = row["all"]

@@ -37,9 +37,9 @@ from transformers import (
 
 from compress.measure import measure
 from compress.parse import parse_budget, split_list
-from compress.report import Report, layer_macs
+from compress.report.cost import Report, layer_macs
 from scripts.common import canvas, facts, write_json, write_table
-from vlm.families import family_of
+from vlm.families import adapter_of
 
 WAYS = ("sdpa", "eager")
 TEXT = 40  # tokens after the visual inputs; 8 stand before them
@@ -173,9 +173,9 @@ def eager(model: Any) -> Iterator[None]:
     def keep(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
         return args, {**kwargs, "output_attentions": True}
 
-    family = family_of(model)
+    adapter = adapter_of(model)
     model.set_attn_implementation("eager")
-    for module in (family.tower, family.language_model):
+    for module in (adapter.tower, adapter.language_model):
         handles.append(module.register_forward_pre_hook(keep, with_kwargs=True))
     try:
         yield

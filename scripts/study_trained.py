@@ -49,7 +49,7 @@ class Tuned:
         """What it is asked under."""
         if self.method is None:
             return DENSE
-        return Arm(self.method, self.budget, "home", self.slots, self.layout)
+        return Arm(self.method, self.budget, "original", self.slots, self.layout)
 
     @property
     def name(self) -> str:

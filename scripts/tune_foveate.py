@@ -36,7 +36,7 @@ TRIES: tuple[list[dict[str, Any]], ...] = (
         {"layers": (), "ratios": ()},
     ],
     [{"purity": v} for v in (0.0, 0.3, 0.7)],
-    [{"log_size": False}],
+    [{"proportional_attention": False}],
     [{"even": v} for v in (0.0, 0.25, 0.5, 2.0)],
     [{"salient": v} for v in (1.0, 4.0, 8.0)],
     [{"relevant": v} for v in (0.0, 0.5, 2.0)],

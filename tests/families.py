@@ -19,7 +19,7 @@ from tests.compress import (
     test_turns,
 )
 from tests.tiny import CASES, Case
-from vlm.families import family_of
+from vlm.families import adapter_of
 
 PAGE = Path(__file__).parent.parent / "docs" / "families.md"
 
@@ -129,7 +129,7 @@ def quick(test: Callable[..., None]) -> int:
 
 def described(case: Case) -> list[str]:
     """A row: the stock class, its inputs, where saliency comes from, where methods merge."""
-    family = family_of(case.model())
+    family = adapter_of(case.model())
     layers = family.vision_layers(family.kinds[0])
     tap = family.tap(layers[family.scoring_layer(family.kinds[0], None)])
     saliency = "class token" if tap.has_cls else "received attention"

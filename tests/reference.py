@@ -15,7 +15,7 @@ from torch import Tensor
 
 from compress.budget import Allocation
 from compress.methods import Method
-from compress.methods.windows import deal
+from compress.ops.windows import deal
 from compress.tokens import LayerTokens, VisualTokens
 from tests.reference_vision import Seen, encode
 from tests.tiny import IMAGE_TOKEN, VIDEO_TOKEN, Case, Sample
@@ -65,7 +65,7 @@ def reduce_input(
         return seen.tokens, [[i] for i in every], every
     views = case.views(kind, variant)
     cells = [len(slots) for _, slots in views]
-    towards = method.space == "tower" and case.pools == 1
+    towards = method.features_from == "pre_projector" and case.pools == 1
     features, members, anchors = [], [], []
     for (grid, slots), count in zip(views, deal(keep, cells), strict=True):
         where = torch.tensor(slots)
@@ -151,7 +151,7 @@ def reduce_prompt(
         torch.zeros_like(after),
         [torch.stack([one[n] for one in deep]) for n in range(layers)],
     )
-    rule = allocations[0].schedule.query
+    rule = method.query_rows
     if rule == "all":
         tokens.asking = after.clone()
     elif rule == "salient":
@@ -213,13 +213,13 @@ def forward(model: Any, prefix: Prefix, new: Tensor | None = None) -> tuple[Tens
     lm = language_model(model)
     new = torch.tensor([], dtype=torch.int64) if new is None else new
     tokens = _with(prefix, model.get_input_embeddings()(new))
-    biased, lengths = prefix.method.bias_by_size is not False, []
+    biased, lengths = prefix.method.proportional_attention is not False, []
     entered = tokens
     for number, layer in enumerate(lm.layers):
         counts = [allocation.counts[number] for allocation in prefix.allocations]
         here = [int((tokens.image == one).sum()) for one in range(len(counts))]
         if counts != here:
-            previous = prefix.allocations[0].schedule.scorer == "previous"
+            previous = prefix.method.scored_by == "previous"
             scorer = lm.layers[number - 1] if previous else layer
             weights, keys = attention(model, scorer, entered if previous else tokens, biased)
             tokens = _stage(prefix, tokens, counts, weights, keys)
@@ -278,7 +278,7 @@ def _stage(
             text_keys=flat_keys[tokens.after][None],
             text_mask=torch.ones(1, int(tokens.after.sum()), dtype=torch.bool),
         )
-        reduction = prefix.method.inside(given, count)
+        reduction = prefix.method.reduce_in_llm(given, count)
         places = mine[reduction.anchor[0]]
         for row, (place, stands) in enumerate(
             zip(places.sort().values.tolist(), places.tolist(), strict=True)

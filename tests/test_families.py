@@ -5,7 +5,7 @@ from __future__ import annotations
 from tests import families
 from tests.compress import test_training
 from tests.tiny import CASES
-from vlm.families import FAMILIES
+from vlm.families import ADAPTERS
 
 
 def test_the_page_is_what_is_generated() -> None:
@@ -13,7 +13,7 @@ def test_the_page_is_what_is_generated() -> None:
 
 
 def test_every_family_has_a_case() -> None:
-    assert {family.name for family in FAMILIES} == {case.name for case in CASES}
+    assert {family.name for family in ADAPTERS} == {case.name for case in CASES}
 
 
 def test_a_claim_holds_for_the_cases_that_its_test_names() -> None:

@@ -16,7 +16,7 @@ from train.recipe import Recipe
 from train.recipe_files import to_yaml
 from train.reduction import make_method
 from train.run import make_encoder
-from vlm.families import family_of
+from vlm.families import adapter_of
 
 GIB = 2**30
 
@@ -44,7 +44,7 @@ def dry_run(recipe: Recipe, world: int = 1) -> str:
         lines.append(
             f"  {group.part:<16}{group.count:>16,}  rate {group.rate:g}, decay {group.decay:g}"
         )
-    depth = len(family_of(base).layers)
+    depth = len(adapter_of(base).layers)
     kept = _kept(recipe, cells, depth)
     lines += ["", f"visual tokens an image: {cells} dense, {kept:g} on average over {depth} layers"]
     reduced = dense = float(recipe.data.window)
@@ -100,7 +100,7 @@ def _memory(
     held: float = half if deepspeed or recipe.lora else 4
     if recipe.lora is not None and recipe.lora.quantize:
         held = 0.55  # 4 bits and their scales
-    config = family_of(base).language_model.config
+    config = adapter_of(base).language_model.config
     hidden, depth = config.hidden_size, config.num_hidden_layers
     micro = recipe.optimizer.micro_batch
     tokens, logits = (

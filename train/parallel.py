@@ -26,7 +26,7 @@ from transformers.masking_utils import create_causal_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from compress import Compression
-from vlm.families import family_of
+from vlm.families import adapter_of
 
 
 class SequenceParallel:
@@ -43,19 +43,19 @@ class SequenceParallel:
         self.group, self.size = group, distributed.get_world_size(group)
         self.rank = distributed.get_rank(group)
         self.compression = compression
-        self.family = family_of(model)
+        self.adapter = adapter_of(model)
         self._model, self._active, self._length = model, False, 0
         self._attention: dict[int, Any] = {}
-        decoder = self.family.language_model
+        decoder = self.adapter.language_model
         self._config = decoder.config
         self._handles = [decoder.register_forward_pre_hook(self._enter, with_kwargs=True)]
-        for number, layer in enumerate(self.family.layers):
+        for number, layer in enumerate(self.adapter.layers):
             self._both(layer, self._join(number), self._part(number), with_kwargs=True)
-        self._both(self.family.norm, self._join_last, self._part_last)
+        self._both(self.adapter.norm, self._join_last, self._part_last)
         self._loss, model.loss_function = model.loss_function, self._own_loss
         self._name = str(self._config._attn_implementation)
         self._stock = attend
-        self._own = {id(layer.self_attn) for layer in self.family.layers}
+        self._own = {id(layer.self_attn) for layer in self.adapter.layers}
         ALL_ATTENTION_FUNCTIONS[self._name] = self._attend
 
     def _both(self, module: nn.Module, first: Any, last: Any, **options: Any) -> None:
@@ -195,7 +195,7 @@ class SequenceParallel:
         if rows not in self._attention:
             from deepspeed.runtime.sequence_parallel.ulysses_sp import UlyssesSPAttentionHF
 
-            config, first = self._config, self.family.layers[0].self_attn
+            config, first = self._config, self.adapter.layers[0].self_attn
             self._attention[rows] = UlyssesSPAttentionHF(
                 attn=self._stock,
                 batch_size=rows,

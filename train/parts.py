@@ -12,7 +12,7 @@ from torch import nn
 from train.fields import RecipeError
 from train.recipe import Lora, Recipe
 
-# By parameter name, so that it holds for every family; the projector of Qwen's lies in its tower.
+# By parameter name, so that it holds for every adapter; the projector of Qwen's lies in its tower.
 _PROJECTOR = re.compile(
     r"(^|\.)(multi_modal_projector|mm_projector|merger|deepstack_merger_list|fusion|connector"
     r"|image_newline)(\.|$)"

@@ -178,7 +178,7 @@ class Recipe:
 
     model: a folder of a checkpoint or a model's name. output: the folder that the run writes.
     deepspeed: a file of train/deepspeed by name ("zero2", "zero3_offload", ...), a path, or null.
-    positions: "home", "compact" or a scheme's short name, such as "v2pe:random" (see
+    positions: "original", "compact" or a scheme's short name, such as "v2pe:random" (see
         `python -m positions --help`). slots: positions that a merged token carries
         (PPE), slot_layout: how they share the rotary channels (see `positions.PPE`).
     checkpointing: gradient checkpointing. sequence_parallel: processes that share a sequence.
@@ -191,7 +191,7 @@ class Recipe:
     optimizer: Optimizer = field(default_factory=Optimizer)
     lora: Lora | None = None
     compress: Reduction | None = None
-    positions: str = "home"
+    positions: str = "original"
     slots: int = 1
     slot_layout: Literal["contiguous", "strided"] = "contiguous"
     log: Log = field(default_factory=Log)

@@ -77,7 +77,7 @@ class Reducer:
 
 def wanted(recipe: Recipe) -> bool:
     """Whether the recipe asks for anything that a stock model does not do by itself."""
-    return recipe.compress is not None or recipe.positions != "home"
+    return recipe.compress is not None or recipe.positions != "original"
 
 
 def make_method(reduction: Reduction) -> Method:
@@ -102,7 +102,7 @@ def make_method(reduction: Reduction) -> Method:
 
 
 def make_positions(name: str) -> str | Scheme:
-    """ "home", "compact", or the scheme of a short name. Raises RecipeError on any other."""
+    """ "original", "compact", or the scheme of a short name. Raises RecipeError on any other."""
     try:
         return parse_positions(name)
     except PositionError as error:

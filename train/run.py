@@ -35,7 +35,7 @@ from train.recipe_files import as_dict, to_yaml
 from train.reduction import Reducer, wanted
 from train.seen import Steps, draw_loss, write_report
 from train.trainer import RecipeTrainer
-from vlm.families import family_of
+from vlm.families import adapter_of
 
 
 def train(recipe: Recipe, resume: bool = False) -> dict[str, Any]:
@@ -249,7 +249,7 @@ def rope_of(model: Any) -> Callable[[dict[str, Any]], Tensor] | None:
 
     Raises RecipeError for a model that plans the positions of whole rows by itself.
     """
-    core = family_of(model).core
+    core = adapter_of(model).core
     if hasattr(core, "fusion") and core.fusion.config.scheme:
         raise RecipeError(
             "data.packing: this model gives its experts' tokens positions of their own, row by "

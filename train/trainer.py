@@ -23,7 +23,7 @@ from train.records import DataError
 from train.reduction import Reducer
 from train.sampler import GroupedSampler
 from train.watch import Watch
-from vlm.families import family_of
+from vlm.families import adapter_of
 
 AN_IMAGE = 576  # tokens, for estimates of length: the order of samples is all that they decide
 
@@ -43,12 +43,12 @@ class RecipeTrainer(Trainer):
         self._base, self._alone = base, False
         self._attend = ALL_ATTENTION_FUNCTIONS.get(recipe.attention)
         super().__init__(**kwargs)
-        family = family_of(base)
-        self._depth = len(family.layers)
-        tower: Any = family.tower  # of several experts: a container, which is never called
+        adapter = adapter_of(base)
+        self._depth = len(adapter.layers)
+        tower: Any = adapter.tower  # of several experts: a container, which is never called
         for module in tower.values() if isinstance(tower, nn.ModuleDict) else [tower]:
             self.watch.time_module("vision", module)
-        self.watch.time_module("language model", family.language_model)
+        self.watch.time_module("language model", adapter.language_model)
 
     # ---------------------------------------------------------------- data
 

@@ -15,10 +15,10 @@ named by `method.wants` where it has them. `saliency` is the attention that a ce
 vision layer `method.scoring_layer` (None: the one whose output the projector gets), softmax in
 float32, averaged over heads, from the class token if `method.saliency_rule` is "cls", averaged
 over all queries if it is "received"; "auto" is "cls" where the tower has a class token.
-`space` says where the features are taken: "tower" before the projector, "projected" after it.
+`space` says where the features are taken: "pre_projector" before the projector, "projected" after it.
 
 For `inside`, at each stage (l, count) of the schedule, visual tokens only, in their order:
-- `scores` (B, n) float32, if "scores" is in `method.inside_needs`: softmax in float32 of the
+- `scores` (B, n) float32, if "scores" is in `method.in_llm_needs`: softmax in float32 of the
   attention logits over the whole causal row (all keys, not the visual ones alone), averaged over
   heads and over the query rows, then the visual columns. Query rows by `schedule.query`: "last"
   the last text token, "all" all text tokens after the visual input, "salient" those that
@@ -27,20 +27,20 @@ For `inside`, at each stage (l, count) of the schedule, visual tokens only, in t
   With `schedule.scorer` "next", queries and keys are layer l's own (its input norm, projections
   and rotary embedding on the hidden states about to enter it); with "previous", those of
   layer l - 1, as that layer computed them.
-- `keys` (B, n, Dk), if "keys" is in `inside_needs`: keys after the rotary embedding, key heads
+- `keys` (B, n, Dk), if "keys" is in `in_llm_needs`: keys after the rotary embedding, key heads
   concatenated, of the layer that `scorer` names; `text_keys` (B, Q, Dk) likewise the same of the
   text tokens after the visual input, `text` (B, Q, D) their hidden states, with `text_mask`.
 - `hidden` (B, n, D), entering layer l; `size`, `anchor` and `grid` from the reduction so far.
 
 `inside` returns a `Reduction` over the n tokens whose `features` replace `hidden`. If
-`method.bias_by_size`, log(size) is added to the attention logits of every visual key.
+`method.proportional_attention`, log(size) is added to the attention logits of every visual key.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from functools import partial
 from numbers import Integral, Real
 from types import NoneType, UnionType
@@ -51,7 +51,7 @@ from torch import Tensor
 
 from compress import ops
 from compress.budget import Allocation, Plan, Schedule, resolve_budget, solve
-from compress.methods import windows
+from compress.ops import windows
 from compress.tokens import LayerTokens, Reduction, VisualTokens
 
 
@@ -60,22 +60,26 @@ class Method:
     """Base of all methods; by itself, keep everything.
 
     Class attributes, the method's face to an attachment (see the module's text):
-    space: "tower" or "projected". requires: fields of VisualTokens without which it cannot run.
+    space: "pre_projector" or "projected". requires: fields of VisualTokens without which it cannot run.
     wants: fields used where given. pairwise: builds a table of N x N (long videos are cut into
     windows of whole frames, at most 8,192 cells each). per_frame: a video's frames are reduced
     one by one, each to its share of the tokens. scoring_layer: vision layer of `saliency`,
     None for the one whose output the projector gets (-2 in LLaVA-1.5, as published).
-    inside_only: reduces nothing before the language model.
+    in_llm_only: reduces nothing before the language model.
+    proportional_attention: whether log(size) is added to the attention logits of a merged token
+    (ToMe, section 3); None, where the attention implementation takes a bias. A method that leaves
+    the choice to its user has a field of this name.
     """
 
-    space: ClassVar[str] = "projected"
+    features_from: ClassVar[str] = "post_projector"
     requires: ClassVar[frozenset[str]] = frozenset()
     wants: ClassVar[frozenset[str]] = frozenset()
-    inside_needs: ClassVar[frozenset[str]] = frozenset({"scores"})
+    in_llm_needs: ClassVar[frozenset[str]] = frozenset({"scores"})
     pairwise: ClassVar[bool] = False
     per_frame: ClassVar[bool] = False
     scoring_layer: ClassVar[int | None] = None
-    inside_only: ClassVar[bool] = False
+    in_llm_only: ClassVar[bool] = False
+    proportional_attention: ClassVar[bool | None] = False
 
     def __post_init__(self) -> None:
         """Raise TypeError for a field whose value is not of its type, ValueError if not finite."""
@@ -99,16 +103,26 @@ class Method:
         return "auto"
 
     @property
-    def bias_by_size(self) -> bool | None:
-        """Whether attention to a merged token is corrected by log(size) (ToMe, section 3).
+    def query_rows(self) -> str:
+        """Rows of the attention map whose mean ranks visual tokens in the language model.
 
-        None: where the attention implementation takes a bias.
+        "last": the last text token. "all": all text tokens after the visual input. "salient": those
+        that `salient_rows` marks.
         """
-        return False
+        return "last"
+
+    @property
+    def scored_by(self) -> str:
+        """Whose attention ranks the tokens that are about to enter decoder layer l.
+
+        "next": layer l itself, applied to the hidden states that enter it. "previous": layer l - 1,
+        as it computed it.
+        """
+        return "next"
 
     def schedule(self, keep: int, depth: int) -> Schedule:
         """The schedule for `keep` tokens entering a language model of `depth` layers."""
-        return Schedule()
+        return ()
 
     def plans(self, dense: int, depth: int) -> Iterator[Plan]:
         """Ways to turn a count into an allocation: the method's own, then its concessions.
@@ -117,13 +131,11 @@ class Method:
         enters the language model; where the schedule takes too much to reach a high budget even
         from all tokens, its last stages are given up one by one.
         """
-        stages = len(self.schedule(dense, depth).stages)
+        stages = len(self.schedule(dense, depth))
         for left in range(stages, -1, -1):
 
             def plan(count: int, left: int = left) -> Allocation:
-                own = self.schedule(count, depth)
-                cut = replace(own, stages=own.stages[:left])
-                return Allocation(dense, depth, count, cut)
+                return Allocation(dense, depth, count, self.schedule(count, depth)[:left])
 
             yield plan
 
@@ -154,7 +166,7 @@ class Method:
         if keep == n:
             return Reduction.identity(tokens.features, tokens.size)
         name = type(self).__name__
-        if self.inside_only:
+        if self.in_llm_only:
             raise ValueError(
                 f"{name} reduces inside the language model only: keep must be {n} (all cells) "
                 f"before it, got {keep}"
@@ -163,7 +175,7 @@ class Method:
             if getattr(tokens, need) is None:
                 raise ValueError(f"{name} needs {need}, which was not given")
         tokens.check_finite()
-        pick = partial(self.pick, generator=generator)
+        pick = partial(self.select, generator=generator)
         with torch.autocast(tokens.features.device.type, enabled=False):
             if self.per_frame and tokens.grid[0] > 1:
                 return windows.by_frame(tokens, keep, pick)
@@ -171,11 +183,13 @@ class Method:
                 return windows.by_window(tokens, keep, pick)
             return pick(tokens, keep)
 
-    def pick(self, tokens: VisualTokens, keep: int, generator: torch.Generator | None) -> Reduction:
+    def select(
+        self, tokens: VisualTokens, keep: int, generator: torch.Generator | None
+    ) -> Reduction:
         """The method itself: 1 <= keep < N, fields checked."""
         raise NotImplementedError(f"{type(self).__name__} has no reduction before the LLM")
 
-    def inside(
+    def reduce_in_llm(
         self, tokens: LayerTokens, count: int, generator: torch.Generator | None = None
     ) -> Reduction:
         """Reduce n tokens to `count` at a stage of the schedule; 0 drops all, n keeps all.
@@ -189,18 +203,18 @@ class Method:
             return Reduction.identity(tokens.hidden, tokens.size)
         if count == 0:
             empty = tokens.anchor.new_empty(len(tokens.anchor), 0)
-            return ops.keep(tokens.hidden, empty, tokens.size)
-        for need in sorted(self.inside_needs):
+            return ops.prune(tokens.hidden, empty, tokens.size)
+        for need in sorted(self.in_llm_needs):
             if getattr(tokens, need) is None:
                 raise ValueError(f"{type(self).__name__} needs {need}, which was not given")
         with torch.autocast(tokens.hidden.device.type, enabled=False):
-            return self.pick_inside(tokens, count, generator)
+            return self.select_in_llm(tokens, count, generator)
 
-    def pick_inside(
+    def select_in_llm(
         self, tokens: LayerTokens, count: int, generator: torch.Generator | None
     ) -> Reduction:
         """The rule at a stage: 1 <= count < n, fields checked. Here: the highest scores."""
-        return ops.keep(tokens.hidden, ops.top(tokens.need("scores"), count), tokens.size)
+        return ops.prune(tokens.hidden, ops.top(tokens.need("scores"), count), tokens.size)
 
     def salient_rows(self, text: Tensor, visual: Tensor, mask: Tensor | None = None) -> Tensor:
         """(B, Q) bool: text rows used as queries when the schedule's query is "salient".

@@ -11,8 +11,8 @@ import torch
 
 from compress import ops
 from compress.budget import Allocation, Plan, Schedule, stage_layers
-from compress.methods import windows
 from compress.methods.base import Method
+from compress.ops import windows
 from compress.tokens import LayerTokens, Reduction, VisualTokens
 
 
@@ -36,7 +36,7 @@ class Cascade(Method):
     """
 
     per_frame: ClassVar[bool] = True
-    inside_needs: ClassVar[frozenset[str]] = frozenset()
+    in_llm_needs: ClassVar[frozenset[str]] = frozenset()
 
     before: bool = True
     deep: bool = True
@@ -58,7 +58,7 @@ class Cascade(Method):
         for layer in stage_layers(depth, self.layers) if self.deep else ():
             count = math.ceil(count * ratio - 1e-9)
             stages.append((layer, count))
-        return Schedule(tuple(stages), mode="merge")
+        return tuple(stages)
 
     def schedule(self, keep: int, depth: int) -> Schedule:
         return self._stages(keep, depth, self.ratio)
@@ -77,10 +77,12 @@ class Cascade(Method):
         centres, assign = ops.dpc_knn(tokens.features, keep, self.neighbours)
         return ops.merge(tokens.features, centres, assign, size=tokens.size)
 
-    def pick(self, tokens: VisualTokens, keep: int, generator: torch.Generator | None) -> Reduction:
+    def select(
+        self, tokens: VisualTokens, keep: int, generator: torch.Generator | None
+    ) -> Reduction:
         return self._cluster(tokens, keep)
 
-    def pick_inside(
+    def select_in_llm(
         self, tokens: LayerTokens, count: int, generator: torch.Generator | None
     ) -> Reduction:
         b, n, _ = tokens.hidden.shape

@@ -8,8 +8,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from compress import greedy, ops
+from compress import ops
 from compress.methods.base import Method
+from compress.ops import greedy
 from compress.tokens import Reduction, VisualTokens
 
 
@@ -38,14 +39,16 @@ class CDPruner(Method):
     relevance everywhere (no question) gives plain diversity. Needs the question before prefill.
     """
 
-    requires: ClassVar[frozenset[str]] = frozenset({"query"})
+    requires: ClassVar[frozenset[str]] = frozenset({"text_query"})
     pairwise: ClassVar[bool] = True
 
     negate: bool = False
 
-    def pick(self, tokens: VisualTokens, keep: int, generator: torch.Generator | None) -> Reduction:
-        score = relevance(tokens.features, tokens.need("query"), tokens.query_mask)
+    def select(
+        self, tokens: VisualTokens, keep: int, generator: torch.Generator | None
+    ) -> Reduction:
+        score = relevance(tokens.features, tokens.need("text_query"), tokens.text_query_mask)
         quality = ops.minmax(-score if self.negate else score) + 1e-6
         x = ops.wide(tokens.features)
         factors = x * (quality / x.norm(dim=2).clamp(min=1e-12))[..., None]
-        return ops.keep(tokens.features, greedy.span(factors, keep))
+        return ops.prune(tokens.features, greedy.span(factors, keep))

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from compress import ops
-from compress.methods import windows
 from compress.methods.base import Method
+from compress.ops import windows
 from compress.tokens import Reduction, VisualTokens
 
 
@@ -35,7 +35,7 @@ class ChatUniVi(Method):
     memory stay linear in the length of a video.
     """
 
-    space: ClassVar[str] = "tower"
+    features_from: ClassVar[str] = "pre_projector"
 
     neighbours: int = 5
     later_neighbours: int = 3
@@ -55,7 +55,9 @@ class ChatUniVi(Method):
         coarse, middle = keep // 7, 2 * keep // 7
         return [count for count in (keep - middle - coarse, middle, coarse) if count]
 
-    def pick(self, tokens: VisualTokens, keep: int, generator: torch.Generator | None) -> Reduction:
+    def select(
+        self, tokens: VisualTokens, keep: int, generator: torch.Generator | None
+    ) -> Reduction:
         if tokens.grid[0] <= 2:
             return _stack(self._levels(tokens.features, self.scales(keep)))
         samples = [self._video(x[None], tokens.grid, keep) for x in tokens.features]

@@ -12,7 +12,7 @@ from compress import ops
 from compress.budget import Plan
 from compress.methods.base import Method
 from compress.methods.fastv import FastV
-from compress.methods.windows import shares
+from compress.ops.windows import shares
 from compress.tokens import LayerTokens, Reduction
 
 
@@ -31,8 +31,8 @@ class DART(Method):
     first visual pivot acts for them; a count that 8 does not divide is dealt evenly.
     """
 
-    inside_only: ClassVar[bool] = True
-    inside_needs: ClassVar[frozenset[str]] = frozenset({"keys", "text_keys", "text", "text_mask"})
+    in_llm_only: ClassVar[bool] = True
+    in_llm_needs: ClassVar[frozenset[str]] = frozenset({"keys", "text_keys", "text", "text_mask"})
 
     layer: int = 2
     visual: int = 4
@@ -44,15 +44,19 @@ class DART(Method):
             if getattr(self, name) < least:
                 raise ValueError(f"DART: {name} is {getattr(self, name)}; at least {least}")
 
+    @property
+    def scored_by(self) -> str:
+        return "previous"
+
     def plans(self, dense: int, depth: int) -> Iterator[Plan]:
         same: Iterator[Plan] = FastV(layer=self.layer).plans(dense, depth)
         return same
 
-    def pick_inside(
+    def select_in_llm(
         self, tokens: LayerTokens, count: int, generator: torch.Generator | None
     ) -> Reduction:
         with torch.no_grad():
-            return ops.keep(tokens.hidden, self._choose(tokens, count), tokens.size)
+            return ops.prune(tokens.hidden, self._choose(tokens, count), tokens.size)
 
     def _choose(self, tokens: LayerTokens, count: int) -> torch.Tensor:
         norm = ops.wide(tokens.need("keys")).abs().sum(2)
@@ -70,11 +74,11 @@ class DART(Method):
 
     def _near(self, tokens: LayerTokens, pivots: torch.Tensor) -> torch.Tensor:
         """(B, pivots + text, n): cosine of each visual token to each pivot in turn."""
-        own = ops.cosine(ops.rows(tokens.hidden, pivots), tokens.hidden)
+        own = ops.cosine(ops.gather(tokens.hidden, pivots), tokens.hidden)
         mask, text = tokens.need("text_mask"), tokens.need("text")
         norm = ops.wide(tokens.need("text_keys")).abs().sum(2).masked_fill(~mask, -1.0)
         best = ops.top(norm, min(self.text, norm.shape[1]))
-        theirs = ops.cosine(ops.rows(text, best), tokens.hidden)
+        theirs = ops.cosine(ops.gather(text, best), tokens.hidden)
         theirs = torch.where(mask.gather(1, best)[..., None], theirs, own[:, :1])
         short = self.text - best.shape[1]
         return torch.cat([own, theirs, own[:, :1].expand(-1, short, -1)], 1)

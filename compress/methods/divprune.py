@@ -7,8 +7,9 @@ from typing import ClassVar
 
 import torch
 
-from compress import greedy, ops
+from compress import ops
 from compress.methods.base import Method
+from compress.ops import greedy
 from compress.tokens import Reduction, VisualTokens
 
 
@@ -23,5 +24,7 @@ class DivPrune(Method):
 
     pairwise: ClassVar[bool] = True
 
-    def pick(self, tokens: VisualTokens, keep: int, generator: torch.Generator | None) -> Reduction:
-        return ops.keep(tokens.features, greedy.farthest(tokens.features, keep))
+    def select(
+        self, tokens: VisualTokens, keep: int, generator: torch.Generator | None
+    ) -> Reduction:
+        return ops.prune(tokens.features, greedy.farthest(tokens.features, keep))

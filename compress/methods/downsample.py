@@ -21,7 +21,7 @@ class Downsample(Pool):
     smaller picture by its processor's settings. On bare features this is `Pool`.
     """
 
-    space: ClassVar[str] = "tower"
+    features_from: ClassVar[str] = "pre_projector"
 
     def plans(self, dense: int, depth: int) -> Iterator[Plan]:
         yield lambda count: Allocation(dense, depth, math.isqrt(count) ** 2)

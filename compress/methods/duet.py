@@ -41,7 +41,7 @@ class Duet(Method):
     (`Method.salient_rows`), not by a part-of-speech tagger.
     """
 
-    space: ClassVar[str] = "tower"
+    features_from: ClassVar[str] = "pre_projector"
     per_frame: ClassVar[bool] = True
 
     variant: str = "paper"
@@ -84,11 +84,14 @@ class Duet(Method):
     def saliency_rule(self) -> str:
         return self.saliency
 
+    @property
+    def query_rows(self) -> str:
+        return self.query or "last"
+
     def schedule(self, keep: int, depth: int) -> Schedule:
         layers = stage_layers(depth, self.layers)
         counts = (int(keep * ratio) for ratio in self.ratios)
-        stages = tuple(zip(layers, counts, strict=False))
-        return Schedule(stages, query=self.query or "last")
+        return tuple(zip(layers, counts, strict=False))
 
     def allocate(self, dense: int, depth: int, budget: int | float) -> Allocation:
         target = resolve_budget(budget, dense)
@@ -108,11 +111,13 @@ class Duet(Method):
         count = min(count, keep - 1)
         return keep - count, count
 
-    def pick(self, tokens: VisualTokens, keep: int, generator: torch.Generator | None) -> Reduction:
+    def select(
+        self, tokens: VisualTokens, keep: int, generator: torch.Generator | None
+    ) -> Reduction:
         dominant, contextual = self.split(keep, tokens.count)
         ranked = ops.rank(tokens.need("saliency"))
         if contextual == 0:
-            return ops.keep(tokens.features, ranked[:, :dominant])
+            return ops.prune(tokens.features, ranked[:, :dominant])
         first, rest = ranked[:, :dominant].sort(dim=1).values, ranked[:, dominant:]
         anchors, assign = self._cluster(tokens, rest, contextual)
         anchor = torch.cat([first, anchors], 1)
@@ -140,7 +145,7 @@ def _by_attention(attention: Tensor, rest: Tensor, count: int, width: int) -> Te
     """assign (B, N): for the first `count` of `rest`, the `width` - 1 cells they attend to most."""
     b, n, _ = attention.shape
     centres = rest[:, :count]
-    seen = ops.wide(ops.rows(attention, centres))  # (B, count, N)
+    seen = ops.wide(ops.gather(attention, centres))  # (B, count, N)
     free = torch.zeros(b, n, dtype=torch.bool, device=rest.device)
     free.scatter_(1, rest[:, count:], True)
     seen = seen.masked_fill(~free[:, None], -1.0)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
-from compress.budget import Allocation, Plan, Schedule
+from compress.budget import Allocation, Plan
 from compress.methods.base import Method
 
 
@@ -22,7 +22,7 @@ class FastV(Method):
     earliest), which the paper does not do.
     """
 
-    inside_only: ClassVar[bool] = True
+    in_llm_only: ClassVar[bool] = True
 
     layer: int = 2
 
@@ -31,12 +31,15 @@ class FastV(Method):
         if self.layer < 1:
             raise ValueError(f"FastV: layer is {self.layer}; it must be at least 1")
 
+    @property
+    def scored_by(self) -> str:
+        return "previous"
+
     def plans(self, dense: int, depth: int) -> Iterator[Plan]:
         for layer in range(min(self.layer, depth - 1), 0, -1):
 
             def plan(count: int, layer: int = layer) -> Allocation:
-                stages = ((layer, count),)
-                return Allocation(dense, depth, dense, Schedule(stages, scorer="previous"))
+                return Allocation(dense, depth, dense, ((layer, count),))
 
             yield plan
         if depth == 1:

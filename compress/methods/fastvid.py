@@ -10,6 +10,7 @@ from torch import Tensor
 
 from compress import ops
 from compress.methods.base import Method, choose
+from compress.ops import core
 from compress.tokens import Reduction, VisualTokens
 
 
@@ -56,16 +57,18 @@ class FastVID(Method):
         cut = cut.scatter(1, ops.top(-near, min(self.cuts, near.shape[1])), True)
         return torch.nn.functional.pad(cut.long().cumsum(1), (1, 0))
 
-    def pick(self, tokens: VisualTokens, keep: int, generator: torch.Generator | None) -> Reduction:
+    def select(
+        self, tokens: VisualTokens, keep: int, generator: torch.Generator | None
+    ) -> Reduction:
         with torch.no_grad():
             salient, anchors, assign = self._choose(tokens, keep)
         anchor = torch.cat([anchors, salient], 1)
         if anchors.shape[1] == 0:
-            return ops.keep(tokens.features, anchor)
+            return ops.prune(tokens.features, anchor)
         if self.merge == "mean":
             return ops.merge(tokens.features, anchor, assign)
         added = ops.merge(tokens.features, anchor, assign, rule="add")
-        own = ops.wide(ops.rows(tokens.features, added.anchor))
+        own = ops.wide(ops.gather(tokens.features, added.anchor))
         rest = ops.wide(added.features) - own
         weight = (1 / added.size).clamp(min=0.6)[..., None]
         mixed = torch.where(added.size[..., None] > 1, weight * own + (1 - weight) * rest, own)
@@ -97,8 +100,8 @@ class FastVID(Method):
 def _within(features: Tensor, anchors: Tensor, segment: Tensor) -> Tensor:
     """assign (B, N): the most similar anchor of the same segment (B, N), -1 if it has none."""
     vectors = ops.unit(features)
-    targets, theirs = ops.rows(vectors, anchors), segment.gather(1, anchors)
-    step = max(1, ops.PAIRS // max(1, anchors.numel()))
+    targets, theirs = ops.gather(vectors, anchors), segment.gather(1, anchors)
+    step = max(1, core.PAIRS // max(1, anchors.numel()))
     parts = []
     for x, mine in zip(vectors.split(step, 1), segment.split(step, 1), strict=True):
         near = x @ targets.transpose(1, 2)

@@ -8,9 +8,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from compress import greedy, ops
+from compress import ops
 from compress.budget import Schedule, stage_layers
 from compress.methods.base import Method, choose
+from compress.ops import greedy
 from compress.tokens import Reduction, VisualTokens
 
 
@@ -20,7 +21,7 @@ class Foveate(Method):
 
     What must be covered is a mixture of distributions over cells: `even` (all alike), `salient`
     (attention received), `distinct` (squared distance from the mean feature) and `relevant` (mean
-    over the question's tokens of a softmax over cells of cosine / `text_heat`). Each number is a
+    over the question's tokens of a softmax over cells of cosine / `text_temperature`). Each number is a
     weight, 0 switches that part off; a part whose input is not given is left out.
 
     Kept tokens cover it best under K_ij = exp(-|x_i - x_j|^2 / (2 (a s)^2) - |p_i - p_j|^2 /
@@ -31,7 +32,7 @@ class Foveate(Method):
     "volume", greedy determinant of the kernel w_i K_ij w_j; "top", the largest weights.
 
     merge: every other cell goes to its nearest kept token under K, as a size-weighted mean, unless
-    K is below `purity`; False drops them. log_size: attention to a merged token is corrected by
+    K is below `purity`; False drops them. proportional_attention: attention to a merged token is corrected by
     log(size); None, where the attention implementation takes a bias (FlashAttention does not).
     layers, ratios: stages inside the language model, by the last token's attention: 60% of what
     enters goes on from a quarter of the depth, nothing from three quarters of it. The defaults were
@@ -42,7 +43,7 @@ class Foveate(Method):
     log(size), ToMe. New here: one mixture instead of separate quotas, and place in the kernel.
     """
 
-    wants: ClassVar[frozenset[str]] = frozenset({"saliency", "query"})
+    wants: ClassVar[frozenset[str]] = frozenset({"saliency", "text_query"})
     pairwise: ClassVar[bool] = True
 
     even: float = 1.0
@@ -51,11 +52,11 @@ class Foveate(Method):
     relevant: float = 1.0
     appearance: float | None = 0.35
     place: float | None = 4.0
-    text_heat: float = 0.02
+    text_temperature: float = 0.02
     choice: str = "cover"
     merge: bool = True
     purity: float = 0.5
-    log_size: bool | None = None
+    proportional_attention: bool | None = None
     layers: tuple[int | float, ...] = (0.25, 0.75)
     ratios: tuple[float, ...] = (0.6, 0.0)
 
@@ -68,21 +69,17 @@ class Foveate(Method):
                 f"Foveate: even, salient, distinct, relevant are {parts}; none may be negative, "
                 "and even or distinct must be above 0 (the others may lack their input)"
             )
-        for name in ("appearance", "place", "text_heat"):
+        for name in ("appearance", "place", "text_temperature"):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"Foveate: {name} is {value}; it must be above 0")
         if len(self.layers) != len(self.ratios):
             raise ValueError(f"Foveate: layers {self.layers}, ratios {self.ratios} must pair up")
 
-    @property
-    def bias_by_size(self) -> bool | None:
-        return self.log_size
-
     def schedule(self, keep: int, depth: int) -> Schedule:
         layers = stage_layers(depth, self.layers)
         counts = (int(keep * ratio) for ratio in self.ratios)
-        return Schedule(tuple(zip(layers, counts, strict=False)))
+        return tuple(zip(layers, counts, strict=False))
 
     def weights(self, tokens: VisualTokens) -> Tensor:
         """(B, N) float32 or better, what must be covered: non-negative, summing to one."""
@@ -92,10 +89,10 @@ class Foveate(Method):
             parts.append((self.salient, ops.wide(tokens.saliency).clamp(min=0)))
         if self.distinct:
             parts.append((self.distinct, (x - x.mean(1, keepdim=True)).square().sum(2)))
-        if self.relevant and tokens.query is not None:
-            share = (ops.cosine(tokens.query, x) / self.text_heat).softmax(2)
-            if tokens.query_mask is not None:
-                share = share * tokens.query_mask[..., None]
+        if self.relevant and tokens.text_query is not None:
+            share = (ops.cosine(tokens.text_query, x) / self.text_temperature).softmax(2)
+            if tokens.text_query_mask is not None:
+                share = share * tokens.text_query_mask[..., None]
             parts.append((self.relevant, share.sum(1)))
         total = torch.zeros_like(x[..., 0])
         for weight, part in parts:
@@ -114,20 +111,22 @@ class Foveate(Method):
         if self.place is not None:
             axes = max(1, sum(length > 1 for length in tokens.grid))
             reach = self.place * (tokens.count / keep) ** (1 / axes)
-            home = tokens.cells.to(x.dtype)
+            home = tokens.grid_cells.to(x.dtype)
             table = table - torch.cdist(home, home).square() / (2 * reach**2)
         return table.exp().expand(len(x), tokens.count, tokens.count)
 
-    def pick(self, tokens: VisualTokens, keep: int, generator: torch.Generator | None) -> Reduction:
+    def select(
+        self, tokens: VisualTokens, keep: int, generator: torch.Generator | None
+    ) -> Reduction:
         anchors, assigns = [], []
         with torch.no_grad():
             for part in ops.batches(len(tokens.features), tokens.count):
-                index, assign = self._choose(tokens.take(part), keep)
+                index, assign = self._choose(tokens.batch(part), keep)
                 anchors.append(index)
                 assigns.append(assign)
         anchor = torch.cat(anchors)
         if not self.merge:
-            return ops.keep(tokens.features, anchor)
+            return ops.prune(tokens.features, anchor)
         return ops.merge(tokens.features, anchor, torch.cat(assigns), size=tokens.size)
 
     def _choose(self, tokens: VisualTokens, keep: int) -> tuple[Tensor, Tensor]:
@@ -140,5 +139,5 @@ class Foveate(Method):
             index = greedy.volume(near * weight[:, :, None] * weight[:, None], keep)
         else:
             index = ops.top(weight, keep)
-        best = ops.rows(near, index).max(1)
+        best = ops.gather(near, index).max(1)
         return index, torch.where(best.values >= self.purity, best.indices, -1)

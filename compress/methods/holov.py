@@ -26,7 +26,7 @@ class HoloV(Method):
     reduced frame by frame.
     """
 
-    space: ClassVar[str] = "tower"
+    features_from: ClassVar[str] = "pre_projector"
     requires: ClassVar[frozenset[str]] = frozenset({"saliency"})
     per_frame: ClassVar[bool] = True
 
@@ -40,7 +40,9 @@ class HoloV(Method):
         if self.diversity < 0:
             raise ValueError(f"HoloV: diversity is {self.diversity}; it must not be negative")
 
-    def pick(self, tokens: VisualTokens, keep: int, generator: torch.Generator | None) -> Reduction:
+    def select(
+        self, tokens: VisualTokens, keep: int, generator: torch.Generator | None
+    ) -> Reduction:
         saliency, n = ops.wide(tokens.need("saliency")), tokens.count
         width = -(-n // min(self.chunks, n))
         short = -n % width  # the last chunk is filled up with cells that are nothing
@@ -58,4 +60,4 @@ class HoloV(Method):
         content = cut(1000 * saliency + self.diversity * spread).sum(2) / count[..., 0]
         quota = keep * content / content.sum(1, keepdim=True)
         index = ops.by_quota(cut(saliency, -torch.inf), quota, keep, every=False)
-        return ops.keep(tokens.features, index)
+        return ops.prune(tokens.features, index)

@@ -7,8 +7,9 @@ from typing import ClassVar
 
 import torch
 
-from compress import greedy, ops
+from compress import ops
 from compress.methods.base import Method
+from compress.ops import greedy
 from compress.tokens import Reduction, VisualTokens
 
 
@@ -17,7 +18,7 @@ class MMTok(Method):
     """MMTok (ICLR 2026, section 3; code Ironieser/MMTok): maximum coverage.
 
     Needs are the question's tokens and the cells themselves; what cell j gives them is a softmax
-    over cells of cosines, of projected features to the text at `text_heat`, of tower features to
+    over cells of cosines, of projected features to the text at `text_temperature`, of tower features to
     each other at `cell_heat`, the latter weighted by `weight`. Greedy facility location.
 
     Departures: all real question tokens count (the released code drops English stop words from a
@@ -25,10 +26,10 @@ class MMTok(Method):
     ones stand in.
     """
 
-    wants: ClassVar[frozenset[str]] = frozenset({"query", "tower"})
+    wants: ClassVar[frozenset[str]] = frozenset({"text_query", "pre_projector"})
     pairwise: ClassVar[bool] = True
 
-    text_heat: float = 0.02
+    text_temperature: float = 0.02
     cell_heat: float = 0.2
     weight: float = 0.5
 
@@ -36,30 +37,32 @@ class MMTok(Method):
         super().__post_init__()
         if self.weight < 0:
             raise ValueError(f"MMTok: weight is {self.weight}; it must not be negative")
-        for name in ("text_heat", "cell_heat"):
+        for name in ("text_temperature", "cell_heat"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"MMTok: {name} is {getattr(self, name)}; it must be above 0")
 
-    def pick(self, tokens: VisualTokens, keep: int, generator: torch.Generator | None) -> Reduction:
+    def select(
+        self, tokens: VisualTokens, keep: int, generator: torch.Generator | None
+    ) -> Reduction:
         with torch.no_grad():
             picks = [
                 greedy.cover(self._table(tokens, part), keep)
                 for part in ops.batches(len(tokens.features), tokens.count)
             ]
-        return ops.keep(tokens.features, torch.cat(picks))
+        return ops.prune(tokens.features, torch.cat(picks))
 
     def _table(self, tokens: VisualTokens, part: slice) -> torch.Tensor:
         """(b, N + Q, N): what each need gets from each cell."""
-        tower = (tokens.features if tokens.tower is None else tokens.tower)[part]
+        tower = (tokens.features if tokens.pre_projector is None else tokens.pre_projector)[part]
         cells = ops.gram(ops.unit(tower)).div_(self.cell_heat).softmax(2)
         table = cells.mul_(self.weight / tokens.count)
-        if tokens.query is None:
+        if tokens.text_query is None:
             return table
-        text = ops.cosine(tokens.query[part], tokens.features[part])
-        share = (text / self.text_heat).softmax(2)
-        if tokens.query_mask is None:
+        text = ops.cosine(tokens.text_query[part], tokens.features[part])
+        share = (text / self.text_temperature).softmax(2)
+        if tokens.text_query_mask is None:
             share = share / max(1, text.shape[1])
         else:
-            mask = tokens.query_mask[part]
+            mask = tokens.text_query_mask[part]
             share = share * (mask / mask.sum(1, keepdim=True).clamp(min=1))[..., None]
         return torch.cat([table, share], 1)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from compress import ops
 from compress.methods.base import Method
-from compress.methods.windows import shares
+from compress.ops.windows import shares
 from compress.tokens import Grid, Reduction, VisualTokens
 
 
@@ -22,7 +22,9 @@ class Pool(Method):
     its middle cell. Strips cross frames only where there are fewer strips than frames.
     """
 
-    def pick(self, tokens: VisualTokens, keep: int, generator: torch.Generator | None) -> Reduction:
+    def select(
+        self, tokens: VisualTokens, keep: int, generator: torch.Generator | None
+    ) -> Reduction:
         assign, anchor = self.blocks(tokens.grid, keep)
         b, device = len(tokens.features), tokens.features.device
         return ops.merge(

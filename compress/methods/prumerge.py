@@ -29,7 +29,7 @@ class PruMerge(Method):
     video is reduced frame by frame.
     """
 
-    space: ClassVar[str] = "tower"
+    features_from: ClassVar[str] = "pre_projector"
     requires: ClassVar[frozenset[str]] = frozenset({"saliency", "keys"})
     per_frame: ClassVar[bool] = True
     scoring_layer: ClassVar[int | None] = -1
@@ -46,7 +46,9 @@ class PruMerge(Method):
         if self.neighbours < 0:
             raise ValueError(f"PruMerge: neighbours is {self.neighbours}; it must be 0 or more")
 
-    def pick(self, tokens: VisualTokens, keep: int, generator: torch.Generator | None) -> Reduction:
+    def select(
+        self, tokens: VisualTokens, keep: int, generator: torch.Generator | None
+    ) -> Reduction:
         extra = 1 if self.merge == "released" and keep > 1 else 0
         ranked = ops.rank(tokens.need("saliency"))
         count = max(1, round((keep - extra) * self.salient))
@@ -61,19 +63,19 @@ class PruMerge(Method):
         x = ops.wide(tokens.features)
         saliency = ops.wide(tokens.need("saliency"))
         keys = tokens.need("keys")
-        near = ops.cosine(ops.rows(keys, kept), keys).scatter(2, kept[..., None], -torch.inf)
+        near = ops.cosine(ops.gather(keys, kept), keys).scatter(2, kept[..., None], -torch.inf)
         order = near.sort(dim=2, descending=True, stable=True).indices
         picked = order[..., : min(self.neighbours, tokens.count - 1)]
         weight = torch.zeros_like(near).scatter(
             2, picked, saliency[:, None].expand_as(near).gather(2, picked)
         )
-        rows = ops.rows(x, kept) + weight @ x
+        rows = ops.gather(x, kept) + weight @ x
         others = ops.others(kept, tokens.count)
-        plain = ops.keep(tokens.features, kept)
+        plain = ops.prune(tokens.features, kept)
         if not extra:
             return Reduction(rows.to(tokens.features.dtype), plain.assign, kept, plain.size)
         share = saliency.gather(1, others)
-        last = (share[:, None] @ ops.rows(x, others)).to(rows.dtype)
+        last = (share[:, None] @ ops.gather(x, others)).to(rows.dtype)
         best = others.gather(1, share.argmax(1, keepdim=True))
         assign = plain.assign.masked_fill(plain.assign < 0, kept.shape[1])
         size = torch.full_like(best, others.shape[1])

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
-from compress.budget import Allocation, Plan, Schedule, stage_layers
+from compress.budget import Allocation, Plan, stage_layers
 from compress.methods.base import Method, choose
 
 
@@ -24,7 +24,7 @@ class PyramidDrop(Method):
     renumbers); nothing is truncated; any number of images and any padding.
     """
 
-    inside_only: ClassVar[bool] = True
+    in_llm_only: ClassVar[bool] = True
 
     layers: tuple[int | float, ...] = (0.25, 0.5, 0.75)
     ratio: float = 0.5
@@ -38,6 +38,10 @@ class PyramidDrop(Method):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"PyramidDrop: {name} is {getattr(self, name)}; must be in 0..1")
 
+    @property
+    def query_rows(self) -> str:
+        return self.query
+
     def published(self, dense: int, depth: int) -> Allocation:
         """The allocation of `layers` and `ratio` as they are."""
         layers = stage_layers(depth, self.layers)
@@ -45,7 +49,7 @@ class PyramidDrop(Method):
 
     def _at(self, dense: int, depth: int, layers: tuple[int, ...], ratio: float) -> Allocation:
         stages = tuple((layer, int(dense * ratio ** (i + 1))) for i, layer in enumerate(layers))
-        return Allocation(dense, depth, dense, Schedule(stages, query=self.query))
+        return Allocation(dense, depth, dense, stages)
 
     def plans(self, dense: int, depth: int) -> Iterator[Plan]:
         own = stage_layers(depth, self.layers)

@@ -21,7 +21,9 @@ class Random(Method):
 
     seed: int = 0
 
-    def pick(self, tokens: VisualTokens, keep: int, generator: torch.Generator | None) -> Reduction:
+    def select(
+        self, tokens: VisualTokens, keep: int, generator: torch.Generator | None
+    ) -> Reduction:
         b, n, _ = tokens.features.shape
         if generator is None:
             draw = torch.rand(1, n, generator=torch.Generator().manual_seed(self.seed))
@@ -29,4 +31,4 @@ class Random(Method):
         else:
             draw = torch.rand(b, n, generator=generator, device=generator.device)
         index = ops.top(draw.to(tokens.features.device), keep)
-        return ops.keep(tokens.features, index)
+        return ops.prune(tokens.features, index)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from compress import ops
-from compress.budget import Allocation, Plan, Schedule, stage_layers
+from compress.budget import Allocation, Plan, stage_layers
 from compress.methods.base import Method
 from compress.tokens import LayerTokens, Reduction
 
@@ -38,7 +38,7 @@ class SparseVLM(Method):
     lower index (it adds noise).
     """
 
-    inside_only: ClassVar[bool] = True
+    in_llm_only: ClassVar[bool] = True
 
     layers: tuple[int | float, ...] = (3 / 32, 7 / 32, 0.5)
     counts: tuple[float, ...] = (300 / 576, 200 / 576, 110 / 576)
@@ -52,6 +52,14 @@ class SparseVLM(Method):
             raise ValueError(f"SparseVLM: counts must lie in (0, 1], got {self.counts}")
         if not 0 <= self.recycle <= 1:
             raise ValueError(f"SparseVLM: recycle is {self.recycle}; it must be in 0..1")
+
+    @property
+    def query_rows(self) -> str:
+        return "salient"
+
+    @property
+    def scored_by(self) -> str:
+        return "previous"
 
     def plans(self, dense: int, depth: int) -> Iterator[Plan]:
         own = stage_layers(depth, self.layers)
@@ -67,8 +75,7 @@ class SparseVLM(Method):
                     (layer, round(dense * share))
                     for layer, share in zip(layers, shares, strict=False)
                 )
-                schedule = Schedule(stages, query="salient", scorer="previous")
-                return Allocation(dense, depth, dense, schedule)
+                return Allocation(dense, depth, dense, stages)
 
             yield plan
 
@@ -81,7 +88,7 @@ class SparseVLM(Method):
             return 0
         return min(rest, int(self.recycle * rest) + 1) // 10 + 1
 
-    def pick_inside(
+    def select_in_llm(
         self, tokens: LayerTokens, count: int, generator: torch.Generator | None
     ) -> Reduction:
         n = tokens.hidden.shape[1]
@@ -90,10 +97,10 @@ class SparseVLM(Method):
         made = count - kept
         ranked = ops.rank(tokens.need("scores"))
         if made == 0:
-            return ops.keep(tokens.hidden, ranked[:, :kept], tokens.size)
+            return ops.prune(tokens.hidden, ranked[:, :kept], tokens.size)
         pool = min(n - kept, max(made, int(self.recycle * (n - kept)) + 1))
         recycled = ranked[:, kept : kept + pool]
-        vectors = ops.rows(tokens.hidden, recycled)
+        vectors = ops.gather(tokens.hidden, recycled)
         centres, row = ops.dpc_knn(vectors, made, made)
         assign = torch.full_like(tokens.anchor, -1).scatter(1, recycled, row + kept)
         anchor = torch.cat([ranked[:, :kept], recycled.gather(1, centres)], 1)

@@ -19,7 +19,7 @@ class ToMe(Method):
 
     A round deals the tokens alternately into sets A and B, links each of A to the one of B with
     the most similar key, and merges the r most similar links, features and keys by size-weighted
-    mean; at most half the tokens a round. `log_size` adds log(size) to the attention logits of
+    mean; at most half the tokens a round. `proportional_attention` adds log(size) to the attention logits of
     merged tokens (proportional attention).
 
     Departures: merges the tower's output, where the paper merges r tokens in every block; a merged
@@ -27,17 +27,15 @@ class ToMe(Method):
     windows. Merging across frames is allowed within a window.
     """
 
-    space: ClassVar[str] = "tower"
+    features_from: ClassVar[str] = "pre_projector"
     requires: ClassVar[frozenset[str]] = frozenset({"keys"})
     pairwise: ClassVar[bool] = True
 
-    log_size: bool = False
+    proportional_attention: bool = False
 
-    @property
-    def bias_by_size(self) -> bool:
-        return self.log_size
-
-    def pick(self, tokens: VisualTokens, keep: int, generator: torch.Generator | None) -> Reduction:
+    def select(
+        self, tokens: VisualTokens, keep: int, generator: torch.Generator | None
+    ) -> Reduction:
         n = tokens.count
         total = Reduction.identity(tokens.features, tokens.size)
         keys = ops.wide(tokens.need("keys"))

@@ -15,6 +15,8 @@ from compress.tokens import Reduction, VisualTokens
 class Uniform(Method):
     """Keep cells evenly spaced in raster order: the middles of `keep` equal parts."""
 
-    def pick(self, tokens: VisualTokens, keep: int, generator: torch.Generator | None) -> Reduction:
+    def select(
+        self, tokens: VisualTokens, keep: int, generator: torch.Generator | None
+    ) -> Reduction:
         index = ops.spread(tokens.count, keep, tokens.features.device)
-        return ops.keep(tokens.features, index.expand(len(tokens.features), keep))
+        return ops.prune(tokens.features, index.expand(len(tokens.features), keep))

@@ -28,7 +28,9 @@ class VCast(Method):
         if not self.heat > 0:
             raise ValueError(f"VCast: heat is {self.heat}; it must be above 0")
 
-    def pick(self, tokens: VisualTokens, keep: int, generator: torch.Generator | None) -> Reduction:
+    def select(
+        self, tokens: VisualTokens, keep: int, generator: torch.Generator | None
+    ) -> Reduction:
         with torch.no_grad():
             t, h, w = tokens.grid
             x = ops.wide(tokens.features).unflatten(1, (t, h * w))
@@ -41,4 +43,4 @@ class VCast(Method):
             unlike = 1 - (ops.unit(x) @ centre[..., None])[..., 0]
             length = ops.minmax(x.norm(dim=3).flatten(0, 1)).unflatten(0, (-1, t))
             index = ops.by_quota(unlike + length, sure + share * (keep - sure * t), keep)
-        return ops.keep(tokens.features, index)
+        return ops.prune(tokens.features, index)

@@ -34,7 +34,9 @@ class VidCom2(Method):
         if not self.heat > 0:
             raise ValueError(f"VidCom2: heat is {self.heat}; it must be above 0")
 
-    def pick(self, tokens: VisualTokens, keep: int, generator: torch.Generator | None) -> Reduction:
+    def select(
+        self, tokens: VisualTokens, keep: int, generator: torch.Generator | None
+    ) -> Reduction:
         with torch.no_grad():
             t, h, w = tokens.grid
             x = ops.wide(tokens.features)
@@ -46,7 +48,7 @@ class VidCom2(Method):
             rare = (-video.mean(2) / self.heat).softmax(1)
             scale = 1 + rare - rare.mean(1, keepdim=True)
             index = ops.by_quota(-score, keep / t * scale, keep, every=False)
-        return ops.keep(tokens.features, index)
+        return ops.prune(tokens.features, index)
 
 
 def _likeness(x: Tensor, centre: Tensor) -> Tensor:

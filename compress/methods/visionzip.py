@@ -26,7 +26,7 @@ class VisionZip(Method):
     is reduced frame by frame.
     """
 
-    space: ClassVar[str] = "tower"
+    features_from: ClassVar[str] = "pre_projector"
     requires: ClassVar[frozenset[str]] = frozenset({"saliency", "keys"})
     per_frame: ClassVar[bool] = True
 
@@ -40,11 +40,13 @@ class VisionZip(Method):
         if not 0 <= self.contextual <= 1:
             raise ValueError(f"VisionZip: contextual is {self.contextual}; it must be in 0..1")
 
-    def pick(self, tokens: VisualTokens, keep: int, generator: torch.Generator | None) -> Reduction:
+    def select(
+        self, tokens: VisualTokens, keep: int, generator: torch.Generator | None
+    ) -> Reduction:
         same = Duet(
             cluster="visionzip",
             contextual=round(keep * self.contextual),
             merge=self.merge,
             order=self.order,
         )
-        return same.pick(tokens, keep, generator)
+        return same.select(tokens, keep, generator)

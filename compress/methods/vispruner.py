@@ -24,7 +24,7 @@ class VisPruner(Method):
     reduced frame by frame.
     """
 
-    space: ClassVar[str] = "tower"
+    features_from: ClassVar[str] = "pre_projector"
     requires: ClassVar[frozenset[str]] = frozenset({"saliency"})
     per_frame: ClassVar[bool] = True
 
@@ -38,7 +38,9 @@ class VisPruner(Method):
         if self.step < 1:
             raise ValueError(f"VisPruner: step is {self.step}; it must be at least 1")
 
-    def pick(self, tokens: VisualTokens, keep: int, generator: torch.Generator | None) -> Reduction:
+    def select(
+        self, tokens: VisualTokens, keep: int, generator: torch.Generator | None
+    ) -> Reduction:
         salient = int(keep * self.important)
         ranked = ops.rank(tokens.need("saliency"))
         picks = [
@@ -46,7 +48,7 @@ class VisPruner(Method):
             for part in ops.batches(len(ranked), tokens.count)
         ]
         index = torch.cat([ranked[:, :salient], torch.cat(picks)], 1)
-        return ops.keep(tokens.features, index)
+        return ops.prune(tokens.features, index)
 
     @torch.no_grad()
     def _diverse(self, features: Tensor, rest: Tensor, count: int) -> Tensor:

@@ -28,7 +28,7 @@ class VScan(Method):
     """
 
     requires: ClassVar[frozenset[str]] = frozenset({"saliency"})
-    wants: ClassVar[frozenset[str]] = frozenset({"shallow"})
+    wants: ClassVar[frozenset[str]] = frozenset({"shallow_saliency"})
     per_frame: ClassVar[bool] = True
 
     local: float = 0.5
@@ -46,11 +46,13 @@ class VScan(Method):
 
     def schedule(self, keep: int, depth: int) -> Schedule:
         layers = stage_layers(depth, (self.layer,))
-        return Schedule(tuple((layer, round(keep * self.ratio)) for layer in layers))
+        return tuple((layer, round(keep * self.ratio)) for layer in layers)
 
-    def pick(self, tokens: VisualTokens, keep: int, generator: torch.Generator | None) -> Reduction:
+    def select(
+        self, tokens: VisualTokens, keep: int, generator: torch.Generator | None
+    ) -> Reduction:
         saliency = tokens.need("saliency")
-        shallow = saliency if tokens.shallow is None else tokens.shallow
+        shallow = saliency if tokens.shallow_saliency is None else tokens.shallow_saliency
         near = self._by_window(tokens, shallow, int(keep * self.local))
         left = ops.wide(saliency).scatter(1, near, -torch.inf)
         index = torch.cat([near, ops.top(left, keep - near.shape[1])], 1)
@@ -58,7 +60,7 @@ class VScan(Method):
 
     def _by_window(self, tokens: VisualTokens, saliency: torch.Tensor, count: int) -> torch.Tensor:
         """(B, count): the best cell of every window, then the second best of every window, ..."""
-        _, row, column = tokens.cells.unbind(1)
+        _, row, column = tokens.grid_cells.unbind(1)
         across = -(-tokens.grid[2] // self.window)
         window = row // self.window * across + column // self.window
         order = ops.rank(saliency)  # then a stable sort by window keeps that order in each

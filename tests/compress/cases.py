@@ -20,17 +20,25 @@ def inputs(b=2, grid=(1, 6, 6), d=8, dk=5, q=4, seed=0, dtype=torch.float32):
         grid,
         keys=draw(b, n, dk),
         saliency=torch.rand(b, n, generator=g).to(dtype),
-        query=draw(b, q, d),
-        query_mask=torch.ones(b, q, dtype=torch.bool),
-        tower=draw(b, n, d + 3),
-        shallow=torch.rand(b, n, generator=g).to(dtype),
+        text_query=draw(b, q, d),
+        text_query_mask=torch.ones(b, q, dtype=torch.bool),
+        pre_projector=draw(b, n, d + 3),
+        shallow_saliency=torch.rand(b, n, generator=g).to(dtype),
         attention=torch.rand(b, n, n, generator=g).to(dtype),
     )
 
 
 def sample(tokens, b):
     """Fields of sample b as float64 arrays, by name."""
-    names = ("features", "keys", "saliency", "query", "tower", "shallow", "attention")
+    names = (
+        "features",
+        "keys",
+        "saliency",
+        "text_query",
+        "pre_projector",
+        "shallow_saliency",
+        "attention",
+    )
     return {name: getattr(tokens, name)[b].double().numpy() for name in names}
 
 

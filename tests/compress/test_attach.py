@@ -147,7 +147,7 @@ def test_text_after_the_image_stands_where_it_stood(model: Any) -> None:
     def look(module: Any, args: Any, kwargs: Any) -> None:
         seen.setdefault("positions", kwargs["position_ids"])
 
-    for positions, expected in (("home", 74.0), ("compact", 36.0)):
+    for positions, expected in (("original", 74.0), ("compact", 36.0)):
         seen.clear()
         with torch.no_grad(), compress(model, "duet", budget=16, positions=positions) as c:
             handle = rotary.register_forward_pre_hook(look, with_kwargs=True)
@@ -155,7 +155,7 @@ def test_text_after_the_image_stands_where_it_stood(model: Any) -> None:
             handle.remove()
         got = seen["positions"][0]
         assert got[-1] + 1 == expected and torch.equal(got[:3], torch.arange(3.0))
-        if positions == "home":
+        if positions == "original":
             first = c.record.stages(0)[0][2].anchor[0]
             assert torch.equal(got[3:29], 3.0 + first)
             assert torch.equal(got[29:], torch.arange(67.0, 74.0))
@@ -168,7 +168,7 @@ def test_a_scheme_in_the_place_of_home(case: Any) -> None:
     """Each family's inputs can be planned; one position per cell changes what is said."""
     model, given = case.model(), case.inputs(case.samples())
     logits = []
-    for positions in ("home", V2PE(1 / 16)):
+    for positions in ("original", V2PE(1 / 16)):
         with compress(model, "divprune", budget=case.budget, positions=positions) as c:
             logits.append(answer(model, given).logits[0])
             table = c.record.positions()[0]

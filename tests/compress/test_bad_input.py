@@ -16,13 +16,21 @@ from tests.compress.cases import inputs
 from tests.compress.test_contracts import BEFORE, GRIDS
 
 WIDE = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
-TENSORS = ("features", "keys", "saliency", "query", "tower", "shallow", "attention")
+TENSORS = (
+    "features",
+    "keys",
+    "saliency",
+    "text_query",
+    "pre_projector",
+    "shallow_saliency",
+    "attention",
+)
 QUICK = settings(max_examples=15, deadline=None, derandomize=True)
 
 
 def bare(tokens):
     """Arguments of `reduce` for these tokens, features apart."""
-    names = (*TENSORS[1:], "query_mask", "grid")
+    names = (*TENSORS[1:], "text_query_mask", "grid")
     return tokens.features, {name: getattr(tokens, name) for name in names}
 
 
@@ -87,7 +95,7 @@ def test_vectors_of_no_length(name, data):
     lost = data.draw(st.lists(st.booleans(), min_size=18, max_size=18).map(torch.tensor))
     for field in data.draw(st.sets(st.sampled_from(TENSORS[:-1])), label="fields"):
         value = getattr(tokens, field)
-        if field == "query":
+        if field == "text_query":
             value.zero_()
         else:
             value[:, lost] = 0
@@ -108,7 +116,7 @@ def test_every_field_of_a_type_of_its_own(name, grid, kinds):
     assert out.features.isfinite().all()
 
 
-@pytest.mark.parametrize("field", [*TENSORS[1:], "query_mask"])
+@pytest.mark.parametrize("field", [*TENSORS[1:], "text_query_mask"])
 def test_fields_on_another_device(field):
     tokens = inputs()
     with pytest.raises(ValueError, match=f"{field} is on meta, but features is on cpu"):

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from compress.budget import Allocation, Schedule, resolve_budget, stage_layers
+from compress.budget import Allocation, resolve_budget, stage_layers
 from compress.methods import (
     Cascade,
     Duet,
@@ -29,7 +29,7 @@ def test_duet_published_budgets():
         (102, 63.75),
     ]
     assert [duet.split(a.keep, 576) for a in got.values()] == [(300, 7), (170, 35), (72, 30)]
-    assert got[64].schedule.stages == ((16, 51), (24, 0))
+    assert got[64].schedule == ((16, 51), (24, 0))
     assert got[64].counts == (102,) * 16 + (51,) * 8 + (0,) * 8
 
 
@@ -78,7 +78,7 @@ def test_duet_any_model(depth, budget):
 def test_keep_all_has_no_schedule():
     for name in list_methods():
         allocation = get_method(name).allocate(144, 4, 144)
-        assert (allocation.keep, allocation.schedule.stages) == (144, ())
+        assert (allocation.keep, allocation.schedule) == (144, ())
 
 
 def test_stage_layers():
@@ -103,18 +103,16 @@ def test_budget_not_a_number(budget):
 
 def test_bad_schedules():
     for stages in (((0, 3),), ((2, 3), (2, 1)), ((1, 3), (2, 4)), ((1, -1),)):
-        with pytest.raises(ValueError, match="stages"):
-            Schedule(stages)
-    with pytest.raises(ValueError, match="query"):
-        Schedule(query="first")
+        with pytest.raises(ValueError, match="schedule"):
+            Allocation(9, 5, 9, stages)
     with pytest.raises(ValueError, match="layer 4"):
-        Allocation(9, 4, 5, Schedule(((4, 1),)))
+        Allocation(9, 4, 5, ((4, 1),))
 
 
 def test_cascade_schedule():
     method = Cascade(before=False)
     published = method._stages(6000, 36, 0.45)
-    assert [layer for layer, _ in published.stages] == [11, 23, 35]
+    assert [layer for layer, _ in published] == [11, 23, 35]
     average = Allocation(6000, 36, 6000, published).average
     assert average / 6000 == pytest.approx(0.526, abs=5e-4)
     assert method.allocate(6000, 36, 0.3).keep == 6000
@@ -124,13 +122,13 @@ def test_cascade_schedule():
 
 
 def test_published_fastv_and_pyramiddrop():
-    fastv = [FastV().allocate(576, 32, b).schedule.stages for b in (192, 128, 64)]
+    fastv = [FastV().allocate(576, 32, b).schedule for b in (192, 128, 64)]
     assert fastv == [((2, 166),), ((2, 98),), ((2, 30),)]
     pyramid = PyramidDrop().published(576, 32)
-    assert pyramid.schedule.stages == ((8, 288), (16, 144), (24, 72))
+    assert pyramid.schedule == ((8, 288), (16, 144), (24, 72))
     assert pyramid.average == 270
     vscan = VScan().allocate(576, 32, 64)
-    assert (vscan.keep, vscan.schedule.stages) == (96, ((16, 32),))
+    assert (vscan.keep, vscan.schedule) == (96, ((16, 32),))
 
 
 @pytest.mark.parametrize("name", list_methods())
@@ -141,9 +139,9 @@ def test_budgets_of_any_model(name, dense, depth, share):
     allocation = method.allocate(dense, depth, share)
     assert allocation.counts[0] == allocation.keep
     assert len(allocation.counts) == depth
-    if method.inside_only:
+    if method.in_llm_only:
         assert allocation.keep == dense
     # a count changes the mean by little, unless the first full layer alone exceeds the budget
-    floor = dense / depth if method.inside_only else 1
+    floor = dense / depth if method.in_llm_only else 1
     slack = 1.5 + (math.sqrt(dense) if name == "downsample" else 0)  # squares alone
     assert abs(allocation.average - max(share * dense, floor)) <= slack

@@ -17,13 +17,13 @@ from compress.methods import (
     VisionZip,
     get_method,
     list_methods,
-    windows,
 )
+from compress.ops import windows
 from compress.tokens import VisualTokens
 from tests.compress.cases import inputs, layer_tokens
 
-BEFORE = [name for name in list_methods() if not get_method(name).inside_only]
-INSIDE = [name for name in list_methods() if get_method(name).inside_only]
+BEFORE = [name for name in list_methods() if not get_method(name).in_llm_only]
+INSIDE = [name for name in list_methods() if get_method(name).in_llm_only]
 RELEASED = [
     Duet(variant="released"),
     VisionZip(merge="add", order="rank"),
@@ -74,7 +74,7 @@ def test_each_input_of_a_batch_gets_what_it_gets_alone(name, grid):
     for b in range(3):
         one = {k: v[b : b + 1] for k, v in vars(tokens).items() if isinstance(v, torch.Tensor)}
         alone = get_method(name).reduce(VisualTokens(grid=grid, **one), 11)
-        part = whole.select(b)
+        part = whole.sample(b)
         assert torch.equal(part.anchor, alone.anchor)
         assert torch.equal(part.assign, alone.assign)
         torch.testing.assert_close(part.features, alone.features, rtol=0, atol=1e-6)
@@ -126,12 +126,12 @@ def test_missing_fields_are_named(name):
     method = get_method(name)
     for need in method.needs:
         tokens = replace(
-            inputs(), **{need: None}, **({"query_mask": None} if need == "query" else {})
+            inputs(), **{need: None}, **({"text_query_mask": None} if need == "text_query" else {})
         )
         with pytest.raises(ValueError, match=f"needs {need}"):
             method.reduce(tokens, 5)
     for want in method.wants:
-        lack = {"query_mask": None} if want == "query" else {}
+        lack = {"text_query_mask": None} if want == "text_query" else {}
         method.reduce(replace(inputs(), **{want: None}, **lack), 5).validate()
 
 
@@ -150,14 +150,14 @@ def test_contract_inside(name, n, dtype, data):
     count = data.draw(st.integers(0, n), label="count")
     full = layer_tokens(n)
     tokens = replace(full, hidden=full.hidden.to(dtype), text=full.text.to(dtype))
-    out = get_method(name).inside(tokens, count).validate(tokens.size)
+    out = get_method(name).reduce_in_llm(tokens, count).validate(tokens.size)
     assert out.features.shape == (2, count, 8)
     assert out.features.dtype == dtype
     assert (out.anchor.diff(dim=1) > 0).all()
     if count == n:
         assert torch.equal(out.features, tokens.hidden)
     with pytest.raises(ValueError, match="count"):
-        get_method(name).inside(tokens, n + 1)
+        get_method(name).reduce_in_llm(tokens, n + 1)
 
 
 @pytest.mark.parametrize("name", BEFORE)

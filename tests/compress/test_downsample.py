@@ -9,16 +9,16 @@ import torch
 from torch.nn import functional
 
 from compress import compress, reduce
-from compress.attach import CompressionError
+from compress.runtime.attach import CompressionError
 from tests.tiny import CASES
-from vlm.families import family_of
+from vlm.families import adapter_of
 
 BY_NAME = {case.name: case for case in CASES}
 
 
 def run(model: Any, inputs: dict[str, Any], budget: float) -> tuple[Any, list[tuple[int, ...]]]:
     sizes: list[tuple[int, ...]] = []
-    tower = family_of(model).tower
+    tower = adapter_of(model).tower
 
     def see(module: Any, args: Any, kwargs: dict[str, Any], output: Any) -> None:
         sizes.append(tuple(output.last_hidden_state.shape))
@@ -33,7 +33,7 @@ def run(model: Any, inputs: dict[str, Any], budget: float) -> tuple[Any, list[tu
 def test_the_tower_sees_fewer_patches_and_every_block_gets_its_row() -> None:
     case = BY_NAME["llava"]
     model, inputs = case.model("sdpa"), case.inputs(case.samples())
-    family = family_of(model)
+    family = adapter_of(model)
     small = family.side // 2
     found, sizes = run(model, inputs, 0.25)
     assert sizes[0][1] == 1 + small * small
@@ -60,7 +60,7 @@ def test_the_tower_sees_fewer_patches_and_every_block_gets_its_row() -> None:
 def test_counts_are_squares_and_all_is_untouched() -> None:
     case = BY_NAME["llava"]
     model, inputs = case.model("sdpa"), case.inputs(case.samples())
-    side = family_of(model).side
+    side = adapter_of(model).side
     for budget in (1, 0.3, side * side - 1):
         found, _ = run(model, inputs, budget)
         assert {round(len(one["anchor"]) ** 0.5) ** 2 for one in found} == {len(found[0]["anchor"])}

@@ -14,7 +14,7 @@ from tests import reference
 from tests.compress.common import CLOSE, NEW, answer
 from tests.marks import some_cases
 from tests.tiny import CASES, IMAGE_TOKEN, VIDEO_TOKEN, Case, Sample
-from vlm.families import FAMILIES, UnknownFamily, family_of
+from vlm.families import ADAPTERS, UnknownFamily, adapter_of
 
 BOTH = Duet(layers=(1, 3), ratios=(0.6, 0.3))
 each_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
@@ -36,7 +36,7 @@ def test_an_unknown_family_names_the_known_ones() -> None:
         compress(Blip(), "duet", budget=8)
     message = str(caught.value)
     assert "'blip_2'" in message
-    assert all(kind in message for family in FAMILIES for kind in family.model_types)
+    assert all(kind in message for family in ADAPTERS for kind in family.model_types)
     page = next(word for word in message.split() if word.endswith(".md"))
     assert (Path(__file__).parents[2] / page).is_file()
 
@@ -99,7 +99,7 @@ def test_images_with_fewer_cells_than_the_budget(case: Case) -> None:
     """A count that an image does not have leaves it whole; where no image can have it, it is
     refused at once."""
     model, given = case.model(), case.inputs(case.samples())
-    cells = family_of(model).cells
+    cells = adapter_of(model).cells
     if cells is not None:
         with pytest.raises(ValueError, match=rf"budget is 100000.*1\.\.{cells}"):
             compress(model, BOTH, budget=100_000)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from compress import CompressionError, compress
-from compress.budget import Allocation, Schedule
+from compress.budget import Allocation
 from compress.methods import (
     DART,
     Cascade,
@@ -38,7 +38,7 @@ METHODS: dict[str, Method] = {
     "keys": DART(visual=2, text=2),
     "merged": Cascade(layers=(1, 2, 3), ratio=0.6),
     "merged inside": Cascade(before=False, layers=(1, 3)),
-    "biased": ToMe(log_size=True),
+    "biased": ToMe(proportional_attention=True),
     "biased, in stages": Foveate(relevant=0.0, purity=0.0, ratios=(0.6, 0.3)),
 }
 each_host = pytest.mark.parametrize(
@@ -70,8 +70,8 @@ def test_a_bias_by_size_changes_what_is_said() -> None:
     """Else the comparison above would not see it."""
     model, given = HOSTS[0].model(), HOSTS[0].inputs(HOSTS[0].samples())
     logits = []
-    for log_size in (False, True):
-        with compress(model, ToMe(log_size=log_size), budget=16):
+    for proportional_attention in (False, True):
+        with compress(model, ToMe(proportional_attention=proportional_attention), budget=16):
             logits.append(answer(model, given).logits[-1])
     assert not torch.allclose(*logits, atol=1e-3)
 
@@ -80,25 +80,29 @@ def test_a_bias_that_attention_cannot_take_is_refused() -> None:
     model = HOSTS[0].fresh(depth=2)
     model.model.language_model.config._attn_implementation = "flash_attention_2"
     with pytest.raises(CompressionError, match=r"log\(size\).*flash_attention_2.*sdpa"):
-        compress(model, ToMe(log_size=True), budget=16)
+        compress(model, ToMe(proportional_attention=True), budget=16)
     compress(model, ToMe(), budget=16).remove()
-    compress(model, Foveate(log_size=None), budget=16).remove()
+    compress(model, Foveate(proportional_attention=None), budget=16).remove()
 
 
 @dataclass(frozen=True)
 class Probe(Method):
     """Keeps what it is handed, and the first tokens."""
 
-    inside_only: ClassVar[bool] = True
-    inside_needs: ClassVar[frozenset[str]] = frozenset({"scores", "keys", "text", "text_keys"})
+    in_llm_only: ClassVar[bool] = True
+    in_llm_needs: ClassVar[frozenset[str]] = frozenset({"scores", "keys", "text", "text_keys"})
     schedules: tuple[tuple[int, int], ...] = ((2, 20),)
     query: str = "all"
     seen: tuple[list[LayerTokens], ...] = ([],)
 
-    def allocate(self, dense: int, depth: int, budget: int | float) -> Allocation:
-        return Allocation(dense, depth, dense, Schedule(self.schedules, query=self.query))
+    @property
+    def query_rows(self) -> str:
+        return self.query
 
-    def pick_inside(self, tokens: LayerTokens, count: int, generator: Any) -> Reduction:
+    def allocate(self, dense: int, depth: int, budget: int | float) -> Allocation:
+        return Allocation(dense, depth, dense, self.schedules)
+
+    def select_in_llm(self, tokens: LayerTokens, count: int, generator: Any) -> Reduction:
         self.seen[0].append(tokens)
         keep = torch.arange(count).expand(len(tokens.hidden), -1)
         chosen = tokens.hidden[:, :count]

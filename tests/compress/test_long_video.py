@@ -59,7 +59,7 @@ def test_with_all_tokens_it_is_the_dense_model(built):
     few = FRAMES[:5]
     video = stream_video(model, processor, chunks(2, few), "duet", 10**6)
     assert len(video) == video.dense and video.times is None
-    given = video_prompt(model, processor, text(token), [video], positions="home")
+    given = video_prompt(model, processor, text(token), [video], positions="original")
     found = model(**given).logits
     if token == "<video>":
         dense = processor(videos=[few], text=text(token))
@@ -68,7 +68,7 @@ def test_with_all_tokens_it_is_the_dense_model(built):
     torch.testing.assert_close(found, model(**dense).logits, atol=1e-4, rtol=1e-3)
 
 
-@pytest.mark.parametrize("positions", ["compact", "home", V2PE(1 / 16)])
+@pytest.mark.parametrize("positions", ["compact", "original", V2PE(1 / 16)])
 @torch.no_grad()
 def test_an_answer_is_what_the_language_model_says_by_itself(built, positions):
     """Prefill and decoding, against one forward of it on the tokens and positions by hand."""
@@ -86,7 +86,7 @@ def test_an_answer_is_what_the_language_model_says_by_itself(built, positions):
         places, last = places[:first], first - 1.0
         for kept, (frames, rows, columns) in zip(video.kept, video.grids, strict=True):
             step = 1 / 16 if isinstance(positions, V2PE) else 1.0
-            by_row = positions == "home" and kept is not video.kept[0]
+            by_row = positions == "original" and kept is not video.kept[0]
             width = 1 if by_row else columns
             for t, h, w in kept.cells.tolist():
                 places.append(last + step * ((t * rows + h) * width + (0 if by_row else w) + 1))
@@ -138,7 +138,7 @@ def test_nothing_is_left_on_the_model(built):
         ({"budget": 0.5}, TypeError, "budget is 0.5"),
         ({"budget": 1}, ValueError, "budget is 1"),
         ({"method": "fastv"}, ValueError, "nothing before"),
-        ({"method": "cdpruner"}, ValueError, "needs query"),
+        ({"method": "cdpruner"}, ValueError, "needs text_query"),
         ({"video": "none.mp4"}, MediaError, "none.mp4"),
         ({"video": iter([])}, ValueError, "without frames"),
     ],

@@ -11,8 +11,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import FlopCounterMode
 
-from compress import ops
-from compress.methods import get_method, list_methods, windows
+from compress.methods import get_method, list_methods
+from compress.ops import core, windows
 from compress.tokens import LayerTokens, VisualTokens
 from tests.compress.cases import inputs
 from tests.compress.test_contracts import BEFORE
@@ -44,8 +44,8 @@ class Largest(TorchDispatchMode):
 @pytest.fixture(autouse=True)
 def small_windows(monkeypatch):
     monkeypatch.setattr(windows, "CELLS", WINDOW)
-    monkeypatch.setattr(ops, "PAIRS", MOST // 4)
-    monkeypatch.setattr(ops, "TABLES", MOST // 4)
+    monkeypatch.setattr(core, "PAIRS", MOST // 4)
+    monkeypatch.setattr(core, "TABLES", MOST // 4)
 
 
 def video(still: bool) -> VisualTokens:
@@ -74,11 +74,11 @@ def test_inside_the_language_model(name):
     g = torch.Generator().manual_seed(0)
     state = LayerTokens(
         full.features, torch.ones(1, CELLS).long(), torch.arange(CELLS)[None], GRID,
-        scores=torch.rand(1, CELLS, generator=g), keys=full.keys, text=full.query,
+        scores=torch.rand(1, CELLS, generator=g), keys=full.keys, text=full.text_query,
         text_keys=torch.randn(1, 4, 5, generator=g), text_mask=torch.ones(1, 4).bool(),
     )  # fmt: skip
     with Largest() as largest:
-        get_method(name).inside(state, CELLS // 9)
+        get_method(name).reduce_in_llm(state, CELLS // 9)
     assert largest.entries <= MOST, largest.made_by
 
 

@@ -98,13 +98,13 @@ def test_inside_keeps_the_highest_scores_in_order():
     size, anchor = torch.tensor([[1, 4, 1, 1, 2]]), torch.tensor([[0, 2, 3, 6, 8]])
     scores = torch.tensor([[0.1, 0.3, 0.3, 0.0, 0.5]])
     state = LayerTokens(hidden, size, anchor, (1, 3, 3), scores)
-    out = Duet().inside(state, 2)
+    out = Duet().reduce_in_llm(state, 2)
     assert out.anchor.tolist() == [[1, 4]]
     assert out.size.tolist() == [[4, 2]]
-    assert Duet().inside(state, 0).features.shape == (1, 0, 3)
-    assert torch.equal(Duet().inside(state, 5).features, hidden)
+    assert Duet().reduce_in_llm(state, 0).features.shape == (1, 0, 3)
+    assert torch.equal(Duet().reduce_in_llm(state, 5).features, hidden)
     with pytest.raises(ValueError, match="scores"):
-        Duet().inside(LayerTokens(hidden, size, anchor, (1, 3, 3)), 2)
+        Duet().reduce_in_llm(LayerTokens(hidden, size, anchor, (1, 3, 3)), 2)
 
 
 def references():
@@ -118,15 +118,15 @@ def references():
         ("visionzip-released", VisionZip(merge="add", order="rank"), image, 16,
          lambda v: golden.visionzip(v["features"], v["keys"], v["saliency"], 16, True)),
         ("divprune", DivPrune(), image, 9, lambda v: golden.divprune(v["features"], 9)),
-        ("cdpruner", CDPruner(), image, 7, lambda v: golden.cdpruner(v["features"], v["query"], 7)),
+        ("cdpruner", CDPruner(), image, 7, lambda v: golden.cdpruner(v["features"], v["text_query"], 7)),
         ("cdpruner-negate", CDPruner(negate=True), image, 7,
-         lambda v: golden.cdpruner(v["features"], v["query"], 7, True)),
+         lambda v: golden.cdpruner(v["features"], v["text_query"], 7, True)),
         ("mmtok", MMTok(), image, 9,
-         lambda v: golden.mmtok(v["features"], v["tower"], v["query"], 9)),
+         lambda v: golden.mmtok(v["features"], v["pre_projector"], v["text_query"], 9)),
         *(
-            (f"mmtok-{weight}", MMTok(weight=weight, text_heat=0.3), image, 14,
+            (f"mmtok-{weight}", MMTok(weight=weight, text_temperature=0.3), image, 14,
              lambda v, weight=weight: golden.mmtok(
-                 v["features"], v["tower"], v["query"], 14, 0.3, weight))
+                 v["features"], v["pre_projector"], v["text_query"], 14, 0.3, weight))
             for weight in (0.1, 0.5, 3.0)
         ),
         ("vispruner", VisPruner(step=3), image, 11,
@@ -138,7 +138,7 @@ def references():
         ("tome", ToMe(), image, 14, lambda v: golden.tome(v["features"], v["keys"], 14)),
         ("tome-rounds", ToMe(), image, 3, lambda v: golden.tome(v["features"], v["keys"], 3)),
         ("vscan", VScan(window=2), image, 22,
-         lambda v: golden.vscan(v["features"], v["saliency"], v["shallow"], image, 22, 2)),
+         lambda v: golden.vscan(v["features"], v["saliency"], v["shallow_saliency"], image, 22, 2)),
         ("vcast", VCast(), video, 13, lambda v: golden.vcast(v["features"], video, 13)),
         ("vcast-few", VCast(), video, 4, lambda v: golden.vcast(v["features"], video, 4)),
         ("vidcom2", VidCom2(heat=0.5), video, 13,
@@ -163,7 +163,7 @@ def references():
         *(
             (f"foveate-{i}", Foveate(**options), image, 9,
              lambda v, options=options: golden.foveate(
-                 v["features"], v["saliency"], v["query"], image, 9, **options))
+                 v["features"], v["saliency"], v["text_query"], image, 9, **options))
             for i, options in enumerate((
                 {}, {"choice": "volume"}, {"choice": "top"}, {"merge": False}, {"purity": 0.1},
                 {"salient": 1.0, "place": 1.0, "purity": 0.0},
@@ -190,18 +190,18 @@ def test_rules_inside_the_language_model(count):
         scores = t.scores[b].numpy()
         top = golden.dropped(hidden[b], golden.best_first(scores)[:count])
         for method in (FastV(), PyramidDrop(), VScan(), Duet()):
-            check_inside(method.inside(t, count), b, top, t.size)
+            check_inside(method.reduce_in_llm(t, count), b, top, t.size)
         check_inside(
-            SparseVLM().inside(t, count), b,
+            SparseVLM().reduce_in_llm(t, count), b,
             clusters.sparsevlm(hidden[b], scores, size[b], count), t.size,
         )  # fmt: skip
         check_inside(
-            DART().inside(t, count), b,
+            DART().reduce_in_llm(t, count), b,
             golden.dart(hidden[b], t.keys[b].numpy(), t.text[b].double().numpy(),
                         t.text_keys[b].numpy(), count), t.size,
         )  # fmt: skip
         check_inside(
-            Cascade().inside(t, count), b,
+            Cascade().reduce_in_llm(t, count), b,
             clusters.cascade(hidden[b], count, size=size[b]), t.size,
         )  # fmt: skip
 
@@ -211,7 +211,7 @@ def test_sparsevlm_recycles_as_published():
     assert SparseVLM().clusters(276) == 9
     assert SparseVLM(recycle=0).clusters(276) == 0
     state = layer_tokens(n=200)
-    out = SparseVLM().inside(state, 60).validate(state.size)
+    out = SparseVLM().reduce_in_llm(state, 60).validate(state.size)
     kept = (out.size == state.size.gather(1, out.anchor)).sum(1)
     assert out.count == 60
     assert (kept >= 55).all()
@@ -220,7 +220,7 @@ def test_sparsevlm_recycles_as_published():
 @pytest.mark.parametrize("count", [0, 1])
 def test_sparsevlm_without_room_to_recycle(count):
     state = layer_tokens(n=60)
-    out = SparseVLM().inside(state, count).validate(state.size)
+    out = SparseVLM().reduce_in_llm(state, count).validate(state.size)
     assert out.count == count
     assert out.anchor.tolist() == state.scores.argsort(1, descending=True)[:, :count].tolist()
 
@@ -228,8 +228,8 @@ def test_sparsevlm_without_room_to_recycle(count):
 def test_dart_with_little_text():
     t = layer_tokens(q=6)
     mask = torch.tensor([[True, True, False, False, False, False], [True] * 6])
-    both = DART().inside(replace(t, text_mask=mask), 12)
-    alone = DART().inside(
+    both = DART().reduce_in_llm(replace(t, text_mask=mask), 12)
+    alone = DART().reduce_in_llm(
         LayerTokens(t.hidden[:1], t.size[:1], t.anchor[:1], t.grid, keys=t.keys[:1],
                     text=t.text[:1, :2], text_keys=t.text_keys[:1, :2], text_mask=mask[:1, :2]),
         12,
@@ -244,7 +244,7 @@ def test_cascade_keeps_true_unions():
     total = first
     for count in (11, 5):
         state = LayerTokens(total.features, total.size, total.anchor, tokens.grid)
-        later = method.inside(state, count).validate(total.size)
+        later = method.reduce_in_llm(state, count).validate(total.size)
         total = total.then(later).validate()
         assert total.count == count
         assert (total.anchor.diff(dim=1) > 0).all()
@@ -261,7 +261,7 @@ def test_cascade_refuses_unequal_frames():
     anchor = torch.tensor([[0, 1, 4], [0, 4, 5]])
     state = LayerTokens(torch.randn(2, 3, 4), torch.ones(2, 3).long(), anchor, (2, 2, 2))
     with pytest.raises(ValueError, match="per frame"):
-        Cascade().inside(state, 2)
+        Cascade().reduce_in_llm(state, 2)
 
 
 def test_pool_worked_by_hand():
@@ -295,13 +295,13 @@ def test_foveate_parts_are_switches():
     torch.testing.assert_close(full.sum(1), torch.ones(2))
     alone = Foveate(even=1, salient=0, distinct=0, relevant=0).weights(tokens)
     torch.testing.assert_close(alone, torch.full_like(alone, 1 / 36))
-    bare = replace(tokens, saliency=None, query=None, query_mask=None)
+    bare = replace(tokens, saliency=None, text_query=None, text_query_mask=None)
     without = Foveate(salient=0, relevant=0)
     assert torch.equal(Foveate().weights(bare), without.weights(tokens))
     mask = torch.tensor([[True, False, False, False], [False] * 4])
-    masked = Foveate(even=1, salient=0, distinct=0).weights(replace(tokens, query_mask=mask))
+    masked = Foveate(even=1, salient=0, distinct=0).weights(replace(tokens, text_query_mask=mask))
     first = Foveate(even=1, salient=0, distinct=0).weights(
-        replace(tokens, query=tokens.query[:, :1], query_mask=None)
+        replace(tokens, text_query=tokens.text_query[:, :1], text_query_mask=None)
     )
     torch.testing.assert_close(masked[0], first[0])
     torch.testing.assert_close(masked[1], alone[1])  # no question: that part is left out
@@ -320,6 +320,6 @@ def test_foveate_keeps_equal_things_far_apart():
 
 def test_foveate_bad_options():
     for options in ({"even": -1}, {"even": 0, "distinct": 0}, {"place": 0.0}, {"choice": "best"},
-                    {"text_heat": 0}, {"layers": (0.5,)}):  # fmt: skip
+                    {"text_temperature": 0}, {"layers": (0.5,)}):  # fmt: skip
         with pytest.raises(ValueError, match="Foveate"):
             Foveate(**options)

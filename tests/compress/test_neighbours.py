@@ -19,7 +19,7 @@ from compress.methods import Duet, PyramidDrop
 from tests.compress.common import CLOSE, NEW, answer, logits_of
 from tests.marks import some_cases
 from tests.tiny import CASES, Case
-from vlm.families import family_of
+from vlm.families import adapter_of
 
 LLAVA = CASES[0]
 BEFORE = Duet(layers=(), ratios=())
@@ -241,7 +241,7 @@ def device_map(
     model: Any, of_layer: Callable[[int], Any], of_rest: Callable[[str], Any]
 ) -> dict[str, Any]:
     """Where each decoder layer is to be, by number, and what is not within them, by name."""
-    numbers = {id(layer): number for number, layer in enumerate(family_of(model).layers)}
+    numbers = {id(layer): number for number, layer in enumerate(adapter_of(model).layers)}
     found: dict[str, Any] = {}
 
     def walk(module: Any, name: str) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from compress import greedy, ops
+from compress import ops
+from compress.ops import core, greedy
 from compress.tokens import Reduction, VisualTokens
 
 
@@ -77,7 +78,7 @@ def test_to_nearest_in_chunks(monkeypatch):
     x, centres = torch.randn(2, 23, 4), torch.tensor([[3, 9, 1], [0, 22, 5]])
     members = torch.tensor([[2, 4, 7, 11], [1, 2, 3, 4]])
     whole, some = ops.to_nearest(x, centres), ops.to_nearest(x, centres, members)
-    monkeypatch.setattr(ops, "PAIRS", 1)
+    monkeypatch.setattr(core, "PAIRS", 1)
     assert torch.equal(ops.to_nearest(x, centres), whole)
     assert torch.equal(ops.to_nearest(x, centres, members), some)
     assert (some >= 0).sum(1).tolist() == [7, 7]
@@ -119,7 +120,7 @@ def test_span_is_volume_without_a_table(rank, together, pool):
 
 
 def test_gram_in_tiles(monkeypatch):
-    monkeypatch.setattr(ops, "TILE", 4)
+    monkeypatch.setattr(core, "TILE", 4)
     x = torch.randn(2, 11, 5)
     torch.testing.assert_close(ops.gram(x), x @ x.mT)
 
@@ -127,7 +128,7 @@ def test_gram_in_tiles(monkeypatch):
 def test_density_peaks_in_chunks(monkeypatch):
     x = torch.randn(2, 30, 4)
     whole = ops.dpc_knn(x, 7, 3)
-    monkeypatch.setattr(ops, "PAIRS", 60)
+    monkeypatch.setattr(core, "PAIRS", 60)
     parts = ops.dpc_knn(x, 7, 3)
     assert torch.equal(whole[0], parts[0])
     assert torch.equal(whole[1], parts[1])
@@ -170,7 +171,7 @@ def test_reduction_composes():
 
 def test_reduction_validate_sees_errors():
     x = torch.randn(1, 4, 2)
-    good = ops.keep(x, torch.tensor([[0, 2]])).validate()
+    good = ops.prune(x, torch.tensor([[0, 2]])).validate()
     for bad in (
         Reduction(good.features, good.assign + 1, good.anchor, good.size),
         Reduction(good.features, good.assign, good.anchor + 1, good.size),
@@ -186,8 +187,8 @@ def test_visual_tokens_name_the_bad_field():
     for field, value in (
         ("keys", torch.randn(2, 5, 3)),
         ("saliency", torch.randn(2, 6, 1)),
-        ("query", torch.randn(2, 3, 5)),
-        ("tower", torch.randn(1, 6, 4)),
+        ("text_query", torch.randn(2, 3, 5)),
+        ("pre_projector", torch.randn(1, 6, 4)),
         ("attention", torch.randn(2, 6, 5)),
     ):
         with pytest.raises(ValueError, match=field):
@@ -212,7 +213,7 @@ def test_check_finite():
 
 
 def test_cells_in_raster_order():
-    cells = VisualTokens(torch.zeros(1, 12, 1), (2, 2, 3)).cells
+    cells = VisualTokens(torch.zeros(1, 12, 1), (2, 2, 3)).grid_cells
     assert cells.dtype == torch.int64
     assert cells[[0, 1, 3, 6, 11]].tolist() == [[0, 0, 0], [0, 0, 1], [0, 1, 0], [1, 0, 0],
                                                 [1, 1, 2]]  # fmt: skip

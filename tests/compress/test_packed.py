@@ -19,11 +19,11 @@ PACKING = [case for case in CASES if case.name != "foveate"]
 STAGES = Duet(layers=(1, 3), ratios=(0.6, 0.3))
 SALIENT = Duet(layers=(1, 3), ratios=(0.6, 0.3), query="salient")
 BY_FAMILY: dict[str, tuple[Method, float, Any]] = {
-    "keep all": (Random(), 1.0, "home"),
-    "stages": (STAGES, 0.3, "home"),
+    "keep all": (Random(), 1.0, "original"),
+    "stages": (STAGES, 0.3, "original"),
 }
 OTHER: dict[str, tuple[Method, float, Any]] = {
-    "salient": (SALIENT, 0.3, "home"),
+    "salient": (SALIENT, 0.3, "original"),
     "compact": (STAGES, 0.3, "compact"),
     "v2pe": (STAGES, 0.3, V2PE(1 / 4)),
 }

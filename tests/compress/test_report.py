@@ -12,8 +12,8 @@ from PIL import Image
 
 from compress import compress
 from compress.measure import measure
-from compress.overlay import overlay
-from compress.report import layer_macs, prefill_macs
+from compress.report.cost import layer_macs, prefill_macs
+from compress.report.overlay import overlay
 from compress.tokens import Reduction
 from tests import tiny
 

@@ -30,7 +30,7 @@ class Wide(Qwen2VL):
 LLAVA, QWEN = CASES[0], Wide()
 
 
-def logits(case: Case, slots: Any, positions: Any = "home") -> Tensor:
+def logits(case: Case, slots: Any, positions: Any = "original") -> Tensor:
     model = case.model()
     with compress(model, Cascade(), 6, positions=positions, slots=slots), torch.no_grad():
         return model(**case.inputs(case.samples()), use_cache=False).logits

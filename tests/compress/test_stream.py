@@ -24,8 +24,8 @@ def video(frames, seed=0):
         (frames, H, W),
         keys=torch.randn(1, n, 5, generator=g),
         saliency=torch.rand(1, n, generator=g),
-        shallow=torch.rand(1, n, generator=g),
-        tower=torch.randn(1, n, D + 2, generator=g),
+        shallow_saliency=torch.rand(1, n, generator=g),
+        pre_projector=torch.randn(1, n, D + 2, generator=g),
     )
 
 
@@ -50,7 +50,14 @@ def test_any_method_and_any_chunks_give_the_same(name, total):
     for chunk in (1, 3, 7, 40):
         generator = torch.Generator().manual_seed(0)
         stream = fed(
-            video(40), chunk, name, 24, total=total, window=4, query=query(), generator=generator
+            video(40),
+            chunk,
+            name,
+            24,
+            total=total,
+            window=4,
+            text_query=query(),
+            generator=generator,
         )
         found.append(stream.result())
         assert stream.most <= 24 + 4 * CELLS
@@ -135,7 +142,7 @@ def test_a_chunk_is_not_kept_alive_by_what_is_kept_of_it():
         ({"shrink": 1.0}, "shrink is 1.0"),
         ({"method": "fastv"}, "nothing before the language model"),
         ({"method": Duet(cluster="attention")}, "attention between all tokens"),
-        ({"method": "cdpruner"}, "needs query"),
+        ({"method": "cdpruner"}, "needs text_query"),
     ],
 )
 def test_bad_arguments_are_named(given, says):

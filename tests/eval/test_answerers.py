@@ -190,12 +190,12 @@ def test_positions_may_be_a_scheme(parts: Any) -> None:
     answerer = ModelAnswerer(*parts, "mini")
     _, inputs = answerer._prepare([Question("What?", (draw(make_scene(0)),))])
     logits = []
-    for place in ("home", "mrope", "v2pe:1/4"):
+    for place in ("original", "mrope", "v2pe:1/4"):
         with answerer._attached(Arm("pool", 16, place), 0), torch.inference_mode():
             logits.append(answerer.model(**inputs).logits[:, -1])
     torch.testing.assert_close(logits[0], logits[1])  # the model's own scheme
     assert not torch.allclose(logits[0], logits[2])
-    with pytest.raises(ValueError, match="or 'home' or 'compact'"):
+    with pytest.raises(ValueError, match="or 'original' or 'compact'"):
         Arm("pool", 16, "nowhere")
 
 

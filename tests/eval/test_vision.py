@@ -11,7 +11,7 @@ from eval.answerers import ModelAnswerer, Question
 from eval.arms import DENSE, Arm
 from eval.vision import SharedVision
 from tests.vlm import models
-from vlm.families import family_of
+from vlm.families import adapter_of
 from vlm.scenes import draw, make_scene
 
 ARMS = [DENSE, Arm("duet", 48), Arm("random", 16), Arm("duet", 16, "compact")]
@@ -66,7 +66,7 @@ def test_once_a_batch_and_the_same_answers(model_and_processor: Any) -> None:
 def test_other_pictures_run_it_again(model_and_processor: Any) -> None:
     model, _ = model_and_processor
     first, second = torch.randn(2, 1, 3, 96, 96).unbind()
-    with SharedVision(family_of(model)) as shared, torch.no_grad():
+    with SharedVision(adapter_of(model)) as shared, torch.no_grad():
         plain = model.model.get_image_features(second).pooler_output[0]
         shared.next_batch()
         model.model.get_image_features(first)
@@ -79,7 +79,7 @@ def test_a_hook_inside_the_tower_is_not_passed_over(model_and_processor: Any) ->
     model, _ = model_and_processor
     pixels = torch.randn(1, 3, 96, 96)
     layer = model.model.vision_tower.encoder.layers[0]
-    with SharedVision(family_of(model)) as shared, torch.no_grad():
+    with SharedVision(adapter_of(model)) as shared, torch.no_grad():
         plain = model.model.get_image_features(pixels).pooler_output[0]
         shared.restart()
         handle = layer.register_forward_hook(lambda module, args, output: output * 2)

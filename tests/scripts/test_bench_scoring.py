@@ -6,7 +6,7 @@ import pytest
 
 from scripts.bench_scoring import Ways, compare
 from tests.tiny import CASES
-from vlm.families import family_of
+from vlm.families import adapter_of
 
 SHOWN = [("a", 0), ("a", 1)]
 
@@ -28,5 +28,5 @@ def test_every_way_is_timed(name: str) -> None:
 def test_scores_are_one_a_token() -> None:
     case = CASES[0]
     call = case.media("image", SHOWN)
-    found = Ways(family_of(case.model()), call, clock=lambda: 0.0).scored()
+    found = Ways(adapter_of(case.model()), call, clock=lambda: 0.0).scored()
     assert [len(scores) for scores in found] == [64, 64]

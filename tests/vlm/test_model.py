@@ -247,9 +247,9 @@ def test_a_head_that_is_more_than_a_matrix_is_refused():
 
 def test_all_families_together_saved_and_loaded(tmp_path):
     fusion = FusionConfig(window={"sam": 4, "open_clip_conv": 2})
-    model, processor = models.build(towers.FAMILIES, fusion)
+    model, processor = models.build(towers.ADAPTERS, fusion)
     inputs = batch(processor)
-    assert list(inputs["pixel_values"]) == list(towers.FAMILIES)
+    assert list(inputs["pixel_values"]) == list(towers.ADAPTERS)
     logits = models.logits(model, inputs)
     model.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
@@ -262,7 +262,7 @@ def test_all_families_together_saved_and_loaded(tmp_path):
     assert type(reader) is FoveateProcessor
     found = batch(reader)
     assert torch.equal(found["input_ids"], inputs["input_ids"])
-    for name in towers.FAMILIES:
+    for name in towers.ADAPTERS:
         assert torch.equal(found["pixel_values"][name], inputs["pixel_values"][name])
     assert type(hf.AutoConfig.from_pretrained(tmp_path)) is FoveateConfig
     assert not again.training and not any(w.requires_grad for w in again.model.experts.parameters())

@@ -13,7 +13,7 @@ from eval.answerers import ModelAnswerer, Question
 from eval.arms import DENSE, Arm
 from tests.vlm import models, towers
 from vlm.experts import FeatureCache
-from vlm.families import UnknownFamily, family_of
+from vlm.families import UnknownFamily, adapter_of
 from vlm.model import from_llava
 
 METHODS = ("duet", "divprune", "visionzip", "random", "fastv")
@@ -98,7 +98,7 @@ def test_decoding_goes_on_where_one_forward_of_everything_would(fusion):
 
 @torch.no_grad()
 def test_all_families_give_their_scores():
-    model, processor = models.build(towers.FAMILIES, {"window": {"sam": 4}})
+    model, processor = models.build(towers.ADAPTERS, {"window": {"sam": 4}})
     inputs = ask(processor)
     with compress(model, "duet", budget=20):
         assert models.logits(model, inputs).isfinite().all()
@@ -183,13 +183,13 @@ def test_saliency_of_experts_without_a_class_token(rule):
 def test_a_language_model_of_another_build_is_refused_with_a_reason():
     model, _ = models.build(("clip",), text=GPT2Config(n_embd=32, n_head=2, n_layer=2))
     with pytest.raises(UnknownFamily, match="GPT2Model has no 'layers'"):
-        family_of(model)
+        adapter_of(model)
 
 
 def test_a_qformer_is_refused_with_a_reason():
     model, _ = models.build(("clip",), {"kind": "qformer", "queries": 3, "heads": 2})
     with pytest.raises(UnknownFamily, match="no place in the picture"):
-        family_of(model)
+        adapter_of(model)
 
 
 def test_cached_features_have_no_scores(tmp_path):

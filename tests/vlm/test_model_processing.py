@@ -326,7 +326,7 @@ def test_a_user_cannot_write_a_placeholder():
 
 
 def test_views_of_every_expert_family():
-    model, p = models.build(towers.FAMILIES)
+    model, p = models.build(towers.ADAPTERS)
     inputs = p(images=models.picture(), text="<image>")
     total = sum(rows * columns for rows, columns in model.config.token_grids().values())
     assert holders(inputs, p.tokenizer) == [total]

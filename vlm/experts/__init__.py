@@ -17,7 +17,7 @@ from vlm.experts import clip, dinov2, layoutlmv3, mae, open_clip, sam, siglip, s
 from vlm.experts.base import Expert, ExpertConfig, ExpertError, ExpertOutput, Family
 from vlm.experts.cache import FeatureCache
 
-FAMILIES: dict[str, Family] = {
+ADAPTERS: dict[str, Family] = {
     family.name: family
     for family in (
         clip.CLIP,
@@ -35,9 +35,9 @@ FAMILIES: dict[str, Family] = {
 
 def get_family(name: str) -> Family:
     """The family of that name; ExpertError lists those that there are."""
-    if name not in FAMILIES:
-        raise ExpertError(f"expert family {name!r}: expected one of {', '.join(FAMILIES)}")
-    return FAMILIES[name]
+    if name not in ADAPTERS:
+        raise ExpertError(f"expert family {name!r}: expected one of {', '.join(ADAPTERS)}")
+    return ADAPTERS[name]
 
 
 def expert_config(
@@ -83,7 +83,7 @@ def load_expert(
 
 
 __all__ = [
-    "FAMILIES",
+    "ADAPTERS",
     "Expert",
     "ExpertConfig",
     "ExpertError",

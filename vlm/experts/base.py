@@ -47,7 +47,7 @@ class ExpertConfig:
     """How one expert is built and fed; everything that a checkpoint has to remember of it.
 
     name: of the expert in the model, a Python identifier.
-    family: one of `vlm.experts.FAMILIES`.
+    family: one of `vlm.experts.ADAPTERS`.
     tower: the family's own configuration of the tower (for transformers, `config.to_dict()`).
     image_size: (height, width) of the pixels it sees.
     mean, std: of the pixel normalisation, per channel, for pixels in 0..1.

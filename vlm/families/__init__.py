@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import nn
 
-from vlm.families.base import Family, Grid, UnknownFamily, View, VisualInput
-from vlm.families.foveate import FoveateFamily
+from vlm.families.base import Grid, ModelAdapter, UnknownFamily, View, VisualInput
+from vlm.families.foveate import FoveateAdapter
 from vlm.families.internvl import InternVL
 from vlm.families.llava import Llava
 from vlm.families.llava_next import LlavaNext
@@ -19,7 +19,7 @@ from vlm.families.qwen3_vl import Qwen3VL
 from vlm.families.smolvlm import SmolVLM
 from vlm.families.video_llava import VideoLlava
 
-FAMILIES: tuple[type[Family], ...] = (
+ADAPTERS: tuple[type[ModelAdapter], ...] = (
     Llava,
     LlavaNext,
     LlavaOnevision,
@@ -30,7 +30,7 @@ FAMILIES: tuple[type[Family], ...] = (
     InternVL,
     SmolVLM,
     Mistral3,
-    FoveateFamily,
+    FoveateAdapter,
 )
 
 
@@ -48,7 +48,7 @@ def unwrapped(model: nn.Module) -> Any:
             return inner
 
 
-def family_of(model: nn.Module) -> Family:
+def adapter_of(model: nn.Module) -> ModelAdapter:
     """The family of a model, bound to it.
 
     Raises:
@@ -56,10 +56,10 @@ def family_of(model: nn.Module) -> Family:
     """
     inner = unwrapped(model)
     kind = getattr(getattr(inner, "config", None), "model_type", None)
-    for family in FAMILIES:
+    for family in ADAPTERS:
         if kind in family.model_types and hasattr(inner, "model"):
             return family(inner)
-    known = ", ".join(sorted(name for family in FAMILIES for name in family.model_types))
+    known = ", ".join(sorted(name for family in ADAPTERS for name in family.model_types))
     raise UnknownFamily(
         f"{type(model).__name__} (model_type {kind!r}) is of no known family; known model types: "
         f"{known}. docs/add-a-family.md says how to add one"
@@ -67,13 +67,13 @@ def family_of(model: nn.Module) -> Family:
 
 
 __all__ = [
-    "FAMILIES",
-    "Family",
-    "FoveateFamily",
+    "ADAPTERS",
+    "FoveateAdapter",
     "Grid",
+    "ModelAdapter",
     "UnknownFamily",
     "View",
     "VisualInput",
-    "family_of",
+    "adapter_of",
     "unwrapped",
 ]

@@ -81,7 +81,7 @@ class VisualInput:
         return (1, 1, self.count)
 
 
-class Family(ABC):
+class ModelAdapter(ABC):
     """The parts of one model. A subclass is written for one way of building models.
 
     The model's core has `get_image_features`, and `get_video_features` where it takes videos,

@@ -11,14 +11,14 @@ from torch import Tensor, nn
 
 from vlm.experts.base import ExpertOutput
 from vlm.experts.scoring import Seen, saliency, weights
-from vlm.families.base import Family, UnknownFamily, View, VisualInput
+from vlm.families.base import ModelAdapter, UnknownFamily, View, VisualInput
 from vlm.families.resize import smaller_pictures
 from vlm.families.taps import Tap
 from vlm.fusion import Block
 from vlm.model.features import blocks_of_images, blocks_of_videos, by_expert, in_order
 
 
-class FoveateFamily(Family):
+class FoveateAdapter(ModelAdapter):
     """`FoveateForConditionalGeneration` with the MLP fusion.
 
     Merging follows the fusion; with one expert and no windows it comes before, as in LLaVA.
@@ -115,7 +115,7 @@ class ExpertsTap(Tap):
     """Reads the layer at one depth of every expert (SAM: the layer of its own settings, since only
     some of its layers attend to the whole image)."""
 
-    def __init__(self, family: FoveateFamily, depth: int) -> None:
+    def __init__(self, family: FoveateAdapter, depth: int) -> None:
         super().__init__()
         self.family = family
         self.layers = {}

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vlm.families.base import Family, VisualInput
+from vlm.families.base import ModelAdapter, VisualInput
 from vlm.families.taps import ProjectionTap, Tap
 
 
-class InternVL(Family):
+class InternVL(ModelAdapter):
     """`InternVLForConditionalGeneration`.
 
     The model is given tiles and not told which of them make an image; those that stand together in

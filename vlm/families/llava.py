@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vlm.families.base import Family, UnknownFamily, VisualInput
+from vlm.families.base import ModelAdapter, UnknownFamily, VisualInput
 from vlm.families.resize import smaller_pictures
 from vlm.families.taps import ProjectionTap, Tap
 
 
-class Llava(Family):
+class Llava(ModelAdapter):
     """`LlavaForConditionalGeneration`, the embedded model included."""
 
     name = "llava"

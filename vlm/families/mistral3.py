@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vlm.families.base import Family, UnknownFamily, View, VisualInput
+from vlm.families.base import ModelAdapter, UnknownFamily, View, VisualInput
 from vlm.families.internvl import shuffled
 from vlm.families.taps import PackedTap, Tap
 
 
-class Mistral3(Family):
+class Mistral3(ModelAdapter):
     """`Mistral3ForConditionalGeneration` with a Mistral decoder.
 
     The rows of an image are parted by a break token in the prompt, which is text and stays.

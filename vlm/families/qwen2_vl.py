@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vlm.families.base import Family, VisualInput
+from vlm.families.base import ModelAdapter, VisualInput
 from vlm.families.taps import FusedTap, Tap
 
 
-class Qwen2VL(Family):
+class Qwen2VL(ModelAdapter):
     """`Qwen2VLForConditionalGeneration`.
 
     The tower's rows come in groups of `spatial_merge_size` squared, one group a cell, cells in

@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vlm.families.base import Family, VisualInput
+from vlm.families.base import ModelAdapter, VisualInput
 from vlm.families.internvl import shuffled
 from vlm.families.taps import ProjectionTap, Tap
 
 
-class SmolVLM(Family):
+class SmolVLM(ModelAdapter):
     """`SmolVLMForConditionalGeneration`.
 
     Tiles stand between text of their own and nothing tells the model which make an image: each

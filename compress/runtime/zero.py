@@ -14,20 +14,20 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
-from compress.rows import padded
-from compress.scores import Asked, text_attention
-from compress.state import length_of
-from vlm.families import Family
+from compress.runtime.rows import padded
+from compress.runtime.scores import Asked, text_attention
+from compress.runtime.state import length_of
+from vlm.families import ModelAdapter
 
 if TYPE_CHECKING:
-    from compress.attach import Compression
+    from compress.runtime.attach import Compression
 
 
 class Symmetry:
     """Keeps account of one forward: what was encoded, and where other processes score."""
 
-    def __init__(self, family: Family) -> None:
-        self.family = family
+    def __init__(self, adapter: ModelAdapter) -> None:
+        self.adapter = adapter
         self._missing: list[str] = []
         self._blank: list[Tensor] = []
         self._layers: frozenset[int] = frozenset()
@@ -37,7 +37,7 @@ class Symmetry:
         """Whether parameters are partitioned over several processes."""
         if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
             return False
-        return any(hasattr(p, "ds_id") for p in self.family.language_model.parameters())
+        return any(hasattr(p, "ds_id") for p in self.adapter.language_model.parameters())
 
     def begin(self, kwargs: dict[str, Any]) -> None:
         """The core is called: which kinds of input does this process lack?"""
@@ -48,29 +48,29 @@ class Symmetry:
         if later or (cache is not None and length_of(cache)) or not self.needed:
             return
         pixels = {"image": "pixel_values", "video": "pixel_values_videos"}
-        self._missing = [k for k in self.family.kinds if kwargs.get(pixels[k]) is None]
+        self._missing = [k for k in self.adapter.kinds if kwargs.get(pixels[k]) is None]
 
     def embedded(self, owner: Compression) -> None:
         """Words are embedded, and what the core encodes would be encoded now."""
-        if self._missing == list(self.family.kinds):
+        if self._missing == list(self.adapter.kinds):
             self._encode(owner, list(self._missing))
 
     def before(self, owner: Compression, kind: str) -> None:
         """Inputs of `kind` are about to be encoded; the kinds that come first, before them."""
-        place = self.family.kinds.index(kind)
-        self._encode(owner, [k for k in self._missing if self.family.kinds.index(k) < place])
+        place = self.adapter.kinds.index(kind)
+        self._encode(owner, [k for k in self._missing if self.adapter.kinds.index(k) < place])
 
     def after(self, owner: Compression, kind: str) -> None:
         """Inputs of `kind` were encoded; the kinds that come after the last one."""
-        place = self.family.kinds.index(kind)
-        if all(later in self._missing for later in self.family.kinds[place + 1 :]):
+        place = self.adapter.kinds.index(kind)
+        if all(later in self._missing for later in self.adapter.kinds[place + 1 :]):
             self._encode(owner, list(self._missing))
 
     def _encode(self, owner: Compression, kinds: list[str]) -> None:
-        weight = next(self.family.tower.parameters())
+        weight = next(self.adapter.tower.parameters())
         for kind in kinds:
             self._missing.remove(kind)
-            given = _like(self.family.blank(kind), weight)
+            given = _like(self.adapter.blank(kind), weight)
             output = owner.encoders[kind].unseen(**given, return_dict=True)
             every = [output.pooler_output, *(getattr(output, "deepstack_features", None) or [])]
             self._blank += [x.sum() * 0 for features in every for x in features]
@@ -84,9 +84,9 @@ class Symmetry:
 
     def agree(self, owner: Compression, layers: frozenset[int], device: torch.device) -> None:
         """Find the decoder layers at which any process scores."""
-        if not (self.needed and owner.method.inside_needs & {"scores", "keys", "text_keys"}):
+        if not (self.needed and owner.method.in_llm_needs & {"scores", "keys", "text_keys"}):
             return
-        marks = torch.zeros(len(self.family.layers), dtype=torch.int32, device=device)
+        marks = torch.zeros(len(self.adapter.layers), dtype=torch.int32, device=device)
         marks[sorted(layers)] = 1
         dist.all_reduce(marks, op=dist.ReduceOp.MAX)
         self._layers = frozenset(marks.nonzero().flatten().tolist())
@@ -97,14 +97,13 @@ class Symmetry:
         """Score for nothing in decoder layer `number`, if another process does so in earnest."""
         if number not in self._layers:
             return
-        scorer = owner.method.schedule(1, len(self.family.layers)).scorer
-        layer = number - 1 if scorer == "previous" else number
+        layer = number - 1 if owner.method.scored_by == "previous" else number
         rows, length = hidden.shape[:2]
         where, real = padded([torch.zeros(1, dtype=torch.int64)] * rows)
         mask = torch.ones(rows, length, dtype=torch.bool)
         asked = Asked(where, real, mask, mask[:, :0])
         rotary = kwargs["position_embeddings"]
-        text_attention(self.family.layers[layer], hidden, rotary, asked)
+        text_attention(self.adapter.layers[layer], hidden, rotary, asked)
 
     def over(self) -> None:
         """The language model is through."""

@@ -27,19 +27,19 @@ import torch
 from torch import Tensor, nn
 
 from compress.budget import Allocation, resolve_budget
-from compress.encode import Encoder
-from compress.encoded import Encoded
 from compress.errors import CompressionError
-from compress.export import export
 from compress.methods import Downsample, Method, get_method
-from compress.prefill import begin
-from compress.report import Record, Report
-from compress.scores import take
-from compress.stage import Pass, add_deepstack, enter_stage
-from compress.state import State, chunk_mask, turn_positions
-from compress.zero import Symmetry
+from compress.report.cost import Record, Report
+from compress.report.export import export
+from compress.runtime.encode import Encoder
+from compress.runtime.encoded import Encoded
+from compress.runtime.prefill import begin
+from compress.runtime.scores import take
+from compress.runtime.stage import Pass, add_deepstack, enter_stage
+from compress.runtime.state import State, chunk_mask, turn_positions
+from compress.runtime.zero import Symmetry
 from positions import PPE, ChannelTable, PlannedRotary, Scheme
-from vlm.families import Family, family_of, unwrapped
+from vlm.families import ModelAdapter, adapter_of, unwrapped
 
 _ATTACHED: weakref.WeakKeyDictionary[nn.Module, Any] = weakref.WeakKeyDictionary()
 
@@ -56,12 +56,12 @@ class Compression:
         method: str | Method = "duet",
         budget: int | float = 0.25,
         *,
-        positions: str | Scheme = "home",
+        positions: str | Scheme = "original",
         slots: int | PPE = 1,
         generator: torch.Generator | None = None,
     ) -> None:
-        self.family: Family = family_of(model)
-        other: Compression | None = _ATTACHED.get(self.family.core)
+        self.adapter: ModelAdapter = adapter_of(model)
+        other: Compression | None = _ATTACHED.get(self.adapter.core)
         if other is not None:
             raise CompressionError(
                 f"{type(model).__name__} has a compression already ({other.method!r}, budget "
@@ -69,19 +69,21 @@ class Compression:
             )
         self.method: Method = get_method(method)
         self.budget: int | float = budget
-        resolve_budget(budget, self.family.cells or 2**62)
-        known = positions in ("home", "compact") if isinstance(positions, str) else None
+        resolve_budget(budget, self.adapter.cells or 2**62)
+        known = positions in ("original", "compact") if isinstance(positions, str) else None
         if known is False or not (known or hasattr(positions, "homes")):
-            raise ValueError(f"positions is {positions!r}: expected 'home', 'compact' or a Scheme")
-        if isinstance(self.method, Downsample) and not self.family.resizes:
+            raise ValueError(
+                f"positions is {positions!r}: expected 'original', 'compact' or a Scheme"
+            )
+        if isinstance(self.method, Downsample) and not self.adapter.resizes:
             raise CompressionError(
                 f"{self.method!r} needs a vision tower whose pictures can be made smaller, which "
-                f"family {self.family.name!r} has not: give its processor a smaller picture instead"
+                f"adapter {self.adapter.name!r} has not: give its processor a smaller picture instead"
             )
         self._check_attention()
         self.positions, self.generator = positions, generator
         self.slots = self._slots(slots)
-        self.record = Record(self.family)
+        self.record = Record(self.adapter)
         self.encoded: dict[str, Encoded] = {}
         self._allocations: dict[int, Allocation] = {}
         self._ids: Tensor | None = None
@@ -91,11 +93,11 @@ class Compression:
         self.says_next = False  # the one logit asked for is that after the last column
         self._pass: Pass | None = None
         self._handles: list[Any] = []
-        self._planned = PlannedRotary(self.family.rotary)
-        self.symmetry = Symmetry(self.family)
-        self.encoders = {kind: Encoder(self, kind) for kind in self.family.kinds}
+        self._planned = PlannedRotary(self.adapter.rotary)
+        self.symmetry = Symmetry(self.adapter)
+        self.encoders = {kind: Encoder(self, kind) for kind in self.adapter.kinds}
         self._attach(model)
-        _ATTACHED[self.family.core] = self
+        _ATTACHED[self.adapter.core] = self
 
     # ------------------------------------------------------------ what users call
 
@@ -107,8 +109,8 @@ class Compression:
         for encoder in self.encoders.values():
             encoder.remove()
         self._planned.remove()
-        if _ATTACHED.get(self.family.core) is self:
-            del _ATTACHED[self.family.core]
+        if _ATTACHED.get(self.adapter.core) is self:
+            del _ATTACHED[self.adapter.core]
 
     def __enter__(self) -> Compression:
         return self
@@ -158,7 +160,7 @@ class Compression:
         index: which visual input of the last prefill. path: where to save it, if anywhere.
         Returns a PIL image.
         """
-        from compress.overlay import overlay
+        from compress.report.overlay import overlay
 
         picture = overlay(image, self.record.stages(index))
         if path is not None:
@@ -172,7 +174,7 @@ class Compression:
             budget = self.budget
             if isinstance(budget, Integral):
                 budget = min(int(budget), cells)
-            depth = len(self.family.layers)
+            depth = len(self.adapter.layers)
             self._allocations[cells] = self.method.allocate(cells, depth, budget)
         return self._allocations[cells]
 
@@ -201,25 +203,25 @@ class Compression:
         return self._pass is not None and self._pass.back is not None
 
     @property
-    def bias_by_size(self) -> bool:
+    def proportional_attention(self) -> bool:
         """Whether log(size) is added: the method wants it, and the attention takes a bias."""
-        config: Any = self.family.language_model.config
-        wanted = self.method.bias_by_size is not False
+        config: Any = self.adapter.language_model.config
+        wanted = self.method.proportional_attention is not False
         return wanted and config._attn_implementation in _ADDITIVE
 
     # ------------------------------------------------------------ hooks
 
     def _check_attention(self) -> None:
-        config: Any = self.family.language_model.config
+        config: Any = self.adapter.language_model.config
         sliding = getattr(config, "sliding_window", None) is not None
         every = ["sliding_attention" if sliding else "full_attention"]
         kinds = getattr(config, "layer_types", None) or every
         if set(kinds) != {"full_attention"}:
             raise CompressionError(
-                f"{type(self.family.language_model).__name__} has layers of the kinds "
+                f"{type(self.adapter.language_model).__name__} has layers of the kinds "
                 f"{sorted(set(kinds))}: only full attention can lose tokens on the way"
             )
-        if self.method.bias_by_size and not self.bias_by_size:
+        if self.method.proportional_attention and not self.proportional_attention:
             raise CompressionError(
                 f"{self.method!r} adds log(size) to attention logits, which attention "
                 f"implementation {config._attn_implementation!r} does not take: expected one of "
@@ -235,24 +237,24 @@ class Compression:
                 "slots keep the places that merged tokens came from, and positions='compact' gives "
                 "them up: expected one or the other"
             )
-        ChannelTable.of(self.family.rotary).with_slots(chosen.slots, chosen.layout)
+        ChannelTable.of(self.adapter.rotary).with_slots(chosen.slots, chosen.layout)
         return chosen
 
     def _attach(self, model: nn.Module) -> None:
-        family, add = self.family, self._handles.append
+        adapter, add = self.adapter, self._handles.append
         for outer in {id(m): m for m in (model, unwrapped(model))}.values():
             add(outer.register_forward_pre_hook(self._see_call, with_kwargs=True))
-        add(family.core.register_forward_pre_hook(self._see_ids, with_kwargs=True))
-        words = family.core.get_input_embeddings()
+        add(adapter.core.register_forward_pre_hook(self._see_ids, with_kwargs=True))
+        words = adapter.core.get_input_embeddings()
         add(words.register_forward_hook(lambda *_: self.symmetry.embedded(self)))
         for encoder in self.encoders.values():
             self._handles += encoder.attach()
-        lm = family.language_model
+        lm = adapter.language_model
         add(lm.register_forward_pre_hook(self._enter, with_kwargs=True))
         add(lm.register_forward_hook(self._leave))
-        for number, layer in enumerate(family.layers):
+        for number, layer in enumerate(adapter.layers):
             add(layer.register_forward_pre_hook(self._layer(number), with_kwargs=True))
-        add(family.norm.register_forward_pre_hook(self._restore))
+        add(adapter.norm.register_forward_pre_hook(self._restore))
 
     def _see_call(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         self._labels = kwargs.get("labels")
@@ -262,7 +264,7 @@ class Compression:
         self.says_next = isinstance(ahead, int) and ahead == 1
 
     def _see_ids(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-        media = [kwargs.get(name) for name in self.family.media]
+        media = [kwargs.get(name) for name in self.adapter.media]
         given = any(_holds(x) for x in media)
         ids = kwargs.get("input_ids", args[0] if args else None)
         if given and ids is None:
@@ -312,9 +314,9 @@ class Compression:
         rows, q = embeds.shape[:2]
         new = chunk_mask(kwargs.get("attention_mask"), rows, q, state.dense, embeds.device)
         given = kwargs.get("position_ids") if self._placed else None
-        given = turn_positions(state, given, embeds, new, self.family.deltas)
+        given = turn_positions(state, given, embeds, new, self.adapter.deltas)
         index = torch.arange(state.length, state.length + q, device=embeds.device)
-        table = state.extend(new, given if self.positions == "home" else None)
+        table = state.extend(new, given if self.positions == "original" else None)
         arguments = {
             "attention_mask": state.seen(0).long(),
             "position_ids": index.expand(rows, -1),
@@ -352,7 +354,7 @@ class Compression:
                 if number + 1 in going.prompt.stage_layers:
                     going.prompt.entered = (hidden, kwargs["position_embeddings"])
             if going.needs_mask(number):
-                going.mask_from(number, self.family, kwargs, hidden)
+                going.mask_from(number, self.adapter, kwargs, hidden)
                 kwargs.update(going.given)
             return (hidden, *args[1:]), kwargs
 
@@ -364,7 +366,7 @@ class Compression:
             return None
         hidden = args[0]
         if going.prompt is not None:
-            hidden = add_deepstack(going.prompt, len(self.family.layers), hidden)
+            hidden = add_deepstack(going.prompt, len(self.adapter.layers), hidden)
         if going.back is not None:
             hidden = take(hidden, going.back)
         return (hidden, *args[1:])
@@ -382,7 +384,7 @@ def compress(
     method: str | Method = "duet",
     budget: int | float = 0.25,
     *,
-    positions: str | Scheme = "home",
+    positions: str | Scheme = "original",
     slots: int | PPE = 1,
     generator: torch.Generator | None = None,
 ) -> Compression:
@@ -395,13 +397,13 @@ def compress(
     Without a `with` block it stays until `remove()`.
 
     Args:
-        model: a transformers model of a known family (`vlm.families`), or a wrapper of one (PEFT,
+        model: a transformers model of a known adapter (`vlm.families`), or a wrapper of one (PEFT,
             DDP, a DeepSpeed engine). Wrap first, compress then.
         method: a name (`list_methods()`) or an instance, such as `Duet(query="all")`.
         budget: mean number of visual tokens per visual input over the decoder layers; an int is a
             count, a float in (0, 1] a fraction of the dense count. The nearest reachable one is
             taken, and reported. An input with fewer tokens than a count keeps all it has.
-        positions: "home" leaves every token that is kept at the position that the model itself
+        positions: "original" leaves every token that is kept at the position that the model itself
             would have given it, and text where it would have stood; "compact" numbers the tokens
             that are left anew; a `positions.Scheme` plans its own.
         slots: how many of its members' positions a token that was merged before the language model
@@ -409,7 +411,7 @@ def compress(
         generator: the source of draws, for methods that draw.
 
     Raises:
-        ValueError: an unknown method, option or family; a budget out of range; a model that has a
+        ValueError: an unknown method, option or adapter; a budget out of range; a model that has a
             compression already, or whose attention cannot be reduced.
         TypeError: an argument of a wrong kind.
     """

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from compress.encoded import Encoded
 from compress.methods import Downsample
+from compress.runtime.encoded import Encoded
+from compress.runtime.views import reduce_inputs
 from compress.tokens import Reduction
-from compress.views import reduce_inputs
 from vlm.families.taps import Heads, Tap
 
 if TYPE_CHECKING:
-    from compress.attach import Compression
+    from compress.runtime.attach import Compression
 
 
 class Encoder:
@@ -26,7 +26,7 @@ class Encoder:
 
     def __init__(self, owner: Compression, kind: str) -> None:
         self.owner, self.kind = owner, kind
-        core = owner.family.core
+        core = owner.adapter.core
         self._name = f"get_{kind}_features"
         self._own = vars(core).get(self._name)
         self._function = getattr(core, self._name)
@@ -40,29 +40,31 @@ class Encoder:
 
     def _readers(self) -> dict[str, Tap]:
         """Readers of the layers that the method's fields come from, by role."""
-        owner, family = self.owner, self.owner.family
+        owner, adapter = self.owner, self.owner.adapter
         fields = owner.method.needs | owner.method.wants
-        layers = family.vision_layers(self.kind)
+        layers = adapter.vision_layers(self.kind)
         wanted: dict[str, int] = {}
         if fields & {"saliency", "keys", "attention"}:
-            wanted["deep"] = family.scoring_layer(self.kind, owner.method.scoring_layer)
-        if "shallow" in fields:  # the 6th of CLIP's 24 layers, in VScan
-            wanted["shallow"] = family.scoring_layer(self.kind, max(0, len(layers) // 4 - 1))
-        return {role: family.tap(layers[number]) for role, number in wanted.items()}
+            wanted["deep"] = adapter.scoring_layer(self.kind, owner.method.scoring_layer)
+        if "shallow_saliency" in fields:  # the 6th of CLIP's 24 layers, in VScan
+            wanted["shallow_saliency"] = adapter.scoring_layer(
+                self.kind, max(0, len(layers) // 4 - 1)
+            )
+        return {role: adapter.tap(layers[number]) for role, number in wanted.items()}
 
     def attach(self) -> list[Any]:
         """Take the function's place and register hooks; returns the hooks' handles."""
-        setattr(self.owner.family.core, self._name, self)
+        setattr(self.owner.adapter.core, self._name, self)
         self._attached = True
         handles = [handle for tap in self._taps.values() for handle in tap.attach()]
-        point = self.owner.family.merge_point(self.kind)
+        point = self.owner.adapter.merge_point(self.kind)
         if point is not None:
             handles.append(point.register_forward_pre_hook(self._merge))
         return handles
 
     def remove(self) -> None:
         """Give the function its place back."""
-        core = self.owner.family.core
+        core = self.owner.adapter.core
         self._attached = False
         if vars(core).get(self._name) is self:
             delattr(core, self._name)
@@ -74,11 +76,11 @@ class Encoder:
         busy = any(encoder._busy for encoder in self.owner.encoders.values())
         if busy or not self._attached:
             return self._function(*args, **kwargs)
-        family, record = self.owner.family, self.owner.record
+        adapter, record = self.owner.adapter, self.owner.record
         self.owner.symmetry.before(self.owner, self.kind)
         record.restart()
         call = dict(self._signature.bind(*args, **kwargs).arguments)
-        encoded = Encoded(self.kind, family.inputs(self.kind, call))
+        encoded = Encoded(self.kind, adapter.inputs(self.kind, call))
         self._running, self._busy = encoded, True
         for tap in self._taps.values():
             tap.active = True
@@ -89,7 +91,7 @@ class Encoder:
             for tap in self._taps.values():
                 tap.active = False
             self._running, self._busy = None, False
-        if family.merge_point(self.kind) is None:
+        if adapter.merge_point(self.kind) is None:
             record.clock.start("reduce")
             self._read(encoded)
             record.clock.stop("reduce")
@@ -114,7 +116,7 @@ class Encoder:
         keep = owner.allocation(grid[1] * grid[2]).keep
         if keep == grid[1] * grid[2]:
             return nullcontext()
-        return owner.family.resized(math.isqrt(keep), owner.method.blocks(grid, keep)[0])
+        return owner.adapter.resized(math.isqrt(keep), owner.method.blocks(grid, keep)[0])
 
     def unseen(self, **kwargs: Any) -> Any:
         """The function itself, with nothing read and nothing merged."""
@@ -127,18 +129,18 @@ class Encoder:
     @torch.no_grad()
     def _read(self, encoded: Encoded) -> None:
         """What the scoring layers saw, for each token of each input."""
-        method, family = self.owner.method, self.owner.family
+        method, adapter = self.owner.method, self.owner.adapter
         fields = method.needs | method.wants
 
         def pool(rows: Tensor) -> list[Tensor]:
             parts = zip(encoded.inputs, encoded.by_input(rows), strict=True)
-            return [family.pool(item, part) for item, part in parts]
+            return [adapter.pool(item, part) for item, part in parts]
 
         for role, tap in self._taps.items():
             heads = tap.take([item.rows for item in encoded.inputs])
-            if role == "shallow":
+            if role == "shallow_saliency":
                 rows = heads.saliency(method.saliency_rule)[:, None]
-                encoded.fields["shallow"] = [x[:, 0] for x in pool(rows)]
+                encoded.fields["shallow_saliency"] = [x[:, 0] for x in pool(rows)]
                 continue
             if "saliency" in fields:
                 rows = heads.saliency(method.saliency_rule)[:, None]
@@ -157,8 +159,8 @@ class Encoder:
             while sum(len(segment) for segment in held) < item.rows:
                 held.append(next(segments))
             whole = torch.block_diag(*held)
-            halfway = self.owner.family.pool(item, whole)
-            found.append(self.owner.family.pool(item, halfway.T.contiguous()).T)
+            halfway = self.owner.adapter.pool(item, whole)
+            found.append(self.owner.adapter.pool(item, halfway.T.contiguous()).T)
         return found
 
     def _merge(self, module: nn.Module, args: tuple[Any, ...]) -> Any:
@@ -172,14 +174,14 @@ class Encoder:
         rows = encoded.by_input(features.reshape(-1, features.shape[-1]))
         parts = list(zip(encoded.inputs, rows, strict=True))
         merged = None
-        if "tower" in owner.method.needs | owner.method.wants:
-            encoded.fields["tower"] = [owner.family.pool(item, x) for item, x in parts]
-        if owner.method.space == "tower":
+        if "pre_projector" in owner.method.needs | owner.method.wants:
+            encoded.fields["pre_projector"] = [owner.adapter.pool(item, x) for item, x in parts]
+        if owner.method.features_from == "pre_projector":
             keeps = [owner.allocation(count).keep for count in encoded.counts]
             encoded.reductions = reduce_inputs(
                 owner.method,
                 encoded.inputs,
-                [owner.family.pool(item, x) for item, x in parts],
+                [owner.adapter.pool(item, x) for item, x in parts],
                 keeps,
                 encoded.fields,
                 owner.generator,

@@ -68,7 +68,7 @@ def volume(kernel: Tensor, count: int) -> Tensor:
         done.scatter_(1, pick, True)
         seen = basis[:, :step]
         spanned = seen.gather(2, pick[:, None].expand(-1, step, 1)).transpose(1, 2)
-        row = ops.rows(kernel, pick)[:, 0] - (spanned @ seen)[:, 0]
+        row = ops.gather(kernel, pick)[:, 0] - (spanned @ seen)[:, 0]
         rest = left.gather(1, pick)
         fresh = rest > limit.gather(1, pick)
         row = torch.where(fresh, row / rest.clamp(min=1e-30).sqrt(), 0.0)
@@ -102,7 +102,7 @@ def _span_all(x: Tensor, count: int) -> Tensor:
         best = score.max(1, keepdim=True)
         chosen.append(best.indices)
         done.scatter_(1, best.indices, True)
-        axis = ops.rows(rest, best.indices)
+        axis = ops.gather(rest, best.indices)
         axis = axis / axis.norm(dim=2, keepdim=True).clamp(min=1e-30)
         axis = torch.where(best.values[..., None] > 0, axis, 0.0)
         along = rest @ axis.mT

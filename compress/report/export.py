@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from compress.report import Record
+from compress.report.cost import Record
 from compress.tokens import Reduction
 
 

@@ -23,7 +23,7 @@ def wide(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-def rows(x: Tensor, index: Tensor) -> Tensor:
+def gather(x: Tensor, index: Tensor) -> Tensor:
     """x (B, N, ...) at index (B, M) -> (B, M, ...)."""
     extra = (1,) * (x.dim() - 2)
     return x.gather(1, index.reshape(*index.shape, *extra).expand(*index.shape, *x.shape[2:]))
@@ -104,7 +104,7 @@ def segment_sum(x: Tensor, assign: Tensor, count: int) -> Tensor:
     return out.reshape(b, count + 1, d)[:, 1:]
 
 
-def keep(features: Tensor, index: Tensor, size: Tensor | None = None) -> Reduction:
+def prune(features: Tensor, index: Tensor, size: Tensor | None = None) -> Reduction:
     """Tokens at index (B, M), distinct, in raster order; the rest dropped.
 
     size: (B, N) cells in each input token, default one each.
@@ -114,7 +114,7 @@ def keep(features: Tensor, index: Tensor, size: Tensor | None = None) -> Reducti
     assign = index.new_full(features.shape[:2], -1)
     assign.scatter_(1, index, torch.arange(m, device=index.device).expand(b, m))
     sizes = torch.ones_like(index) if size is None else size.gather(1, index)
-    return Reduction(rows(features, index), assign, index, sizes)
+    return Reduction(gather(features, index), assign, index, sizes)
 
 
 def merge(
@@ -144,7 +144,7 @@ def merge(
     assign = assign.scatter(1, anchor, own)
     cells = torch.ones_like(assign) if size is None else size
     total = segment_sum(cells[..., None], assign, m)[..., 0]
-    centre, weight = wide(rows(features, anchor)), cells.gather(1, anchor)
+    centre, weight = wide(gather(features, anchor)), cells.gather(1, anchor)
     away = assign.scatter(1, anchor, -1)  # members other than the anchor
     rest = segment_sum(wide(features) * cells[..., None], away, m)
     count = (total - weight)[..., None]
@@ -165,8 +165,8 @@ def to_nearest(similarity_of: Tensor, centres: Tensor, members: Tensor | None = 
     """
     b, n, _ = similarity_of.shape
     vectors = unit(similarity_of)
-    targets = rows(vectors, centres).transpose(1, 2)
-    sources = vectors if members is None else rows(vectors, members)
+    targets = gather(vectors, centres).transpose(1, 2)
+    sources = vectors if members is None else gather(vectors, members)
     step = max(1, PAIRS // max(1, b * centres.shape[1]))
     parts = [(part @ targets).argmax(dim=2) for part in sources.split(step, dim=1)]
     best = torch.cat(parts, dim=1)
@@ -263,7 +263,7 @@ def density_peaks(x: Tensor, neighbours: int) -> Tensor:
 def to_closest(x: Tensor, centres: Tensor) -> Tensor:
     """assign (B, N): row of the centre (B, M) at the smallest distance; centres to their own."""
     b, m = centres.shape
-    targets = rows(x, centres)
+    targets = gather(x, centres)
     step = max(1, PAIRS // (b * m))
     parts = [squared_distances(part, targets).argmin(2) for part in x.split(step, dim=1)]
     own = torch.arange(m, device=x.device).expand(b, m)

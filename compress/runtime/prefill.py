@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from compress.places import positions_after
-from compress.rows import Rows
-from compress.scores import take
-from compress.stage import Pass, Placed, Prompt, follow_deepstack, split, with_bias, write
-from compress.state import (
+from compress.runtime.places import positions_after
+from compress.runtime.rows import Rows
+from compress.runtime.scores import take
+from compress.runtime.stage import Pass, Placed, Prompt, follow_deepstack, split, with_bias, write
+from compress.runtime.state import (
     State,
     chunk_mask,
     length_of,
@@ -19,11 +19,11 @@ from compress.state import (
     samples_of,
     turn_positions,
 )
+from compress.runtime.views import reduce_inputs
 from compress.tokens import Reduction
-from compress.views import reduce_inputs
 
 if TYPE_CHECKING:
-    from compress.attach import Compression
+    from compress.runtime.attach import Compression
 
 
 def begin(
@@ -56,7 +56,7 @@ def begin(
     if state is None:
         given = positions_of(given, embeds)
     else:
-        given = turn_positions(state, given, embeds, mask.to(device), owner.family.deltas)
+        given = turn_positions(state, given, embeds, mask.to(device), owner.adapter.deltas)
     homes = _homes(given, embeds, mask.to(device), state, past)
     held: list[list[Tensor]] = [[] for _ in ids]
     for item in items:
@@ -78,8 +78,8 @@ def begin(
     new_rows, back, dense_homes = rows, None, homes
     ends = homes.masked_fill(~mask.to(device)[..., None], 0).amax((1, 2)).ceil() + 1
     asking = rows.queries("last", answers)
-    schedule = allocations[0].schedule
-    if schedule.query != "last":
+    query_rows = owner.method.query_rows
+    if query_rows != "last":
         asking = rows.queries("all", answers)
     deepstack = _deepstack(kwargs, items)
     if keeps != [item.input.count for item in items]:
@@ -103,8 +103,7 @@ def begin(
         after=after,
         first=reductions,
         counts=[allocation.counts for allocation in allocations],
-        schedule=schedule,
-        stage_layers=frozenset(layer for a in allocations for layer, _ in a.schedule.stages),
+        stage_layers=frozenset(layer for a in allocations for layer, _ in a.schedule),
         positions=[
             table.positions[row, first + slots]
             for row, every in enumerate(new_rows.slots)
@@ -114,7 +113,7 @@ def begin(
         before=(state, past),
         text=int(rows.text().sum()),
     )
-    if schedule.query == "salient":
+    if query_rows == "salient":
         prompt.asking = _salient(owner, prompt, embeds)
     layers = [0] if state is None else list(state.valid)
     new = State(
@@ -127,7 +126,7 @@ def begin(
     )
     if new_rows.samples is not None:
         new.samples = {0: new_rows.samples.to(device)}
-    if owner.bias_by_size or (state is not None and state.bias):
+    if owner.proportional_attention or (state is not None and state.bias):
         new.bias = {n: with_bias(prompt, n, valid) for n in layers}
     places_of = torch.arange(first, first + embeds.shape[1], device=device)
     arguments: dict[str, Any] = {
@@ -144,8 +143,8 @@ def begin(
 def _placed(owner: Compression, ids: Tensor, mask: Tensor) -> list[Placed]:
     """The visual inputs of a prompt, in order of rows and of places in them."""
     found = []
-    for kind in owner.family.kinds:
-        here = (ids == owner.family.placeholder(kind)) & mask
+    for kind in owner.adapter.kinds:
+        here = (ids == owner.adapter.placeholder(kind)) & mask
         totals = here.sum(1).tolist()
         if not any(totals):
             continue
@@ -155,7 +154,7 @@ def _placed(owner: Compression, ids: Tensor, mask: Tensor) -> list[Placed]:
                 f"the features of the {kind}s were made before this compression was attached: "
                 "call the model or generate with pixel values"
             )
-        if owner.family.one_run_one_input:
+        if owner.adapter.one_run_one_input:
             runs = [_runs(row) for row in here[:: encoded.times(totals)]]
             encoded = encoded.joined([run for row in runs for run in row])
         for row, held in enumerate(encoded.rows(totals)):
@@ -197,7 +196,7 @@ def _reductions(
             first.setdefault((item.encoded.kind, item.index), number)
     late = list(first.values())
     queries = None
-    if "query" in owner.method.needs | owner.method.wants:
+    if "text_query" in owner.method.needs | owner.method.wants:
         queries = [embeds[items[n].row, text[n]] for n in late]
     names = set.intersection(*(set(items[n].encoded.fields) for n in late)) if late else set()
     reduced = reduce_inputs(

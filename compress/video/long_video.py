@@ -13,15 +13,15 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from compress.attach import Compression, compress
-from compress.encoded import Encoded
 from compress.methods import Method
-from compress.methods.windows import deal
-from compress.stream import Kept, Stream
+from compress.ops.windows import deal
+from compress.runtime.attach import Compression, compress
+from compress.runtime.encoded import Encoded
 from compress.tokens import VisualTokens
+from compress.video.stream import Kept, Stream
 from positions import Scheme, Text, plan
 from positions import Video as VideoCells
-from vlm.families import Family, family_of
+from vlm.families import ModelAdapter, adapter_of
 from vlm.media import Video, iter_video
 from vlm.model.features import FoveateFeatures
 
@@ -89,17 +89,17 @@ def stream_video(
     Raises UnknownFamily or ValueError for other models, MediaError for bad media, ValueError for
     arguments that do not fit.
     """
-    family = family_of(model)
-    if family.name not in ("foveate", "llava"):
+    adapter = adapter_of(model)
+    if adapter.name not in ("foveate", "llava"):
         raise ValueError(
-            f"{type(model).__name__} is of family {family.name!r}: expected 'foveate' or 'llava', "
+            f"{type(model).__name__} is of adapter {adapter.name!r}: expected 'foveate' or 'llava', "
             "whose vision sides see frame by frame"
         )
     chunks = iter(video) if not isinstance(video, str | os.PathLike) else None
     if chunks is None:
         chunks = iter_video(video, chunk, fps=fps, **opening)  # type: ignore[arg-type]
     query = None if question is None else _words(model, processor, question)
-    options: dict[str, Any] = {"window": window, "query": query, "generator": generator}
+    options: dict[str, Any] = {"window": window, "text_query": query, "generator": generator}
     Stream(method, budget, total=total, **options)  # a bad argument is told before decoding
     streams: list[Stream] = []
     times: list[float] = []
@@ -144,13 +144,13 @@ def video_prompt(
 
     text: with one placeholder for each video, <video> where the model has that, else <image>.
     positions: "compact" numbers the tokens that are left one by one, which keeps an hour within a
-        language model's reach; "home" is where the dense video would put them, by the model's own
+        language model's reach; "original" is where the dense video would put them, by the model's own
         scheme of each expert; a `positions.Scheme` places them (planning takes about 70 bytes a
         dense cell for a moment).
     Raises ValueError where placeholders and videos differ in number.
     """
-    family = family_of(model)
-    kind, token = _placeholder(family)
+    adapter = adapter_of(model)
+    kind, token = _placeholder(adapter)
     ids = processor.tokenizer(text, return_tensors="pt")["input_ids"][0]
     at = (ids == token).nonzero().flatten().tolist()
     if len(at) != len(videos):
@@ -164,34 +164,34 @@ def video_prompt(
     parts = [runs[0]]
     for video, run in zip(videos, runs[1:], strict=True):
         parts += [ids.new_full((len(video),), token), run]
-    device = family.core.get_input_embeddings().weight.device
+    device = adapter.core.get_input_embeddings().weight.device
     given: dict[str, Any] = {"input_ids": torch.cat(parts)[None].to(device)}
     given["attention_mask"] = torch.ones_like(given["input_ids"])
     features = [video.features for video in videos]
-    whole: Any = FoveateFeatures if family.name == "foveate" else BaseModelOutputWithPooling
+    whole: Any = FoveateFeatures if adapter.name == "foveate" else BaseModelOutputWithPooling
     given["mm_encoder_outputs"] = {kind: whole(pooler_output=features)}
     if positions != "compact":
-        found = _homes(family, runs, videos, positions)
+        found = _homes(adapter, runs, videos, positions)
         given["position_ids"] = found.float()[None].to(device)
     return given
 
 
-def _placeholder(family: Family) -> tuple[str, int]:
+def _placeholder(adapter: ModelAdapter) -> tuple[str, int]:
     """Kind and token id that stand for a video."""
-    takes_video = "video" in family.kinds and family.placeholder("video") >= 0
+    takes_video = "video" in adapter.kinds and adapter.placeholder("video") >= 0
     kind = "video" if takes_video else "image"
-    return kind, family.placeholder(kind)
+    return kind, adapter.placeholder(kind)
 
 
 def _homes(
-    family: Family, runs: list[Tensor], videos: list[LongVideo], positions: str | Scheme
+    adapter: ModelAdapter, runs: list[Tensor], videos: list[LongVideo], positions: str | Scheme
 ) -> Tensor:
     """(S,) float64: planned positions of the tokens of a prompt that are left."""
-    if isinstance(positions, str) and positions != "home":
-        raise ValueError(f"positions is {positions!r}: expected 'compact', 'home' or a Scheme")
+    if isinstance(positions, str) and positions != "original":
+        raise ValueError(f"positions is {positions!r}: expected 'compact', 'original' or a Scheme")
     own = [None] * len(videos[0].grids)
-    if positions == "home" and family.name == "foveate":
-        own = [family.core.fusion.config.scheme_of(name) for name in family.core.experts]
+    if positions == "original" and adapter.name == "foveate":
+        own = [adapter.core.fusion.config.scheme_of(name) for name in adapter.core.experts]
     segments: list[Any] = [Text(len(runs[0]))]
     index = [torch.arange(len(runs[0]))]
     start = len(runs[0])
@@ -224,8 +224,8 @@ def _encode(
     reader: Compression, model: Any, processor: Any, frames: np.ndarray
 ) -> list[VisualTokens]:
     """A chunk of frames (F, H, W, 3) as the model sees it, one for each view (each expert)."""
-    core, family = reader.family.core, reader.family
-    if family.name == "foveate":
+    core, adapter = reader.adapter.core, reader.adapter
+    if adapter.name == "foveate":
         call = processor(videos=[frames]).to(model.device, model.dtype)
         core.get_video_features(**{k: v for k, v in call.items() if k != "video_times"})
         encoded = reader.encoded.pop("video")

@@ -18,7 +18,7 @@ from compress.tokens import Reduction, VisualTokens
 LEAST = 8  # tokens of a stretch of the video that are chosen together when all are thinned
 
 # What tokens have beside features; a kept one has what its anchor has.
-_OWN = ("keys", "saliency", "shallow")
+_OWN = ("keys", "saliency", "shallow_saliency")
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Kept:
 
     features: (M, D), in the type that came in. cells: (M, 3) int64, the frame, row and column that
     each stands for. size: (M,) int64, the cells merged in it.
-    keys, saliency, shallow, tower: as in `VisualTokens`, without the batch; None where not given.
+    keys, saliency, shallow_saliency, pre_projector: as in `VisualTokens`, without the batch; None where not given.
     """
 
     features: Tensor
@@ -35,8 +35,8 @@ class Kept:
     size: Tensor
     keys: Tensor | None = None
     saliency: Tensor | None = None
-    shallow: Tensor | None = None
-    tower: Tensor | None = None
+    shallow_saliency: Tensor | None = None
+    pre_projector: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.features)
@@ -53,7 +53,7 @@ class Kept:
 
     def tokens(self) -> VisualTokens:
         """As a row of tokens that a method takes."""
-        names = ("features", "size", "tower", *_OWN)
+        names = ("features", "size", "pre_projector", *_OWN)
         given = {name: value[None] for name in names if (value := getattr(self, name)) is not None}
         return VisualTokens(grid=(1, 1, len(self)), **given)
 
@@ -73,8 +73,8 @@ class Kept:
 
         features = reduction.features[0] if first else mean(self.features)
         own = {name: x[anchor] for name in _OWN if (x := getattr(self, name)) is not None}
-        tower = None if self.tower is None else mean(self.tower)
-        return Kept(features, self.cells[anchor], size, tower=tower, **own)
+        pre_projector = None if self.pre_projector is None else mean(self.pre_projector)
+        return Kept(features, self.cells[anchor], size, pre_projector=pre_projector, **own)
 
 
 def _summed(x: Tensor, reduction: Reduction) -> Tensor:
@@ -105,7 +105,7 @@ class Stream:
 
     method: a name or an instance; the part of it before the language model.
     budget: tokens, at least 2. total: frames that will come, if known.
-    query: (Q, D) text embeddings, for methods that read them. generator: for methods that draw.
+    text_query: (Q, D) text embeddings, for methods that read them. generator: for methods that draw.
     """
 
     def __init__(
@@ -116,7 +116,7 @@ class Stream:
         total: int | None = None,
         window: int = 8,
         shrink: float = 0.75,
-        query: Tensor | None = None,
+        text_query: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> None:
         self.method = get_method(method)
@@ -133,18 +133,18 @@ class Stream:
                 raise ValueError(f"{name} is {value}: expected at least {least}")
         if not 0 < shrink < 1:
             raise ValueError(f"shrink is {shrink}: expected a number between 0 and 1")
-        if self.method.inside_only:
+        if self.method.in_llm_only:
             raise ValueError(f"{self.method!r} reduces nothing before the language model")
         if "attention" in self.method.needs:
             raise ValueError(
                 f"{self.method!r} needs the attention between all tokens, which a stream does not "
                 "keep: expected a method that reads features, keys or saliency"
             )
-        if "query" in self.method.needs and query is None:
-            raise ValueError(f"{type(self.method).__name__} needs query, which was not given")
+        if "text_query" in self.method.needs and text_query is None:
+            raise ValueError(f"{type(self.method).__name__} needs text_query, which was not given")
         self.budget, self.total, self.window = budget, total, window
         self.shrink = Fraction(shrink).limit_denominator(1000)
-        self.query, self.generator = query, generator
+        self.text_query, self.generator = text_query, generator
         self.frames = 0  # that came
         self.most = 0  # tokens held at once, so far
         self._grid: tuple[int, int] | None = None
@@ -178,14 +178,14 @@ class Stream:
         if self.total is not None:
             self._share = min(self._share, Fraction(self.budget, self.total * math.prod(grid)))
         cells = math.prod(grid)
-        names = ("features", "tower", *_OWN)
+        names = ("features", "pre_projector", *_OWN)
         fields = {n: x[0] for n in names if (x := getattr(tokens, n)) is not None}
-        at, first = 0, torch.tensor([self.frames, 0, 0]).to(tokens.cells)
+        at, first = 0, torch.tensor([self.frames, 0, 0]).to(tokens.grid_cells)
         while at < count:
             waiting = sum(map(len, self._waiting)) // cells
             step = min(self.window - waiting, count - at)
             part = slice(at * cells, (at + step) * cells)
-            homes = tokens.cells[part] + first
+            homes = tokens.grid_cells[part] + first
             size = torch.ones_like(homes[:, 0])
             # A copy: a view would keep the whole chunk alive.
             own = {name: x[part].clone() for name, x in fields.items()}
@@ -278,8 +278,8 @@ class Stream:
         tokens = kept.tokens()
         if grid is not None:
             tokens = replace(tokens, grid=grid)
-        if self.query is not None and "query" in self.method.needs | self.method.wants:
-            tokens = replace(tokens, query=self.query.to(tokens.features)[None])
+        if self.text_query is not None and "text_query" in self.method.needs | self.method.wants:
+            tokens = replace(tokens, text_query=self.text_query.to(tokens.features)[None])
         with torch.no_grad():
             reduction = self.method.reduce(tokens, keep, self.generator)
         return kept.reduced(reduction, first=grid is not None)

@@ -12,8 +12,8 @@ import torch
 from compress.tokens import Grid, Reduction
 
 if TYPE_CHECKING:
-    from compress.stage import Prompt
-    from vlm.families import Family
+    from compress.runtime.stage import Prompt
+    from vlm.families import ModelAdapter
 
 
 def layer_macs(tokens: int, hidden: int, key_value: int, inner: int) -> int:
@@ -144,7 +144,7 @@ class Clock:
 class Record:
     """What the last prefill under a compression did."""
 
-    family: Family
+    adapter: ModelAdapter
     clock: Clock = field(default_factory=Clock)
     grids: list[Grid] = field(default_factory=list)
     _first: list[Reduction] = field(default_factory=list)
@@ -164,7 +164,7 @@ class Record:
         self._over = True
         self.grids, self._first, self._later = done.grids, done.first, done.stages
         self._positions = done.positions
-        config: Any = self.family.language_model.config
+        config: Any = self.adapter.language_model.config
         depth, each = config.num_hidden_layers, len(done.grids)
         counts = [sum(r.count for r in done.first)] * depth
         for layer, reductions in done.stages:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from compress import ops
 from compress.methods import Method
-from compress.methods.windows import deal
+from compress.ops.windows import deal
 from compress.tokens import Reduction, VisualTokens
 from vlm.families import View, VisualInput
 
@@ -69,7 +69,7 @@ def reduce_inputs(
             given |= _stacked([queries[jobs[m][0]] for m in members])
         tokens = VisualTokens(pick(features), grid, **given)
         reduced = method.reduce(tokens, keep, generator)
-        return [reduced.select(b) for b in range(len(members))]
+        return [reduced.sample(b) for b in range(len(members))]
 
     parts = iter(grouped([(view.grid, keep) for _, view, keep in jobs], run))
     found = []
@@ -86,7 +86,7 @@ def _stacked(queries: Sequence[Tensor]) -> dict[str, Tensor]:
     padded = [torch.cat([q, q.new_zeros(width - len(q), q.shape[1])]) for q in queries]
     real = [[k < len(q) for k in range(width)] for q in queries]
     mask = torch.tensor(real, device=padded[0].device).reshape(len(queries), width)
-    return {"query": torch.stack(padded), "query_mask": mask}
+    return {"text_query": torch.stack(padded), "text_query_mask": mask}
 
 
 def _nothing(x: Tensor, cells: int) -> Reduction:

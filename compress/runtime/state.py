@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers.masking_utils import create_causal_mask
 
 from positions import PositionTable
-from vlm.families import Family
+from vlm.families import ModelAdapter
 
 _ON_CACHE = "foveate_state"
 ONLY_NEW = (
@@ -244,7 +244,7 @@ def turn_positions(
 
 
 def causal_mask(
-    family: Family, state: State, layer: int, hidden: Tensor, cache: Any
+    adapter: ModelAdapter, state: State, layer: int, hidden: Tensor, cache: Any
 ) -> tuple[Any, Tensor]:
     """What the attention of `layer` takes as mask, and (1, q) int64 indices of the new tokens; of
     packed samples (B, q), from 0 in each.
@@ -264,7 +264,7 @@ def causal_mask(
                     "followed in a batch without padding, and without a bias by size"
                 )
             mask = mask[:, :1].expand(-1, held + q)
-    config = family.language_model.config
+    config = adapter.language_model.config
     samples = state.samples[state.stage(layer)] if state.samples else None
     if samples is not None:
         index = index - torch.searchsorted(samples, samples)

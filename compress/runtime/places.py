@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from compress.rows import Rows
-from compress.stage import Placed
-from compress.state import State, table_of
+from compress.runtime.rows import Rows
+from compress.runtime.stage import Placed
+from compress.runtime.state import State, table_of
 from compress.tokens import Reduction
 from positions import PPE, Image, PositionTable, Scheme, Video, plan
 from positions.layout import layout_of
 
 if TYPE_CHECKING:
-    from compress.attach import Compression
+    from compress.runtime.attach import Compression
 
 
 def positions_after(
@@ -33,7 +33,7 @@ def positions_after(
 ) -> PositionTable:
     """Positions of the tokens that are left. dense, homes: stock ones of all, and of those left."""
     start = past if state is None else state.length
-    if owner.positions == "home":
+    if owner.positions == "original":
         if owner.slots is None:
             return table_of(homes[:, :, None], start, ends)
         several = _slotted(owner.slots, items, new_rows, reductions, dense, homes)
@@ -71,7 +71,7 @@ def _planned(
         visual: dict[int, list[Image | Video]] = {}
         for n in mine:
             item = items[n]
-            kind = owner.family.placeholder(item.encoded.kind)
+            kind = owner.adapter.placeholder(item.encoded.kind)
             visual.setdefault(kind, []).extend(_segment(grid) for grid in item.input.planes)
         segments, keys = layout_of(real, visual)
         each, reduced = iter(keys), {}

@@ -9,18 +9,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from compress.budget import Schedule
-from compress.encoded import Encoded
-from compress.rows import Rows, padded
-from compress.scores import Asked, take, text_attention
-from compress.state import State, causal_mask
+from compress.runtime.encoded import Encoded
+from compress.runtime.rows import Rows, padded
+from compress.runtime.scores import Asked, take, text_attention
+from compress.runtime.state import State, causal_mask
+from compress.runtime.views import grouped, pooled
 from compress.tokens import Grid, LayerTokens, Reduction
-from compress.views import grouped, pooled
 from positions import PositionTable
-from vlm.families import Family, VisualInput
+from vlm.families import ModelAdapter, VisualInput
 
 if TYPE_CHECKING:
-    from compress.attach import Compression
+    from compress.runtime.attach import Compression
 
 
 @dataclass(frozen=True)
@@ -56,7 +55,6 @@ class Prompt:
     after: list[Tensor]
     first: list[Reduction]
     counts: list[tuple[int, ...]]
-    schedule: Schedule
     stage_layers: frozenset[int]
     positions: list[Tensor]
     deepstack: list[list[Tensor]]
@@ -105,10 +103,12 @@ class Pass:
             return bool(self.state.bias or self.state.samples) or self.state.pressed
         return number in self.state.valid or self.state.pressed
 
-    def mask_from(self, number: int, family: Family, kwargs: dict[str, Any], h: Tensor) -> None:
+    def mask_from(
+        self, number: int, adapter: ModelAdapter, kwargs: dict[str, Any], h: Tensor
+    ) -> None:
         """Set what the layers from `number` on are given in place of the model's own arguments."""
         cache = kwargs.get("past_key_values")
-        mask, index = causal_mask(family, self.state, number, h, cache)
+        mask, index = causal_mask(adapter, self.state, number, h, cache)
         rotary = kwargs["position_embeddings"]
         self.given = {"attention_mask": mask, "position_ids": index, "position_embeddings": rotary}
 
@@ -152,7 +152,7 @@ def enter_stage(
     if counts == [len(slots) for _, slots in places]:
         return hidden
     scored, keys = _scored(owner, going, number, hidden, kwargs, counts)
-    needs = owner.method.inside_needs
+    needs = owner.method.in_llm_needs
 
     def run(key: tuple[Grid, int, int], members: list[int]) -> list[Reduction]:
         grid, _, count = key
@@ -182,8 +182,8 @@ def enter_stage(
             grid,
             **given,
         )
-        reduced = owner.method.inside(tokens, count, owner.generator)
-        return [reduced.select(b) for b in range(len(members))]
+        reduced = owner.method.reduce_in_llm(tokens, count, owner.generator)
+        return [reduced.sample(b) for b in range(len(members))]
 
     shapes = [
         (grid, len(slots), count)
@@ -203,10 +203,10 @@ def _scored(
 ) -> tuple[Tensor | None, Tensor | None]:
     """Scores (B, S) and keys (B, S, Dk) of every token, as far as the method needs them."""
     prompt: Prompt = going.prompt  # type: ignore[assignment]
-    if not any(counts) or not owner.method.inside_needs & {"scores", "keys", "text_keys"}:
+    if not any(counts) or not owner.method.in_llm_needs & {"scores", "keys", "text_keys"}:
         return None, None
     layer, entered, rotary = number, hidden, kwargs["position_embeddings"]
-    if prompt.schedule.scorer == "previous":
+    if owner.method.scored_by == "previous":
         layer = number - 1
         entered, rotary = prompt.entered  # type: ignore[misc]
     where, real = padded(prompt.asking)
@@ -215,7 +215,7 @@ def _scored(
     past = _past_keys(kwargs.get("past_key_values"), layer, old)
     bias = going.state.weights(layer)
     asked = Asked(where, real, mask, old, past, bias, prompt.rows.samples)
-    return text_attention(owner.family.layers[layer], entered, rotary, asked)
+    return text_attention(owner.adapter.layers[layer], entered, rotary, asked)
 
 
 def _past_keys(cache: Any, layer: int, old: Tensor) -> Tensor | None:
@@ -272,7 +272,7 @@ def _note_stage(owner: Compression, going: Pass, number: int, device: torch.devi
         state.valid[layer] = torch.cat([old.to(device), valid], dim=1)
         if prompt.rows.samples is not None:  # type: ignore[union-attr]
             state.samples[layer] = prompt.rows.samples.to(device)  # type: ignore[union-attr]
-        if owner.bias_by_size:
+        if owner.proportional_attention:
             state.bias[layer] = with_bias(prompt, layer, valid)  # type: ignore[arg-type]
 
 

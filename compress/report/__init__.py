@@ -1,0 +1,1 @@
+"""What a reduction cost, kept and dropped."""

@@ -1,0 +1,1 @@
+"""The attachment of a reduction to a model."""
