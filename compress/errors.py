@@ -4,4 +4,4 @@ from __future__ import annotations
 
 
 class CompressionError(ValueError):
-    """A model or an input that this compression cannot serve, and what would be right."""
+    """A model or an input that this compression cannot serve; the message says what would work."""

@@ -13,7 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from compress.methods import Method
-from compress.report.cost import Clock, Report, cache_bytes
+from compress.report.clock import Clock
+from compress.report.cost import Report
+from compress.report.record import cache_bytes
+from compress.defaults import BUDGET, METHOD
 from compress.runtime.attach import compress
 from vlm.families import ModelAdapter, adapter_of
 
@@ -21,8 +24,8 @@ from vlm.families import ModelAdapter, adapter_of
 def measure(
     model: nn.Module,
     inputs: Mapping[str, Tensor],
-    method: str | Method = "duet",
-    budget: int | float = 0.25,
+    method: str | Method = METHOD,
+    budget: int | float = BUDGET,
     *,
     new_tokens: int = 8,
     repeats: int = 5,
@@ -52,8 +55,8 @@ def measure(
             totals, dense_cache = dict(clock.totals), caches[0]
         _note(seen["dense"], totals, memory, turn)
         with compress(model, method, budget, **options) as attached:
-            attached.record.clock.exact = True
-            with _stopwatch(adapter, attached.record.clock) as (clock, _):
+            attached.clock.exact = True
+            with _stopwatch(adapter, attached.clock) as (clock, _):
                 memory = _run(model, inputs, new_tokens)
                 totals = dict(clock.totals)
             _note(seen["reduced"], totals, memory, turn)

@@ -83,7 +83,7 @@ def stages(model: Any, processor: Any, frames: list[Image.Image], budget: int) -
         ask(model, processor, frames, "Describe the picture.", 1)
         many = len(frames) > 1
         return [
-            overlay(frame, attached.record.stages(k), f"frame {k + 1}" if many else "input")
+            overlay(frame, attached.steps(k), f"frame {k + 1}" if many else "input")
             for k, frame in enumerate(frames)
         ]
 

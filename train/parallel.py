@@ -141,7 +141,7 @@ class SequenceParallel:
         }
 
     def _looked_at(self, number: int) -> bool:
-        return self.compression is not None and self.compression.looks_at(number)
+        return self.compression is not None and self.compression.reads_whole_sequence(number)
 
     def _join(self, number: int) -> Any:
         def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,18 +14,6 @@ from compress.parse import parse_positions
 from positions import PPE, PositionError, Scheme
 from train.fields import RecipeError, nearest
 from train.recipe import Recipe, Reduction
-
-
-@dataclass(frozen=True)
-class Drawn:
-    """A scheme with a source of draws of its own, which `compress` does not hand to schemes."""
-
-    scheme: Scheme
-    generator: torch.Generator
-
-    def homes(self, item: Any, start: float, generator: torch.Generator | None) -> Any:
-        """Home positions of one input (see `positions.Scheme`)."""
-        return self.scheme.homes(item, start, self.generator)
 
 
 class Reducer:
@@ -41,14 +28,11 @@ class Reducer:
         self._budgets = recipe.compress.budgets if recipe.compress else (1.0,)
         self._generator = torch.Generator()
         method = make_method(recipe.compress) if recipe.compress else Random()
-        positions = make_positions(recipe.positions)
-        if not isinstance(positions, str):
-            positions = Drawn(positions, self._generator)
         self.compression: Compression = compress(
             model,
             method,
             self._budgets[0],
-            positions=positions,
+            positions=make_positions(recipe.positions),
             slots=PPE(recipe.slots, recipe.slot_layout),
             generator=self._generator,
         )
@@ -70,9 +54,8 @@ class Reducer:
         self._generator.manual_seed(int(state[0]) << 32 | int(state[1]))
 
     def _set(self, budget: int | float) -> None:
-        if budget != self.compression.budget:
-            self.compression.budget = budget
-            self.compression._allocations.clear()
+        if budget != self.compression.settings.budget:
+            self.compression.set_budget(budget)
 
 
 def wanted(recipe: Recipe) -> bool:

@@ -2,18 +2,11 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
-import torch
-
-from compress.tokens import Grid, Reduction
-
-if TYPE_CHECKING:
-    from compress.runtime.stage import Prompt
-    from vlm.families import ModelAdapter
+from compress.report.record import PrefillRecord
 
 
 def layer_macs(tokens: int, hidden: int, key_value: int, inner: int) -> int:
@@ -119,117 +112,30 @@ def runs(counts: Sequence[int]) -> str:
     return ", ".join(f"{count} x {times}" for count, times in runs)
 
 
-class Clock:
-    """Adds up wall time by name; `exact` waits for the device at every start and stop."""
-
-    def __init__(self) -> None:
-        self.exact = False
-        self.totals: dict[str, float] = {}
-        self._began: dict[str, float] = {}
-
-    def _now(self) -> float:
-        if self.exact and torch.cuda.is_available():
-            torch.cuda.synchronize()
-        return time.perf_counter()
-
-    def start(self, name: str) -> None:
-        self._began[name] = self._now()
-
-    def stop(self, name: str) -> None:
-        spent = self._now() - self._began.pop(name)
-        self.totals[name] = self.totals.get(name, 0.0) + spent * 1e3
-
-
-@dataclass
-class Record:
-    """What the last prefill under a compression did."""
-
-    adapter: ModelAdapter
-    clock: Clock = field(default_factory=Clock)
-    grids: list[Grid] = field(default_factory=list)
-    _first: list[Reduction] = field(default_factory=list)
-    _later: list[tuple[int, list[Reduction]]] = field(default_factory=list)
-    _positions: list[torch.Tensor] = field(default_factory=list)
-    _report: Report | None = None
-    _over: bool = True
-
-    def restart(self) -> None:
-        """The vision side runs: times of the reduction are counted from here."""
-        if self._over:
-            self.clock.totals.update(reduce=0.0, plan=0.0)
-            self._over = False
-
-    def end(self, done: Prompt, cache: Any, name: str) -> None:
-        """The language model has run a prompt with visual inputs."""
-        self._over = True
-        self.grids, self._first, self._later = done.grids, done.first, done.stages
-        self._positions = done.positions
-        config: Any = self.adapter.language_model.config
-        depth, each = config.num_hidden_layers, len(done.grids)
-        counts = [sum(r.count for r in done.first)] * depth
-        for layer, reductions in done.stages:
-            counts[layer:] = [sum(r.count for r in reductions)] * (depth - layer)
-        cells = sum(t * h * w for t, h, w in done.grids)
-        held = cache_bytes(cache)
-        text = done.text
-        # Every token costs the same in every layer's cache, so the dense size follows.
-        tokens = sum(counts) + text * depth
-        dense = Cost(
-            (cells,) * depth,
-            text,
-            _macs([cells] * depth, config, each),
-            round(held * (cells + text) * depth / max(tokens, 1)),
-        )
-        reduced = Cost(
-            tuple(counts),
-            text,
-            _macs(counts, config, each),
-            held,
-            reduce=self.clock.totals.get("reduce"),
-            plan=self.clock.totals.get("plan"),
-        )
-        self._report = Report(name, each, sum(counts) / depth / each, dense, reduced)
-
-    def report(self) -> Report:
-        if self._report is None:
-            raise RuntimeError(
-                "nothing to report: no prompt with visual inputs has run under this compression yet"
-            )
-        return self._report
-
-    def positions(self) -> list[torch.Tensor]:
-        """(M, K, 3) float64 of each visual input's tokens that entered the language model."""
-        self.report()
-        return self._positions
-
-    def layers(self) -> list[int]:
-        """The decoder layers at which there were fewer tokens."""
-        return [layer for layer, _ in self._later]
-
-    def stages(self, index: int) -> list[tuple[str, Grid, Reduction]]:
-        """Name, grid and reduction of each stage for visual input `index` of the last prefill."""
-        self.report()
-        if not 0 <= index < len(self.grids):
-            raise IndexError(
-                f"index is {index}: the last prefill had {len(self.grids)} visual inputs"
-            )
-        grid = self.grids[index]
-        found = [("before the language model", grid, self._first[index])]
-        for layer, reductions in self._later:
-            found.append((f"from decoder layer {layer}", grid, reductions[index]))
-        return found
+def report_of(record: PrefillRecord) -> Report:
+    """The report of one prefill; times that were not measured are None."""
+    depth, inputs = record.config.num_hidden_layers, len(record.grids)
+    counts = record.counts(depth)
+    dense_tokens = sum(t * h * w for t, h, w in record.grids)
+    # A token takes as many bytes in every layer, which gives the size of the dense cache.
+    held = sum(counts) + record.text * depth
+    dense = Cost(
+        (dense_tokens,) * depth,
+        record.text,
+        _macs([dense_tokens] * depth, record.config, inputs),
+        round(record.cache_bytes * (dense_tokens + record.text) * depth / max(held, 1)),
+    )
+    reduced = Cost(
+        tuple(counts),
+        record.text,
+        _macs(counts, record.config, inputs),
+        record.cache_bytes,
+        reduce=record.reduce_ms,
+        plan=record.plan_ms,
+    )
+    return Report(record.method, inputs, sum(counts) / depth / inputs, dense, reduced)
 
 
 def _macs(counts: Sequence[int], config: Any, inputs: int) -> int:
-    # Attention is within one sequence: the quadratic term counts each input on its own.
+    # Attention stays within one sequence: the quadratic term counts each input on its own.
     return inputs * prefill_macs([round(count / inputs) for count in counts], config)
-
-
-def cache_bytes(cache: Any) -> int:
-    """Bytes of keys and values that a transformers cache holds."""
-    total = 0
-    for layer in getattr(cache, "layers", ()):
-        for part in (getattr(layer, "keys", None), getattr(layer, "values", None)):
-            if isinstance(part, torch.Tensor):
-                total += part.numel() * part.element_size()
-    return total

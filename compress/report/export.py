@@ -5,23 +5,24 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from compress.report.cost import Record
+from compress.report.record import PrefillRecord
 from compress.tokens import Reduction
 
 
-def export(record: Record) -> list[dict[str, Tensor]]:
-    """One flat dictionary a visual input, as `Compression.export` describes it."""
-    found = []
-    for index, positions in enumerate(record.positions()):
-        (_, grid, first), *later = record.stages(index)
+def export(record: PrefillRecord) -> list[dict[str, Tensor]]:
+    """One flat dictionary a visual input, on the host, as `Compression.export` describes it."""
+    exported = []
+    for index in range(len(record.grids)):
+        (_, grid, first), *later = record.steps(index)
         tensors = _tensors("", first)
         keep = torch.zeros(first.assign.shape[1], dtype=torch.bool)
         keep[tensors["anchor"]] = True
-        tensors |= {"grid": torch.tensor(grid), "keep": keep, "positions": positions.cpu()}
-        for layer, (_, _, reduction) in zip(record.layers(), later, strict=True):
+        positions = record.positions_of(index).cpu()
+        tensors |= {"grid": torch.tensor(grid), "keep": keep, "positions": positions}
+        for layer, (_, _, reduction) in zip(record.layers, later, strict=True):
             tensors |= _tensors(f"layers.{layer}.", reduction)
-        found.append(tensors)
-    return found
+        exported.append(tensors)
+    return exported
 
 
 def _tensors(prefix: str, reduction: Reduction) -> dict[str, Tensor]:

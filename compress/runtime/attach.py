@@ -1,116 +1,85 @@
 """`compress(model, method, budget)`: a reversible reduction of a model's visual tokens.
 
-Hooks on the modules of a stock model (transformers >= 5.20, where the rotary embedding runs once a
-forward and `generate` tracks `position_ids`), and its two encoding functions wrapped:
-
-    get_image_features     what is encoded, and the features that the language model will get
-    vision scoring layers  queries and keys are read as they pass                (vlm.families.taps)
-    merge point            merged features are written in their anchors' place, N rows stay
-    core                   token ids are remembered where visual inputs come with them
-    language model         the rows that stay are gathered; masks and indices for them   (prefill)
-    rotary embedding       indices are looked up in the table of real positions    (PlannedRotary)
-    decoder layers         at the layers of the schedule fewer visual tokens go on         (stage)
-    final norm             hidden states get their old length back, so that labels stay aligned
-
-What later forwards have to know is bound to the cache object and goes where it goes (state).
+Hooks are put on the modules of a stock model (transformers >= 5.20, where the rotary embedding runs
+once a forward and `generate` tracks `position_ids`), and its encoding functions are wrapped. What a
+forward knows is in its `ForwardContext`, which lives as long as the forward and belongs to its
+thread; what later forwards need is in the `CacheState` on the cache object. `compress.runtime.forward`
+says which hook does what.
 """
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
-from numbers import Integral
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from compress.budget import Allocation, resolve_budget
+from compress.defaults import BUDGET, METHOD
 from compress.errors import CompressionError
-from compress.methods import Downsample, Method, get_method
-from compress.report.cost import Record, Report
+from compress.methods import Method, get_method
+from compress.report.clock import Clock
+from compress.report.cost import Report, report_of
 from compress.report.export import export
-from compress.runtime.encode import Encoder
-from compress.runtime.encoded import Encoded
-from compress.runtime.prefill import begin
-from compress.runtime.scores import take
-from compress.runtime.stage import Pass, add_deepstack, enter_stage
-from compress.runtime.state import State, chunk_mask, turn_positions
-from compress.runtime.zero import Symmetry
-from positions import PPE, ChannelTable, PlannedRotary, Scheme
-from vlm.families import ModelAdapter, adapter_of, unwrapped
+from compress.report.record import PrefillRecord
+from compress.runtime import forward
+from compress.runtime.cache_state import cache_length, refuse_caches
+from compress.runtime.context import ForwardContext, current_context
+from compress.runtime.encode import EncodingFunction
+from compress.runtime.settings import Settings
+from compress.runtime.zero3 import Zero3Symmetry, is_partitioned
+from positions import PPE, PlannedRotary, PositionTable, Scheme
+from vlm.families import adapter_of, unwrapped
 
 _ATTACHED: weakref.WeakKeyDictionary[nn.Module, Any] = weakref.WeakKeyDictionary()
 
-# Attention implementations whose masks can hold numbers to be added.
-_ADDITIVE = ("sdpa", "eager")
-
 
 class Compression:
-    """A reduction attached to a model; made by `compress`, taken off by `remove` or `with`."""
+    """A reduction attached to a model; made by `compress`, taken off by `remove` or `with`.
 
-    def __init__(
-        self,
-        model: nn.Module,
-        method: str | Method = "duet",
-        budget: int | float = 0.25,
-        *,
-        positions: str | Scheme = "original",
-        slots: int | PPE = 1,
-        generator: torch.Generator | None = None,
-    ) -> None:
-        self.adapter: ModelAdapter = adapter_of(model)
-        other: Compression | None = _ATTACHED.get(self.adapter.core)
+    settings: what was asked for. clock: times of the reduction, for benchmarks.
+    """
+
+    def __init__(self, model: nn.Module, settings: Settings) -> None:
+        other: Compression | None = _ATTACHED.get(settings.adapter.core)
         if other is not None:
             raise CompressionError(
-                f"{type(model).__name__} has a compression already ({other.method!r}, budget "
-                f"{other.budget!r}); call remove() on it, or leave its with block, first"
+                f"{type(model).__name__} has a compression already ({other.settings.method!r}, "
+                f"budget {other.settings.budget!r}); call remove() on it, or leave its with block, "
+                "first"
             )
-        self.method: Method = get_method(method)
-        self.budget: int | float = budget
-        resolve_budget(budget, self.adapter.cells or 2**62)
-        known = positions in ("original", "compact") if isinstance(positions, str) else None
-        if known is False or not (known or hasattr(positions, "homes")):
-            raise ValueError(
-                f"positions is {positions!r}: expected 'original', 'compact' or a Scheme"
-            )
-        if isinstance(self.method, Downsample) and not self.adapter.resizes:
-            raise CompressionError(
-                f"{self.method!r} needs a vision tower whose pictures can be made smaller, which "
-                f"adapter {self.adapter.name!r} has not: give its processor a smaller picture instead"
-            )
-        self._check_attention()
-        self.positions, self.generator = positions, generator
-        self.slots = self._slots(slots)
-        self.record = Record(self.adapter)
-        self.encoded: dict[str, Encoded] = {}
-        self._allocations: dict[int, Allocation] = {}
-        self._ids: Tensor | None = None
-        self._placed = False
-        self._labels: Tensor | None = None
-        self._ahead = 0
-        self.says_next = False  # the one logit asked for is that after the last column
-        self._pass: Pass | None = None
+        self.settings, self.clock = settings, Clock()
+        self._record: PrefillRecord | None = None
         self._handles: list[Any] = []
-        self._planned = PlannedRotary(self.adapter.rotary)
-        self.symmetry = Symmetry(self.adapter)
-        self.encoders = {kind: Encoder(self, kind) for kind in self.adapter.kinds}
+        self._rotary = PlannedRotary(settings.adapter.rotary, source=_table)
+        self._encoders = {
+            kind: EncodingFunction(kind, lambda: self.settings, self.clock, _around_encoding)
+            for kind in settings.adapter.kinds
+        }
         self._attach(model)
-        _ATTACHED[self.adapter.core] = self
+        _ATTACHED[settings.adapter.core] = self
 
     # ------------------------------------------------------------ what users call
 
     def remove(self) -> None:
-        """Take every hook off; the model is as it was. Calling it again does nothing."""
+        """Take every hook off; the model is as it was. Calling it again does nothing.
+
+        A cache that was filled under the compression cannot go on without one: it raises
+        CompressionError until the model is compressed again.
+        """
         for handle in self._handles:
             handle.remove()
         self._handles = []
-        for encoder in self.encoders.values():
+        for encoder in self._encoders.values():
             encoder.remove()
-        self._planned.remove()
-        if _ATTACHED.get(self.adapter.core) is self:
-            del _ATTACHED[self.adapter.core]
+        self._rotary.remove()
+        core = self.settings.adapter.core
+        if _ATTACHED.get(core) is self:
+            del _ATTACHED[core]
+            refuse_caches(core)
 
     def __enter__(self) -> Compression:
         return self
@@ -129,12 +98,19 @@ class Compression:
             "and compress() the copy (save_pretrained works as ever)"
         )
 
+    def set_budget(self, budget: int | float) -> None:
+        """Use another budget from the next prompt on.
+
+        Raises ValueError or TypeError for one that is out of range; the old one stays then.
+        """
+        self.settings = self.settings.with_budget(budget)
+
     def report(self) -> Report:
         """What the last prefill cost, beside what it would have cost dense.
 
         Raises RuntimeError before the first one.
         """
-        return self.record.report()
+        return report_of(self._last())
 
     def export(self) -> list[dict[str, Tensor]]:
         """What the last prefill kept of each visual input, as plain tensors on the host.
@@ -152,237 +128,173 @@ class Compression:
 
         Raises RuntimeError before the first prefill.
         """
-        return export(self.record)
+        return export(self._last())
 
     def overlay(self, image: Any, path: Any = None, index: int = 0) -> Any:
-        """Draw what was kept, merged and dropped over `image`; one panel a stage.
+        """Draw what was kept, merged and dropped over `image`; one panel for the tokens that enter
+        the language model, and one for each decoder layer that starts with fewer.
 
         index: which visual input of the last prefill. path: where to save it, if anywhere.
         Returns a PIL image.
         """
         from compress.report.overlay import overlay
 
-        picture = overlay(image, self.record.stages(index))
+        picture = overlay(image, self._last().steps(index))
         if path is not None:
             picture.save(path)
         return picture
 
-    def allocation(self, cells: int) -> Allocation:
-        """The counts that the budget gives a visual input of `cells` tokens; all of them where it
-        has no more than a budget that is a count."""
-        if cells not in self._allocations:
-            budget = self.budget
-            if isinstance(budget, Integral):
-                budget = min(int(budget), cells)
-            depth = len(self.adapter.layers)
-            self._allocations[cells] = self.method.allocate(cells, depth, budget)
-        return self._allocations[cells]
+    def steps(self, index: int = 0) -> list[tuple[str, tuple[int, int, int], Any]]:
+        """Name, dense grid and `Reduction` of visual input `index` of the last prefill, at each
+        point where tokens leave; what `overlay` draws.
 
-    def answers(self, shape: tuple[int, ...]) -> Tensor | None:
-        """(B, S) bool on the host: tokens that the model is to say, which rank no visual token."""
-        if self._labels is not None and tuple(self._labels.shape) == tuple(shape):
-            return self._labels.cpu() != -100
-        if self._ahead:
-            spoken = torch.zeros(shape, dtype=torch.bool)
-            spoken[:, -self._ahead :] = True
-            return spoken
-        return None
+        Raises RuntimeError before the first prefill, IndexError where there is no such input.
+        """
+        return self._last().steps(index)
 
-    def looks_at(self, layer: int) -> bool:
+    def reads_whole_sequence(self, layer: int) -> bool:
         """Whether, in the forward under way, the sequence that enters decoder layer `layer` is read
         or shortened as a whole. For tools that cut it up (sequence parallelism)."""
-        going = self._pass
-        if going is None or going.prompt is None:
-            return False
-        stages = going.prompt.stage_layers
-        return going.needs_mask(layer) or layer in stages or layer + 1 in stages
+        context = current_context()
+        return context is not None and context.reads_whole_sequence(layer)
 
     @property
     def shortened(self) -> bool:
         """Whether the forward under way has left tokens out, which come back at the final norm."""
-        return self._pass is not None and self._pass.back is not None
+        context = current_context()
+        prefill = None if context is None else context.prefill
+        return prefill is not None and prefill.back is not None
 
-    @property
-    def proportional_attention(self) -> bool:
-        """Whether log(size) is added: the method wants it, and the attention takes a bias."""
-        config: Any = self.adapter.language_model.config
-        wanted = self.method.proportional_attention is not False
-        return wanted and config._attn_implementation in _ADDITIVE
+    def _last(self) -> PrefillRecord:
+        if self._record is None:
+            raise RuntimeError(
+                "nothing to report: no prompt with visual inputs has run under this compression yet"
+            )
+        return self._record
 
     # ------------------------------------------------------------ hooks
 
-    def _check_attention(self) -> None:
-        config: Any = self.adapter.language_model.config
-        sliding = getattr(config, "sliding_window", None) is not None
-        every = ["sliding_attention" if sliding else "full_attention"]
-        kinds = getattr(config, "layer_types", None) or every
-        if set(kinds) != {"full_attention"}:
-            raise CompressionError(
-                f"{type(self.adapter.language_model).__name__} has layers of the kinds "
-                f"{sorted(set(kinds))}: only full attention can lose tokens on the way"
-            )
-        if self.method.proportional_attention and not self.proportional_attention:
-            raise CompressionError(
-                f"{self.method!r} adds log(size) to attention logits, which attention "
-                f"implementation {config._attn_implementation!r} does not take: expected one of "
-                f"{', '.join(_ADDITIVE)}, or the method without its correction by size"
-            )
-
-    def _slots(self, slots: int | PPE) -> PPE | None:
-        chosen = slots if isinstance(slots, PPE) else PPE(slots)
-        if chosen.slots == 1:
-            return None
-        if self.positions == "compact":
-            raise ValueError(
-                "slots keep the places that merged tokens came from, and positions='compact' gives "
-                "them up: expected one or the other"
-            )
-        ChannelTable.of(self.adapter.rotary).with_slots(chosen.slots, chosen.layout)
-        return chosen
-
     def _attach(self, model: nn.Module) -> None:
-        adapter, add = self.adapter, self._handles.append
-        for outer in {id(m): m for m in (model, unwrapped(model))}.values():
-            add(outer.register_forward_pre_hook(self._see_call, with_kwargs=True))
-        add(adapter.core.register_forward_pre_hook(self._see_ids, with_kwargs=True))
-        words = adapter.core.get_input_embeddings()
-        add(words.register_forward_hook(lambda *_: self.symmetry.embedded(self)))
-        for encoder in self.encoders.values():
+        adapter, add = self.settings.adapter, self._handles.append
+        core, language_model = adapter.core, adapter.language_model
+        outer = [model, unwrapped(model), core, language_model]
+        doors = list({id(module): module for module in outer}.values())
+        for door in doors:
+            add(door.register_forward_pre_hook(self._open, with_kwargs=True))
+        add(core.register_forward_pre_hook(self._enter_core, with_kwargs=True))
+        words = core.get_input_embeddings()
+        add(words.register_forward_hook(_words_embedded))
+        for encoder in self._encoders.values():
             self._handles += encoder.attach()
-        lm = adapter.language_model
-        add(lm.register_forward_pre_hook(self._enter, with_kwargs=True))
-        add(lm.register_forward_hook(self._leave))
+        add(language_model.register_forward_pre_hook(self._enter_language_model, with_kwargs=True))
         for number, layer in enumerate(adapter.layers):
-            add(layer.register_forward_pre_hook(self._layer(number), with_kwargs=True))
-        add(adapter.norm.register_forward_pre_hook(self._restore))
+            add(layer.register_forward_pre_hook(_layer_hook(number), with_kwargs=True))
+        add(adapter.norm.register_forward_pre_hook(_restore))
+        for door in doors:
+            add(door.register_forward_hook(self._close, always_call=True))
 
-    def _see_call(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-        self._labels = kwargs.get("labels")
-        ahead = kwargs.get("logits_to_keep", 0)
-        # More than one logit: the tokens before the last are candidates, or a completion.
-        self._ahead = max(ahead - 1, 0) if isinstance(ahead, int) else 0
-        self.says_next = isinstance(ahead, int) and ahead == 1
+    def _open(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        """The outermost module that is called makes the context of the forward."""
+        context = current_context()
+        if context is None:
+            context = ForwardContext(self.settings, self.clock, opened_by=module)
+            context.open()
+        if kwargs.get("labels") is not None:
+            context.labels = kwargs["labels"]
+        keep = kwargs.get("logits_to_keep")
+        if isinstance(keep, int) and keep:
+            context.logits_to_keep = keep
 
-    def _see_ids(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-        media = [kwargs.get(name) for name in self.adapter.media]
-        given = any(_holds(x) for x in media)
-        ids = kwargs.get("input_ids", args[0] if args else None)
-        if given and ids is None:
-            raise CompressionError(
-                "visual inputs came with inputs_embeds and no input_ids: the places of the visual "
-                "tokens are read off the ids, so call the model with input_ids"
-            )
-        self._ids = ids if given else None
-        self._placed = kwargs.get("position_ids") is not None
-        self.symmetry.begin(kwargs)
-
-    def _enter(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
-        """Before the language model: a prompt with visual inputs, or what follows one."""
-        self._pass = None
-        ids, self._ids = self._ids, None
-        cache = kwargs.get("past_key_values")
-        state = State.of(cache)
-        if state is not None:
-            self._check_rows(state, kwargs["inputs_embeds"])
-            state.follow(cache)
-        kwargs["inputs_embeds"] = self.symmetry.tie(kwargs["inputs_embeds"])
-        if ids is not None:
-            trusted = state is None or self._placed
-            self._pass = begin(self, kwargs, ids, state, trusted)
-        prompt = None if self._pass is None else self._pass.prompt
-        if state is None:
-            layers = frozenset() if prompt is None else prompt.stage_layers
-            self.symmetry.agree(self, layers, kwargs["inputs_embeds"].device)
-        elif self._pass is None:
-            self._pass = self._go_on(state, kwargs)
-        if self._pass is None:
-            self._planned.table = None
-            return args, kwargs
-        self._planned.table = self._pass.table
-        return args, kwargs | self._pass.arguments
-
-    def _check_rows(self, state: State, embeds: Tensor) -> None:
-        if len(embeds) != len(state.tail):
-            raise CompressionError(
-                f"{len(embeds)} rows come with a cache that was filled with {len(state.tail)} rows "
-                "under a compression: expected the same rows, in the same order"
-            )
-
-    def _go_on(self, state: State, kwargs: dict[str, Any]) -> Pass:
-        """A forward on the cache with text alone: decoding, or a second turn."""
-        embeds: Tensor = kwargs["inputs_embeds"]
-        rows, q = embeds.shape[:2]
-        new = chunk_mask(kwargs.get("attention_mask"), rows, q, state.dense, embeds.device)
-        given = kwargs.get("position_ids") if self._placed else None
-        given = turn_positions(state, given, embeds, new, self.adapter.deltas)
-        index = torch.arange(state.length, state.length + q, device=embeds.device)
-        table = state.extend(new, given if self.positions == "original" else None)
-        arguments = {
-            "attention_mask": state.seen(0).long(),
-            "position_ids": index.expand(rows, -1),
-        }
-        return Pass(state, arguments, table)
-
-    def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
-        done, self._pass = self._pass, None
-        self._labels, self._ahead, self.says_next = None, 0, False
-        self.symmetry.over()
-        if done is None:
+    def _close(self, module: nn.Module, args: Any, output: Any) -> None:
+        context = current_context()
+        if context is None:
             return
-        cache = output.get("past_key_values")
-        if cache is not None:
-            done.state.bind(cache)
-        if done.prompt is not None:
-            self.record.end(done.prompt, cache, repr(self.method))
+        adapter = self.settings.adapter
+        over = module is adapter.core or context.opened_by is module is adapter.language_model
+        if over and output is not None:
+            record = forward.finish(context, output)
+            if record is not None:
+                self._record, self.clock.over = record, True
+        if context.opened_by is module:
+            context.close()
 
-    def _layer(self, number: int) -> Callable[..., Any]:
-        def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            going = self._pass
-            if going is None:
-                self.symmetry.score(self, number, args[0], kwargs)
-                return None
-            kwargs.update(going.given)
-            hidden: Tensor = args[0]
-            if going.prompt is not None:
-                hidden = add_deepstack(going.prompt, number, hidden)
-                if number in going.prompt.stage_layers:
-                    self.record.clock.start("reduce")
-                    hidden = enter_stage(self, going, number, hidden, kwargs)
-                    self.record.clock.stop("reduce")
-                elif number:
-                    self.symmetry.score(self, number, hidden, kwargs)
-                if number + 1 in going.prompt.stage_layers:
-                    going.prompt.entered = (hidden, kwargs["position_embeddings"])
-            if going.needs_mask(number):
-                going.mask_from(number, self.adapter, kwargs, hidden)
-                kwargs.update(going.given)
-            return (hidden, *args[1:]), kwargs
+    def _enter_core(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        context = current_context()
+        if context is None:
+            return
+        call = {"input_ids": args[0], **kwargs} if args else kwargs
+        forward.read_call(context, call, lambda kind: self._encoders[kind].latest())
+        cached = context.cache is not None and cache_length(context.cache)
+        if not cached and is_partitioned(context.settings.adapter):
+            encode = {kind: encoder.unseen for kind, encoder in self._encoders.items()}
+            context.zero3 = Zero3Symmetry(context.settings, call, encode)
 
-        return before
-
-    def _restore(self, module: nn.Module, args: tuple[Any, ...]) -> Any:
-        going = self._pass
-        if going is None:
+    def _enter_language_model(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
+        context = current_context()
+        if context is None:
             return None
-        hidden = args[0]
-        if going.prompt is not None:
-            hidden = add_deepstack(going.prompt, len(self.adapter.layers), hidden)
-        if going.back is not None:
-            hidden = take(hidden, going.back)
-        return (hidden, *args[1:])
+        if context.opened_by is module:  # called without the core
+            forward.read_call(context, kwargs, lambda kind: None)
+        waits = context.state is not None and context.arguments is None
+        if context.ids is not None or context.zero3 is not None or waits:
+            forward.enter_language_model(context, kwargs)
+        if context.arguments is None:
+            return args, kwargs
+        if context.prefill is None and "position_ids" not in context.arguments:
+            context.state.given = kwargs.get("position_ids")
+        return args, kwargs | context.arguments
 
 
-def _holds(media: Any) -> bool:
-    """Whether an argument brings visual inputs: pixels, or pixels or features by name."""
-    if isinstance(media, dict):
-        return any(value is not None for value in media.values())
-    return media is not None
+def _table() -> PositionTable | None:
+    """Positions of the new tokens of the forward under way."""
+    context = current_context()
+    return None if context is None else context.table
+
+
+@contextmanager
+def _around_encoding(kind: str) -> Iterator[None]:
+    """Under ZeRO-3, blank inputs of the kinds that this process lacks."""
+    context = current_context()
+    zero3 = None if context is None else context.zero3
+    if zero3 is not None:
+        zero3.before_encoding(kind)
+    yield
+    if zero3 is not None:
+        zero3.after_encoding(kind)
+
+
+def _words_embedded(module: nn.Module, args: Any, output: Any) -> None:
+    context = current_context()
+    if context is not None and context.zero3 is not None:
+        context.zero3.words_embedded()
+
+
+def _layer_hook(number: int) -> Callable[..., Any]:
+    def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        context = current_context()
+        if context is None:
+            return None
+        if context.prefill is not None or context.zero3 is not None:
+            hidden_states = forward.enter_layer(context, number, args[0], kwargs)
+            return (hidden_states, *args[1:]), kwargs
+        if context.layer_arguments is None:
+            return None
+        return args, kwargs | context.layer_arguments[number]
+
+    return before
+
+
+def _restore(module: nn.Module, args: tuple[Any, ...]) -> Any:
+    context = current_context()
+    if context is None or context.prefill is None:
+        return None
+    return (forward.restore_length(context, args[0]), *args[1:])
 
 
 def compress(
     model: nn.Module,
-    method: str | Method = "duet",
-    budget: int | float = 0.25,
+    method: str | Method = METHOD,
+    budget: int | float = BUDGET,
     *,
     positions: str | Scheme = "original",
     slots: int | PPE = 1,
@@ -394,25 +306,39 @@ def compress(
             out = model.generate(**inputs)
         print(c.report())
 
-    Without a `with` block it stays until `remove()`.
+    Without a `with` block it stays until `remove()`. Several threads may run the model at once.
 
     Args:
-        model: a transformers model of a known adapter (`vlm.families`), or a wrapper of one (PEFT,
+        model: a transformers model of a known family (`vlm.families`), or a wrapper of one (PEFT,
             DDP, a DeepSpeed engine). Wrap first, compress then.
         method: a name (`list_methods()`) or an instance, such as `Duet(query="all")`.
         budget: mean number of visual tokens per visual input over the decoder layers; an int is a
-            count, a float in (0, 1] a fraction of the dense count. The nearest reachable one is
+            count, a float in (0, 1] a share of the dense count. The nearest reachable one is
             taken, and reported. An input with fewer tokens than a count keeps all it has.
         positions: "original" leaves every token that is kept at the position that the model itself
             would have given it, and text where it would have stood; "compact" numbers the tokens
-            that are left anew; a `positions.Scheme` plans its own.
+            that are left without gaps; a `positions.Scheme` plans its own.
         slots: how many of its members' positions a token that was merged before the language model
-            carries (`positions.PPE`). Tokens merged inside it have those of their anchors.
-        generator: the source of draws, for methods that draw.
+            carries (`positions.PPE`). Tokens merged in the language model have those of their
+            anchors.
+        generator: the source of draws, for methods and schemes that draw.
+
+    Text that the model is to say ranks no visual token: labelled tokens, and with
+    `logits_to_keep=n` the last n - 1 tokens of the prompt, which assisted decoding fills with
+    candidates.
 
     Raises:
-        ValueError: an unknown method, option or adapter; a budget out of range; a model that has a
-            compression already, or whose attention cannot be reduced.
+        ValueError: an unknown method, option or family; a budget out of range; a model that has a
+            compression already, or whose attention cannot be reduced (CompressionError).
         TypeError: an argument of a wrong kind.
     """
-    return Compression(model, method, budget, positions=positions, slots=slots, generator=generator)
+    chosen = slots if isinstance(slots, PPE) else PPE(slots)
+    settings = Settings(
+        adapter=adapter_of(model),
+        method=get_method(method),
+        budget=budget,
+        positions=positions,
+        slots=None if chosen.slots == 1 else chosen,
+        generator=generator,
+    )
+    return Compression(model, settings)

@@ -1,219 +1,256 @@
-"""The vision side under a compression: what is encoded, scores, merging before the projector."""
+"""The vision side under a compression: what is encoded, its scores, merging before the projector."""
 
 from __future__ import annotations
 
 import functools
 import inspect
 import math
-from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any
+import threading
+import weakref
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextvars import ContextVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from compress.methods import Downsample
+from compress.report.clock import Clock
+from compress.runtime.context import current_context
 from compress.runtime.encoded import Encoded
-from compress.runtime.views import reduce_inputs
+from compress.runtime.reduce_inputs import InputTokens, reduce_inputs
+from compress.runtime.settings import Settings
+from compress.runtime.tensors import copy_to
 from compress.tokens import Reduction
-from vlm.families.taps import Heads, Tap
+from vlm.families import AttentionReader, Capture, Heads
 
-if TYPE_CHECKING:
-    from compress.runtime.attach import Compression
+# (inputs being encoded, captures by role), for the thread that encodes.
+_RUNNING: ContextVar[tuple[Encoded, dict[str, Capture]] | None] = ContextVar(
+    "foveate_encoding", default=None
+)
 
 
-class Encoder:
-    """Stands in for one `get_{kind}_features` of a model's core while a compression is attached."""
+class EncodingFunction:
+    """Stands in for one `get_{kind}_features` of a model's core while a compression is attached.
 
-    def __init__(self, owner: Compression, kind: str) -> None:
-        self.owner, self.kind = owner, kind
-        core = owner.adapter.core
+    settings: gives the settings of the next call. around: what to do around a call, by kind.
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        settings: Callable[[], Settings],
+        clock: Clock,
+        around: Callable[[str], AbstractContextManager[None]],
+    ) -> None:
+        self.kind, self._settings, self._clock, self._around = kind, settings, clock, around
+        adapter = settings().adapter
+        self._core = adapter.core
         self._name = f"get_{kind}_features"
-        self._own = vars(core).get(self._name)
-        self._function = getattr(core, self._name)
-        # The class's own: a wrapper on the object may hide the names of its arguments.
-        self._signature = inspect.signature(getattr(type(core), self._name).__get__(core))
+        self._own = vars(self._core).get(self._name)
+        self._function = getattr(self._core, self._name)
+        # The class's own signature: a wrapper on the object may hide the names of its arguments.
+        unbound = getattr(type(self._core), self._name)
+        self._signature = inspect.signature(unbound.__get__(self._core))
         functools.update_wrapper(self, self._function)
-        self._taps = self._readers()
-        self._busy = False
+        self._readers = _readers(settings(), kind)
         self._attached = False
-        self._running: Encoded | None = None
-
-    def _readers(self) -> dict[str, Tap]:
-        """Readers of the layers that the method's fields come from, by role."""
-        owner, adapter = self.owner, self.owner.adapter
-        fields = owner.method.needs | owner.method.wants
-        layers = adapter.vision_layers(self.kind)
-        wanted: dict[str, int] = {}
-        if fields & {"saliency", "keys", "attention"}:
-            wanted["deep"] = adapter.scoring_layer(self.kind, owner.method.scoring_layer)
-        if "shallow_saliency" in fields:  # the 6th of CLIP's 24 layers, in VScan
-            wanted["shallow_saliency"] = adapter.scoring_layer(
-                self.kind, max(0, len(layers) // 4 - 1)
-            )
-        return {role: adapter.tap(layers[number]) for role, number in wanted.items()}
+        self._thread = threading.local()
 
     def attach(self) -> list[Any]:
         """Take the function's place and register hooks; returns the hooks' handles."""
-        setattr(self.owner.adapter.core, self._name, self)
+        setattr(self._core, self._name, self)
         self._attached = True
-        handles = [handle for tap in self._taps.values() for handle in tap.attach()]
-        point = self.owner.adapter.merge_point(self.kind)
-        if point is not None:
-            handles.append(point.register_forward_pre_hook(self._merge))
+        handles = [handle for reader in self._readers.values() for handle in reader.attach()]
+        projector = self._settings().adapter.projector_input(self.kind)
+        if projector is not None:
+            handles.append(projector.register_forward_pre_hook(self._before_projector))
         return handles
 
     def remove(self) -> None:
         """Give the function its place back."""
-        core = self.owner.adapter.core
         self._attached = False
-        if vars(core).get(self._name) is self:
-            delattr(core, self._name)
+        if vars(self._core).get(self._name) is self:
+            delattr(self._core, self._name)
             if self._own is not None:
-                setattr(core, self._name, self._own)
+                setattr(self._core, self._name, self._own)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         # A model may encode one kind by the function of another.
-        busy = any(encoder._busy for encoder in self.owner.encoders.values())
-        if busy or not self._attached:
+        if not self._attached or _RUNNING.get() is not None:
             return self._function(*args, **kwargs)
-        adapter, record = self.owner.adapter, self.owner.record
-        self.owner.symmetry.before(self.owner, self.kind)
-        record.restart()
+        self._clock.restart()
+        settings = self._settings()
         call = dict(self._signature.bind(*args, **kwargs).arguments)
-        encoded = Encoded(self.kind, adapter.inputs(self.kind, call))
-        self._running, self._busy = encoded, True
-        for tap in self._taps.values():
-            tap.active = True
-        try:
-            with self._resized(encoded):
-                output = self._function(*args, **kwargs)
-        finally:
-            for tap in self._taps.values():
-                tap.active = False
-            self._running, self._busy = None, False
-        if adapter.merge_point(self.kind) is None:
-            record.clock.start("reduce")
-            self._read(encoded)
-            record.clock.stop("reduce")
-        features = getattr(output, "pooler_output", None)
-        if features is not None:
-            encoded.finish(features)
-        self.owner.encoded[self.kind] = encoded
-        self.owner.symmetry.after(self.owner, self.kind)
+        encoded = Encoded(self.kind, settings.adapter.inputs(self.kind, call), settings)
+        with self._around(self.kind), ExitStack() as stack:
+            captures = {
+                role: stack.enter_context(reader.capture())
+                for role, reader in self._readers.items()
+            }
+            token = _RUNNING.set((encoded, captures))
+            try:
+                with _resized(encoded):
+                    output = self._function(*args, **kwargs)
+            finally:
+                _RUNNING.reset(token)
+            if settings.adapter.projector_input(self.kind) is None:
+                began = self._clock.now()
+                _read_fields(encoded, captures)
+                encoded.reduce_ms += self._clock.now() - began
+        encoded.bind(output)
+        self._clock.totals["reduce"] = self._clock.totals.get("reduce", 0.0) + encoded.reduce_ms
+        if encoded.features is not None:
+            self._thread.latest = weakref.ref(output)
+            if (context := current_context()) is not None:
+                context.encoded[self.kind] = encoded
         return output
 
-    def _resized(self, encoded: Encoded) -> AbstractContextManager[None]:
-        """Pictures of fewer patches for the tower, for methods that want that."""
-        owner, grids = self.owner, {item.grid for item in encoded.inputs}
-        if not isinstance(owner.method, Downsample) or not grids:
-            return nullcontext()
-        grid = grids.pop()
-        if grids or grid[0] != 1 or grid[1] != grid[2]:
-            raise ValueError(
-                f"{owner.method!r} on inputs of the grids {sorted({grid, *grids})}: expected "
-                "images of one square grid"
-            )
-        keep = owner.allocation(grid[1] * grid[2]).keep
-        if keep == grid[1] * grid[2]:
-            return nullcontext()
-        return owner.adapter.resized(math.isqrt(keep), owner.method.blocks(grid, keep)[0])
+    def latest(self) -> Encoded | None:
+        """What this thread encoded last, as long as its output is in use."""
+        reference = getattr(self._thread, "latest", None)
+        output = None if reference is None else reference()
+        return None if output is None else Encoded.of(output)
 
     def unseen(self, **kwargs: Any) -> Any:
-        """The function itself, with nothing read and nothing merged."""
-        self._busy = True
+        """Call the function itself, with nothing read and nothing merged."""
+        token = _RUNNING.set((Encoded("", [], self._settings()), {}))
         try:
             return self._function(**kwargs)
         finally:
-            self._busy = False
+            _RUNNING.reset(token)
 
-    @torch.no_grad()
-    def _read(self, encoded: Encoded) -> None:
-        """What the scoring layers saw, for each token of each input."""
-        method, adapter = self.owner.method, self.owner.adapter
-        fields = method.needs | method.wants
-
-        def pool(rows: Tensor) -> list[Tensor]:
-            parts = zip(encoded.inputs, encoded.by_input(rows), strict=True)
-            return [adapter.pool(item, part) for item, part in parts]
-
-        for role, tap in self._taps.items():
-            heads = tap.take([item.rows for item in encoded.inputs])
-            if role == "shallow_saliency":
-                rows = heads.saliency(method.saliency_rule)[:, None]
-                encoded.fields["shallow_saliency"] = [x[:, 0] for x in pool(rows)]
-                continue
-            if "saliency" in fields:
-                rows = heads.saliency(method.saliency_rule)[:, None]
-                encoded.fields["saliency"] = [x[:, 0] for x in pool(rows)]
-            if "keys" in fields:
-                encoded.fields["keys"] = pool(heads.keys())
-            if "attention" in fields:
-                encoded.fields["attention"] = self._maps(encoded, heads)
-
-    def _maps(self, encoded: Encoded, heads: Heads) -> list[Tensor]:
-        """(N, N) an input: attention between its tokens, 0 between crops or frames."""
-        segments = iter(heads.attention())
-        found = []
-        for item in encoded.inputs:
-            held: list[Tensor] = []
-            while sum(len(segment) for segment in held) < item.rows:
-                held.append(next(segments))
-            whole = torch.block_diag(*held)
-            halfway = self.owner.adapter.pool(item, whole)
-            found.append(self.owner.adapter.pool(item, halfway.T.contiguous()).T)
-        return found
-
-    def _merge(self, module: nn.Module, args: tuple[Any, ...]) -> Any:
-        """Before the projector: read the scores; merge, for methods that work here."""
-        encoded, owner = self._running, self.owner
-        if encoded is None:
+    def _before_projector(self, module: nn.Module, args: tuple[Any, ...]) -> Any:
+        """Read the scores; merge, for methods that reduce pre-projector features."""
+        running = _RUNNING.get()
+        if running is None or running[0].kind != self.kind:
             return None
-        owner.record.clock.start("reduce")
-        self._read(encoded)
-        features: Tensor = args[0]
-        rows = encoded.by_input(features.reshape(-1, features.shape[-1]))
-        parts = list(zip(encoded.inputs, rows, strict=True))
-        merged = None
-        if "pre_projector" in owner.method.needs | owner.method.wants:
-            encoded.fields["pre_projector"] = [owner.adapter.pool(item, x) for item, x in parts]
-        if owner.method.features_from == "pre_projector":
-            keeps = [owner.allocation(count).keep for count in encoded.counts]
-            encoded.reductions = reduce_inputs(
-                owner.method,
-                encoded.inputs,
-                [owner.adapter.pool(item, x) for item, x in parts],
-                keeps,
-                encoded.fields,
-                owner.generator,
-            )
-            if keeps != encoded.counts:
-                encoded.carriers = [_carriers(r) for r in encoded.reductions]
-                every = zip(parts, encoded.reductions, encoded.carriers, strict=True)
-                done = [_put(x, item.source, r, slots) for (item, x), r, slots in every]
-                merged = torch.cat(done).reshape(features.shape)
-        owner.record.clock.stop("reduce")
+        encoded, captures = running
+        began = self._clock.now()
+        _read_fields(encoded, captures)
+        merged = _reduce_before_projector(encoded, args[0])
+        encoded.reduce_ms += self._clock.now() - began
         return None if merged is None else (merged, *args[1:])
 
 
-def _carriers(reduction: Reduction) -> Tensor:
-    """(M,) int64: M different tokens that carry the rows through the projector.
+def _readers(settings: Settings, kind: str) -> dict[str, AttentionReader]:
+    """Readers of the layers that the method's fields come from, by role."""
+    adapter, method = settings.adapter, settings.method
+    layers = adapter.vision_layers(kind)
+    wanted: dict[str, int] = {}
+    if any(settings.reads(name) for name in ("saliency", "keys", "attention")):
+        wanted["scoring"] = adapter.scoring_layer(kind, method.scoring_layer)
+    if settings.reads("shallow_saliency"):  # the 6th of CLIP's 24 layers, in VScan
+        wanted["shallow"] = adapter.scoring_layer(kind, max(0, len(layers) // 4 - 1))
+    return {role: adapter.reader(layers[number]) for role, number in wanted.items()}
 
-    A row's anchor, but where a cell is the anchor of several rows, others that go.
+
+def _resized(encoded: Encoded) -> AbstractContextManager[None]:
+    """Smaller pictures for the vision encoder, for methods that ask for them.
+
+    Raises ValueError where the inputs are not images of one square grid.
+    """
+    settings, grids = encoded.settings, {item.grid for item in encoded.inputs}
+    method = settings.method
+    if not method.resizes_input or not grids:
+        return nullcontext()
+    grid = grids.pop()
+    if grids or grid[0] != 1 or grid[1] != grid[2]:
+        raise ValueError(
+            f"{method!r} on inputs of the grids {sorted({grid, *grids})}: expected images of one "
+            "square grid"
+        )
+    keep = settings.allocation(grid[1] * grid[2]).keep
+    if keep == grid[1] * grid[2]:
+        return nullcontext()
+    return settings.adapter.resized(math.isqrt(keep), method.blocks(grid, keep)[0])
+
+
+@torch.no_grad()
+def _read_fields(encoded: Encoded, captures: dict[str, Capture]) -> None:
+    """What the scoring layers saw, for each token of each input."""
+    settings, inputs = encoded.settings, encoded.inputs
+    adapter, method = settings.adapter, settings.method
+    for role, capture in captures.items():
+        heads = capture.heads(inputs)
+        if role == "shallow":
+            rows = heads.saliency(method.saliency_rule)[:, None]
+            encoded.fields["shallow_saliency"] = adapter.pool(inputs, rows)[:, 0]
+            continue
+        if settings.reads("saliency"):
+            rows = heads.saliency(method.saliency_rule)[:, None]
+            encoded.fields["saliency"] = adapter.pool(inputs, rows)[:, 0]
+        if settings.reads("keys"):
+            encoded.fields["keys"] = adapter.pool(inputs, heads.keys())
+        if settings.reads("attention"):
+            encoded.attention = _attention_maps(encoded, heads)
+
+
+def _attention_maps(encoded: Encoded, heads: Heads) -> list[Tensor]:
+    """(N, N) an input: attention between its tokens, 0 between crops or frames."""
+    pool, segments = encoded.settings.adapter.pool, iter(heads.attention())
+    maps = []
+    for item in encoded.inputs:
+        parts: list[Tensor] = []
+        while sum(len(segment) for segment in parts) < item.rows:
+            parts.append(next(segments))
+        by_query = pool([item], torch.block_diag(*parts))
+        maps.append(pool([item], by_query.T.contiguous()).T)
+    return maps
+
+
+def _reduce_before_projector(encoded: Encoded, features: Tensor) -> Tensor | None:
+    """The projector's input with merged features in the rows of their carriers; None as it was."""
+    settings, inputs = encoded.settings, encoded.inputs
+    rows = features.reshape(-1, features.shape[-1])
+    if settings.reads("pre_projector"):
+        encoded.fields["pre_projector"] = settings.adapter.pool(inputs, rows)
+    if settings.method.features_from != "pre_projector":
+        return None
+    keeps = [settings.allocation(count).keep for count in encoded.counts]
+    pooled = settings.adapter.pool(inputs, rows)
+    tokens = InputTokens(inputs, pooled, encoded.fields, encoded.attention)
+    encoded.reductions = reduce_inputs(settings, tokens, keeps)
+    if keeps == encoded.counts:
+        return None
+    repeats = settings.method.repeats_anchors
+    encoded.carriers = [
+        _carriers(reduction) if repeats else reduction.anchor[0] for reduction in encoded.reductions
+    ]
+    merged = _write_carriers(rows, encoded)
+    return merged.reshape(features.shape)
+
+
+def _carriers(reduction: Reduction) -> Tensor:
+    """(M,) int64: M different tokens whose rows carry the merged features.
+
+    These are the anchors; where a token is the anchor of several, tokens that are no anchor.
     """
     anchor = reduction.anchor[0]
     order = anchor.argsort(stable=True)
-    again = torch.zeros_like(anchor, dtype=torch.bool)
-    again[order[1:]] = anchor[order[1:]] == anchor[order[:-1]]
-    if not bool(again.any()):
-        return anchor
-    free = torch.ones(reduction.assign.shape[1], dtype=torch.bool, device=anchor.device)
-    free[anchor] = False
-    spare = free.nonzero().flatten()[: int(again.sum())]
-    return anchor.index_put((again,), spare)
+    repeated = torch.zeros_like(anchor, dtype=torch.bool)
+    repeated[order[1:]] = anchor[order[1:]] == anchor[order[:-1]]
+    taken = torch.zeros(reduction.assign.shape[1], dtype=torch.uint8, device=anchor.device)
+    taken[anchor] = 1
+    spare = taken.sort(stable=True).indices  # tokens that are no anchor come first
+    return torch.where(repeated, spare[repeated.long().cumsum(0) - 1], anchor)
 
 
-def _put(rows: Tensor, source: Tensor | None, reduction: Reduction, slots: Tensor) -> Tensor:
-    """The rows of an input with merged features in the places of their carriers."""
-    places = source.to(rows.device)[slots]  # type: ignore[union-attr]
-    real = places >= 0  # separators have no row
-    return rows.index_copy(0, places[real], reduction.features[0][real].to(rows.dtype))
+def _write_carriers(rows: Tensor, encoded: Encoded) -> Tensor:
+    """All rows of the projector's input, with merged features in those of their carriers."""
+    reductions, carriers = encoded.reductions or [], encoded.carriers or []
+    firsts, row = [], 0
+    for item in encoded.inputs:
+        firsts.append(row)
+        row += item.rows
+    sources = torch.cat([
+        torch.where(item.source < 0, row, item.source + first)  # type: ignore[operator]
+        for item, first in zip(encoded.inputs, firsts, strict=True)
+    ])  # fmt: skip
+    counts = [len(carrier) for carrier in carriers]
+    offsets = torch.tensor(encoded.offsets).repeat_interleave(torch.tensor(counts))
+    sources, offsets = copy_to(rows.device, sources, offsets)
+    index = sources[torch.cat(carriers) + offsets]
+    merged = torch.cat([reduction.features[0] for reduction in reductions]).to(rows.dtype)
+    # Separators have no row of their own: what they would carry goes to a row that is cut off.
+    return torch.cat([rows, rows[:1]]).index_copy(0, index, merged)[:-1]

@@ -3,109 +3,125 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import accumulate
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from compress.runtime.settings import Settings
 from compress.tokens import Reduction
 from vlm.families import VisualInput
+
+_ON_OUTPUT = "foveate_encoded"
 
 
 @dataclass
 class Encoded:
-    """The visual inputs of one call of the vision side, in order.
+    """The visual inputs of one call of `get_{kind}_features`, in order; T tokens in all.
 
-    kind: "image" or "video". fields: what the scoring layers gave, a list of one (N, ...) tensor an
-    input for each name. reductions: made before the projector, None where merging follows it;
-    carriers: for each, (M,) int64, the tokens that brought its rows through the projector, None
-    where nothing was merged. projected: one (N, D) tensor an input, as the language model is to
-    receive them; None until the call is over.
+    settings: of the compression under which they were encoded. fields: what the scoring layers
+    gave, one (T, ...) tensor for each field of VisualTokens; attention: one (N, N) map an input,
+    None unless the method reads it. reductions: made before the projector, None where the
+    reduction follows it; carriers: for each, (M,) int64, the tokens whose rows took the merged
+    features through the projector, None where all tokens are kept. features: (T, D), as the
+    language model is to receive them; None until the call is over. reduce_ms: time spent.
     """
 
     kind: str
     inputs: list[VisualInput]
-    fields: dict[str, list[Tensor]] = field(default_factory=dict)
+    settings: Settings
+    fields: dict[str, Tensor] = field(default_factory=dict)
+    attention: list[Tensor] | None = None
     reductions: list[Reduction] | None = None
     carriers: list[Tensor] | None = None
-    projected: list[Tensor] | None = None
+    features: Tensor | None = None
+    reduce_ms: float = 0.0
 
     @property
     def counts(self) -> list[int]:
         """Tokens of each input."""
         return [item.count for item in self.inputs]
 
-    def by_input(self, x: Tensor) -> list[Tensor]:
-        """Values of all rows of the tower, (R, ...), as one tensor an input."""
-        return list(x.split([item.rows for item in self.inputs]))
+    @property
+    def offsets(self) -> list[int]:
+        """The first of each input's tokens among all T."""
+        return [0, *accumulate(self.counts)][:-1]
 
-    def finish(self, pooler_output: Any) -> None:
-        """Take the features that the call returned: a tensor or tensors, of any grouping."""
-        flat = torch.cat([x.reshape(-1, x.shape[-1]) for x in pooler_output])
-        self.projected = list(flat.split(self.counts))
+    def bind(self, output: Any) -> None:
+        """Hand this on with the output of the call."""
+        features = getattr(output, "pooler_output", None)
+        if features is None:
+            return
+        self.features = torch.cat([x.reshape(-1, x.shape[-1]) for x in features])
+        setattr(output, _ON_OUTPUT, self)
 
-    def times(self, totals: Sequence[int]) -> int:
-        """How often `generate` repeats each prompt (for its beams), from placeholders by row.
+    @staticmethod
+    def of(output: Any) -> Encoded | None:
+        """What `bind` handed on with an output; None if it was not encoded under a compression."""
+        return getattr(output, _ON_OUTPUT, None)
+
+    def is_in(self, output: Any) -> bool:
+        """Whether an output holds these features, all and in order. Waits for the device."""
+        features = torch.cat([x.reshape(-1, x.shape[-1]) for x in output.pooler_output])
+        return self.features is not None and torch.equal(features, self.features)
+
+    def repeats(self, totals: Sequence[int]) -> int:
+        """How often `generate` repeats each prompt for its beams, from placeholders by row.
 
         Raises ValueError where placeholders and inputs do not match.
         """
         times, rest = divmod(sum(totals), sum(self.counts))
         if rest or times < 1 or len(totals) % times:
-            raise ValueError(self._message(totals))
+            raise ValueError(self._mismatch(totals))
         return times
 
-    def rows(self, totals: Sequence[int]) -> list[list[int]]:
+    def by_row(self, totals: Sequence[int]) -> list[list[int]]:
         """Which inputs each row of a batch holds; repeated prompts hold the same ones.
 
         Raises ValueError where placeholders and inputs do not match.
         """
-        counts, times = self.counts, self.times(totals)
+        counts, times = self.counts, self.repeats(totals)
         rows: list[list[int]] = []
-        at = 0
+        number = 0
         for first in range(0, len(totals), times):
-            held, left = [], totals[first]
-            while left > 0 and at < len(counts):
-                held.append(at)
-                left -= counts[at]
-                at += 1
+            members, left = [], totals[first]
+            while left > 0 and number < len(counts):
+                members.append(number)
+                left -= counts[number]
+                number += 1
             same = all(total == totals[first] for total in totals[first : first + times])
             if left or not same:
-                raise ValueError(self._message(totals))
-            rows += [held] * times
-        if at != len(counts):
-            raise ValueError(self._message(totals))
+                raise ValueError(self._mismatch(totals))
+            rows += [members] * times
+        if number != len(counts):
+            raise ValueError(self._mismatch(totals))
         return rows
 
     def joined(self, runs: Sequence[int]) -> Encoded:
-        """The same with inputs joined so that each fills a run of placeholders.
+        """The same with inputs joined so that each fills one run of placeholders.
 
         runs: lengths of the runs, in order. Raises ValueError where they do not match.
         """
-        members: list[list[int]] = []
-        at = 0
+        groups: list[list[int]] = []
+        number = 0
         for run in runs:
-            held: list[int] = []
-            while run > 0 and at < len(self.inputs):
-                held.append(at)
-                run -= self.inputs[at].count
-                at += 1
-            if run:
-                raise ValueError(self._message(runs))
-            members.append(held)
+            members, left = [], run
+            while left > 0 and number < len(self.inputs):
+                members.append(number)
+                left -= self.inputs[number].count
+                number += 1
+            if left:
+                raise ValueError(self._mismatch(runs))
+            groups.append(members)
+        attention = self.attention
+        if attention is not None:
+            attention = [torch.block_diag(*(attention[i] for i in group)) for group in groups]
+        inputs = [VisualInput.join([self.inputs[i] for i in group]) for group in groups]
+        return replace(self, inputs=inputs, attention=attention)
 
-        def joined(name: str, values: list[Tensor]) -> list[Tensor]:
-            join = torch.block_diag if name == "attention" else lambda *x: torch.cat(x)
-            return [join(*(values[i] for i in held)) for held in members]
-
-        return Encoded(
-            self.kind,
-            [VisualInput.join([self.inputs[i] for i in held]) for held in members],
-            fields={name: joined(name, values) for name, values in self.fields.items()},
-            projected=joined("projected", self.projected or []),
-        )
-
-    def _message(self, totals: Sequence[int]) -> str:
+    def _mismatch(self, totals: Sequence[int]) -> str:
         return (
             f"the prompts hold {sum(totals)} placeholder tokens of kind {self.kind} "
             f"({list(totals)} by row) and the visual inputs have {sum(self.counts)} "

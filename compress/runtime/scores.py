@@ -1,35 +1,83 @@
-"""Attention of a few query tokens in one decoder layer, recomputed from its hidden states.
+"""Attention of a few query rows in one decoder layer, recomputed from its hidden states.
 
-No attention map is asked of the model, so that SDPA and FlashAttention stay on: for the rows that
-are needed, the layer's own norm, projections and rotation are applied once more.
+No attention map is asked of the model, so SDPA and FlashAttention stay on. For the rows that are
+needed, the layer's own norm, projections and rotation are applied once more.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from compress.runtime.tensors import gather
+
+# Attention logits that exist at one time: 64 MiB in float32.
+LOGITS = 2**24
+
 
 @dataclass(frozen=True)
-class Asked:
-    """Which of S new tokens ask, and which keys there are: P cached ones, then the S.
+class ScoringRows:
+    """Which of S new tokens are query rows, and which keys there are: P cached ones, then the S.
 
-    queries: (B, Q) int64 places; real: (B, Q) bool. mask: (B, S) bool, False at padding. old:
-    (B, P) bool; past: (B, key heads, P, head_dim) rotated keys, None where P = 0. bias: (B, P + S)
-    float32, added to the logits of each key. samples: (B, S) int64, where rows hold several
-    samples: those of one see and rank no tokens of another.
+    queries: (B, Q) int64 columns; real: (B, Q) bool. mask: (B, S) bool, False at padding.
+    cached: (B, P) bool, False at padding. past: (B, key heads, P, head_dim) rotated keys, None
+    where P = 0. bias: (B, P + S) float32, added to the logits of each key. samples: (B, S) int64,
+    where rows hold several samples: a query sees and ranks the tokens of its own sample alone.
     """
 
     queries: Tensor
     real: Tensor
     mask: Tensor
-    old: Tensor
+    cached: Tensor
     past: Tensor | None = None
     bias: Tensor | None = None
     samples: Tensor | None = None
+
+    def to(self, device: torch.device) -> ScoringRows:
+        """The same on another device."""
+        moved = {
+            name: value.to(device) if isinstance(value, Tensor) else value
+            for name, value in vars(self).items()
+        }
+        return ScoringRows(**moved)
+
+
+@torch.no_grad()
+def text_attention(
+    layer: Any, hidden_states: Tensor, rotary: tuple[Tensor, Tensor], rows: ScoringRows
+) -> tuple[Tensor, Tensor]:
+    """How much the query rows attend to each new token in a decoder layer, and the layer's keys.
+
+    Args:
+        layer: a decoder layer with `input_layernorm` and `self_attn` (q_proj, k_proj, scaling).
+        hidden_states: (B, S, D) entering the layer.
+        rotary: cos and sin, (B or 1, S, head_dim).
+
+    Returns:
+        The softmax over the whole causal row in float32, averaged over heads and real query rows,
+        (B, S) float32; and the rotated keys, (B, S, key heads * head_dim), before grouped heads
+        are repeated.
+    """
+    attention = layer.self_attn
+    weight = attention.k_proj.weight  # on its own device, or without data where it is offloaded
+    device = hidden_states.device if weight.is_meta else weight.device
+    rows = rows.to(device)
+    cos, sin = (part.to(device).expand(len(rows.queries), -1, -1) for part in rotary)
+    normed = layer.input_layernorm(hidden_states.to(device))
+    width = attention.head_dim
+    query = attention.q_proj(gather(normed, rows.queries)).unflatten(-1, (-1, width))
+    key = attention.k_proj(normed).unflatten(-1, (-1, width))
+    if hasattr(attention, "q_norm"):
+        query, key = attention.q_norm(query), attention.k_norm(key)
+    query = _rotate(query.transpose(1, 2), gather(cos, rows.queries), gather(sin, rows.queries))
+    key = _rotate(key.transpose(1, 2), cos, sin)
+    keys = key if rows.past is None else torch.cat([rows.past.to(key.dtype), key], dim=2)
+    weights = _mean_attention(query * attention.scaling, keys, rows)
+    return weights, key.transpose(1, 2).flatten(2)
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -41,55 +89,51 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.cat([turned, rest], dim=-1)
 
 
-def take(x: Tensor, index: Tensor) -> Tensor:
-    """x (B or 1, S, ...) at index (B, M) -> (B, M, ...)."""
-    x = x.expand(index.shape[0], *x.shape[1:])
-    index = index.to(x.device)
-    return x[torch.arange(len(index), device=x.device)[:, None], index]
+def _mean_attention(query: Tensor, keys: Tensor, rows: ScoringRows) -> Tensor:
+    """(B, S): attention of scaled queries (B, H, Q, d) to keys (B, key heads, P + S, d), averaged
+    over heads and real query rows, in bounded memory and without repeating grouped keys."""
+    batch, heads, count, _ = query.shape
+    key_heads, length = keys.shape[1], keys.shape[2]
+    grouped = query.float().unflatten(1, (key_heads, heads // key_heads))
+    total = torch.zeros(batch, rows.mask.shape[1], device=keys.device)
+    for part in _chunks(count, batch * heads * length):
+        seen, ranks = _seen(rows, part)
+        some = max(
+            1, LOGITS // max(1, batch * (heads // key_heads) * (part.stop - part.start) * length)
+        )
+        for first in range(0, key_heads, some):
+            group = slice(first, first + some)
+            logits = grouped[:, group, :, part] @ keys[:, group, None].float().mT
+            if rows.bias is not None:
+                logits = logits + rows.bias[:, None, None, None]
+            weights = logits.masked_fill(~seen[:, None, None], -torch.inf).softmax(dim=-1)
+            own = weights[..., length - total.shape[1] :].sum((1, 2))
+            total += own.masked_fill(~ranks, 0).sum(1)
+    number = rows.real.sum(1, keepdim=True)
+    if rows.samples is not None:
+        # Each token is ranked by the query rows of its own sample.
+        asked = rows.samples.gather(1, rows.queries)
+        asked = asked.masked_fill(~rows.real, -1)
+        number = (asked[:, :, None] == rows.samples[:, None]).sum(1)
+    return total / (heads * number.clamp(min=1))
 
 
-@torch.no_grad()
-def text_attention(
-    layer: Any, hidden: Tensor, rotary: tuple[Tensor, Tensor], asked: Asked
-) -> tuple[Tensor, Tensor]:
-    """How much the query tokens attend to each new token in `layer`, and the layer's keys.
+def _chunks(count: int, each: int) -> Iterator[slice]:
+    """Slices of `count` query rows, each row of which takes `each` logits over all heads."""
+    step = max(1, LOGITS // max(1, each))
+    for start in range(0, count, step):
+        yield slice(start, min(start + step, count))
 
-    layer: a decoder layer with `input_layernorm` and `self_attn` (q_proj, k_proj, scaling).
-    hidden: (B, S, D) entering the layer. rotary: cos and sin, (B or 1, S, head_dim).
-    Returns the softmax over the whole causal row in float32, averaged over heads and real
-    queries: (B, S) float32; and the rotated keys (B, S, key heads * head_dim), before grouped
-    heads are repeated.
-    """
-    attention = layer.self_attn
-    weight = attention.k_proj.weight  # on its own device, or with no data where it is offloaded
-    device = hidden.device if weight.is_meta else weight.device
-    queries, real, mask, old = (
-        x.to(device) for x in (asked.queries, asked.real, asked.mask, asked.old)
-    )
-    cos, sin = (part.to(device).expand(len(queries), -1, -1) for part in rotary)
-    normed = layer.input_layernorm(hidden.to(device))
-    width = attention.head_dim
-    q = attention.q_proj(take(normed, queries)).unflatten(-1, (-1, width))
-    k = attention.k_proj(normed).unflatten(-1, (-1, width))
-    if hasattr(attention, "q_norm"):
-        q, k = attention.q_norm(q), attention.k_norm(k)
-    q = _rotate(q.transpose(1, 2), take(cos, queries), take(sin, queries))
-    k = _rotate(k.transpose(1, 2), cos, sin)
-    every = k if asked.past is None else torch.cat([asked.past.to(device, k.dtype), k], dim=2)
-    groups = q.shape[1] // k.shape[1]
-    logits = (q.float() * attention.scaling) @ every.float().repeat_interleave(groups, 1).mT
-    place = torch.arange(mask.shape[1], device=device)
-    seen = mask[:, None] & (place <= queries[..., None])
-    asking = real[..., None]
-    if asked.samples is not None:
-        samples = asked.samples.to(device)
-        own = samples.gather(1, queries)[..., None] == samples[:, None]
-        seen, asking = seen & own, asking & own
-    earlier = old[:, None].expand(-1, seen.shape[1], -1)
-    seen = torch.cat([earlier, seen], dim=2)
-    if asked.bias is not None:
-        logits = logits + asked.bias.to(device)[:, None, None]
-    weights = torch.softmax(logits.masked_fill(~seen[:, None], -torch.inf), dim=-1).mean(1)
-    weights = weights[..., old.shape[1] :].masked_fill(~asking, 0).sum(1)
-    weights = weights / asking.sum(1).clamp(min=1)
-    return weights, k.transpose(1, 2).flatten(2)
+
+def _seen(rows: ScoringRows, part: slice) -> tuple[Tensor, Tensor]:
+    """(B, q, P + S) bool: the keys that some query rows attend to; and (B, q, S or 1) bool: the
+    new tokens that they rank."""
+    queries = rows.queries[:, part]
+    place = torch.arange(rows.mask.shape[1], device=queries.device)
+    seen = rows.mask[:, None] & (place <= queries[..., None])
+    ranks = rows.real[:, part, None]
+    if rows.samples is not None:
+        own = rows.samples.gather(1, queries)[..., None] == rows.samples[:, None]
+        seen, ranks = seen & own, ranks & own
+    cached = rows.cached[:, None].expand(-1, seen.shape[1], -1)
+    return torch.cat([cached, seen], dim=2), ranks

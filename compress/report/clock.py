@@ -1,0 +1,52 @@
+"""Wall time by name."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+
+class Clock:
+    """Adds up milliseconds by name.
+
+    `exact` waits for the CUDA device at every start and stop, so that work is billed where it was
+    started. It is off by default, since waiting costs time. `over`: a prefill has ended.
+    """
+
+    def __init__(self) -> None:
+        self.exact = False
+        self.over = False
+        self.totals: dict[str, float] = {}
+        self._began: dict[str, float] = {}
+
+    def restart(self) -> None:
+        """Begin a new prefill, if the last one is over: what the reduction took is counted anew."""
+        if self.over:
+            self.totals.update(reduce=0.0, plan=0.0)
+            self.over = False
+
+    def now(self) -> float:
+        """Milliseconds since some fixed time."""
+        if self.exact and torch.cuda.is_available():
+            torch.cuda.synchronize()
+        return time.perf_counter() * 1e3
+
+    def start(self, name: str) -> None:
+        """Begin an interval of `name`."""
+        self._began[name] = self.now()
+
+    def stop(self, name: str) -> None:
+        """End the interval of `name` and add it to its total."""
+        self.totals[name] = self.totals.get(name, 0.0) + self.now() - self._began.pop(name)
+
+    @contextmanager
+    def time(self, name: str) -> Iterator[None]:
+        """Time a block."""
+        self.start(name)
+        try:
+            yield
+        finally:
+            self.stop(name)

@@ -1,0 +1,137 @@
+"""What is known of one forward, and of the prompt that it reduces."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextvars import ContextVar, Token
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from compress.report.clock import Clock
+from compress.runtime.cache_state import CacheState, Span
+from compress.runtime.encoded import Encoded
+from compress.runtime.layout import BatchLayout
+from compress.runtime.prompt import PlacedInput
+from compress.runtime.settings import Settings
+from compress.runtime.zero3 import Zero3Symmetry
+from compress.tokens import Reduction
+from positions import PositionTable
+
+_CURRENT: ContextVar[ForwardContext | None] = ContextVar("foveate_forward", default=None)
+
+
+@dataclass(eq=False)
+class PrefillState:
+    """A prompt with visual inputs on its way through the decoder layers.
+
+    inputs: the visual inputs, in order. layout: where the tokens are now. schedules: for each
+    decoder layer at which a schedule has a pair, the tokens that each input keeps from it on.
+    query, query_real: (B, Q) int64 and bool, columns of the query rows now. text, text_real:
+    (samples, Qt), columns now of the text after each sample's first visual input; text_rows:
+    (samples,) int64. first: reductions before the language model; now: from the dense tokens to
+    those that are left; later: the same for each layer that started with fewer tokens. deepstack:
+    for each of the first layers, (T, D) added to the visual tokens after it. back: (B, S) int64,
+    for each column that the model was given the one that stands for it now; None while all are
+    there. cached_spans: what the cache held before this prompt, None where it held nothing of
+    ours; past: tokens that it held in its first layer. table: positions of the new tokens.
+    entered: hidden states and rotary of the layer before, where a method is scored by it.
+    """
+
+    inputs: list[PlacedInput]
+    layout: BatchLayout
+    schedules: dict[int, list[int]]
+    query: Tensor
+    query_real: Tensor
+    text: Tensor
+    text_real: Tensor
+    text_rows: Tensor
+    first: tuple[Reduction, ...]
+    deepstack: list[Tensor]
+    back: Tensor | None
+    text_tokens: int
+    cached: CacheState | None = None
+    past: int = 0
+    spans: list[Span] = field(default_factory=list)
+    now: tuple[Reduction, ...] = ()
+    later: list[tuple[int, tuple[Reduction, ...]]] = field(default_factory=list)
+    table: PositionTable = field(init=False)
+    entry_layout: BatchLayout = field(init=False)
+    entered: tuple[Tensor, Any] | None = None
+
+    def __post_init__(self) -> None:
+        self.now, self.entry_layout = self.first, self.layout
+
+    @property
+    def sizes(self) -> Tensor:
+        """(T,) int64: dense tokens in each visual token."""
+        return torch.cat([reduction.size[0] for reduction in self.now])
+
+    def follow(self, reductions: list[Reduction], index: Tensor, back: Tensor) -> None:
+        """Take in reductions of the tokens that were left. back: see `BatchLayout.after`."""
+        self.query = back.gather(1, self.query)
+        self.text = back[self.text_rows[:, None], self.text]
+        self.back = back if self.back is None else back.gather(1, self.back)
+        self.now = tuple(
+            old.then(new) if old.count else old
+            for old, new in zip(self.now, reductions, strict=True)
+        )
+
+
+@dataclass(eq=False)
+class ForwardContext:
+    """One forward of a model under a compression: made at the model's door, gone at its end.
+
+    labels, logits_to_keep: as the model was given them. ids: (B, S) of a call that brings visual
+    inputs, else None; media: the core's keyword arguments; positions_given: whether the caller
+    gave position ids. encoded: visual inputs by kind. state: of the cache that the call came with.
+    arguments: what replaces the language model's keyword arguments. layer_arguments: for each
+    decoder layer what replaces its own; None where nothing does. table: positions of the new
+    tokens, None where the stock ones hold. prefill: the prompt that is being reduced. zero3: keeps
+    processes alike under ZeRO-3, None elsewhere.
+    """
+
+    settings: Settings
+    clock: Clock
+    opened_by: Any
+    labels: Tensor | None = None
+    logits_to_keep: int = 0
+    ids: Tensor | None = None
+    media: Mapping[str, Any] = field(default_factory=dict)
+    positions_given: bool = False
+    encoded: dict[str, Encoded] = field(default_factory=dict)
+    cache: Any = None
+    state: CacheState | None = None
+    arguments: dict[str, Any] | None = None
+    layer_arguments: list[dict[str, Any]] | None = None
+    table: PositionTable | None = None
+    prefill: PrefillState | None = None
+    zero3: Zero3Symmetry | None = None
+    _token: Token[ForwardContext | None] | None = None
+
+    def open(self) -> None:
+        """Make this the context of the thread's forward."""
+        self._token = _CURRENT.set(self)
+
+    def close(self) -> None:
+        """The forward is over, or has raised."""
+        if self._token is not None:
+            _CURRENT.reset(self._token)
+            self._token = None
+
+    def reads_whole_sequence(self, layer: int) -> bool:
+        """Whether the sequence that enters a decoder layer is read or shortened as a whole."""
+        prefill = self.prefill
+        if prefill is None:
+            return False
+        layers = prefill.schedules
+        return layer in layers or layer + 1 in layers or (
+            layer == 0 and not prefill.spans[0].plain
+        )  # fmt: skip
+
+
+def current_context() -> ForwardContext | None:
+    """The forward under way in this thread; None between forwards."""
+    return _CURRENT.get()

@@ -1,0 +1,283 @@
+"""One forward under a compression: what the hooks on the model's modules do.
+
+door               the outermost module that is called: a context is made, and dropped at the end
+core (pre)         token ids are read where visual inputs come; text on a known cache is placed
+language model     a prompt with visual inputs is reduced; its arguments are replaced
+decoder layers     visual tokens leave at the layers of the schedule; later layers get their own
+                   mask, cos and sin
+final norm (pre)   hidden states get their old length back, so that labels stay aligned
+core (post)        the state that later forwards need is bound to the cache; the record is made
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from compress.errors import CompressionError
+from compress.report.record import PrefillRecord, cache_bytes
+from compress.runtime.cache_state import (
+    CacheState,
+    cache_length,
+    is_static,
+    new_tokens_mask,
+    turn_positions,
+)
+from compress.runtime.context import ForwardContext
+from compress.runtime.encoded import Encoded
+from compress.runtime.in_llm import add_deepstack, reduce_at_layer, scoring_layers
+from compress.runtime.masks import new_indices, span_mask
+from compress.runtime.prefill import begin_prefill
+from compress.runtime.tensors import gather
+from compress.runtime.token_positions import text_table
+
+
+def read_call(
+    context: ForwardContext,
+    kwargs: Mapping[str, Any],
+    latest: Callable[[str], Encoded | None],
+) -> None:
+    """The core is called: note what comes, and place text that goes on a known cache.
+
+    latest: gives what this thread encoded last of a kind.
+
+    Raises CompressionError for visual inputs without ids, or made before the compression.
+    """
+    ids, embeds = kwargs.get("input_ids"), kwargs.get("inputs_embeds")
+    context.cache = kwargs.get("past_key_values")
+    context.positions_given = kwargs.get("position_ids") is not None
+    if context.cache is not None:
+        context.state = CacheState.of(context.cache)
+    if any(_holds(kwargs.get(name)) for name in context.settings.adapter.media):
+        if ids is None:
+            raise CompressionError(
+                "visual inputs came with inputs_embeds and no input_ids: the places of the visual "
+                "tokens are read off the ids, so call the model with input_ids"
+            )
+        context.ids, context.media = ids, kwargs
+        _read_encoded(context, kwargs.get("mm_encoder_outputs"), latest)
+    given = ids if embeds is None else embeds
+    if context.state is not None and given is not None:
+        context.state.check_rows(len(given))
+        context.state.follow(context.cache)
+        if context.ids is None and not _placed_by_caller(context, kwargs, given.shape[1]):
+            continue_on_cache(context, kwargs, given.shape[1], given.device)
+
+
+def _holds(media: Any) -> bool:
+    """Whether an argument brings visual inputs: pixels, or pixels or features by name."""
+    if isinstance(media, Mapping):
+        return any(value is not None for value in media.values())
+    return media is not None
+
+
+def _read_encoded(
+    context: ForwardContext, outputs: Any, latest: Callable[[str], Encoded | None]
+) -> None:
+    """Take what was encoded before this call, as `generate` does."""
+    for kind in context.settings.adapter.kinds:
+        output = None if outputs is None else outputs.get(kind)
+        if output is None:
+            continue
+        encoded = Encoded.of(output)
+        if encoded is None:  # cut out of the output of the call, for a chunk of the prompt
+            encoded = latest(kind)
+            if encoded is None or not encoded.is_in(output):
+                raise CompressionError(
+                    f"the features for the {kind} placeholder tokens are not all that were encoded "
+                    "under this compression: pass pixel values (and no prefill_chunk_size that "
+                    f"splits a prompt's {kind}s), or call get_{kind}_features while it is attached"
+                )
+        context.encoded[kind] = encoded
+
+
+def _placed_by_caller(context: ForwardContext, kwargs: Mapping[str, Any], count: int) -> bool:
+    """Whether the positions of new text are those that reach the language model, and have to be
+    looked at there: a second turn, or a model that adds the offset of its last prompt."""
+    given = kwargs.get("position_ids")
+    if given is None or context.settings.positions != "original":
+        return False
+    return count > 1 or (given.ndim == 3 and len(given) == 1)
+
+
+def continue_on_cache(
+    context: ForwardContext, kwargs: Mapping[str, Any], count: int, device: torch.device
+) -> None:
+    """A forward with text alone on a cache: decoding, or a second turn.
+
+    Decoding a batch without padding replaces nothing but the attention mask.
+    """
+    state: CacheState = context.state  # type: ignore[assignment]
+    new = new_tokens_mask(kwargs.get("attention_mask"), state.rows, count, state.dense)
+    if count == 1 and new is not None and state.spans[0].valid is None:
+        # The stock model looks whether the mask of a decoded token is all ones, too.
+        new = None if bool(new.all()) else new
+    original = context.settings.positions == "original" and context.positions_given
+    given = kwargs.get("position_ids") if original else None
+    start = state.length
+    context.arguments = {"attention_mask": None}
+    if given is not None and not _placed_by_caller(context, kwargs, count):
+        state.extend(count, new)
+    else:
+        positions = _place_text(context, given, new, count)
+        state.extend(count, new)
+        if given is not None:
+            real = positions if new is None else positions.masked_fill(~new[..., None], 0)
+            state.begin_turn()
+            state.next_at = real.amax((1, 2)) + 1
+        context.table = text_table(positions, start, state.next_position)
+        index = torch.arange(start, start + count, device=device).expand(state.rows, -1)
+        context.arguments["position_ids"] = index
+    _mask_layers(context, count, device)
+
+
+def _place_text(
+    context: ForwardContext, given: Tensor | None, new: Tensor | None, count: int
+) -> Tensor:
+    """(B, q, 3) float64: where new text tokens stand."""
+    state: CacheState = context.state  # type: ignore[assignment]
+    if given is not None:
+        return turn_positions(state, given, new, context.settings.adapter.deltas)
+    steps = torch.arange(count, device=state.next_at.device).expand(state.rows, -1)
+    if new is not None:
+        steps = new.cumsum(1) - 1
+    positions = state.next_position[:, None] + steps
+    return positions[..., None].expand(-1, -1, 3)
+
+
+def _mask_layers(context: ForwardContext, count: int, device: torch.device) -> None:
+    """The masks of all layers for new text on a cache; the stock ones where they serve."""
+    state: CacheState = context.state  # type: ignore[assignment]
+    settings, cache = context.settings, context.cache
+    static = is_static(cache)
+    implementation = settings.attention_implementation
+    maskless = implementation == "sdpa" or implementation.startswith("flash")
+    if state.plain and count == 1 and not static and maskless:
+        return
+    config = settings.adapter.language_model.config
+    weight = settings.adapter.norm.weight
+    like = torch.empty(state.rows, count, 0, dtype=weight.dtype, device=device)
+    first = state.spans[0]
+    if first.valid is not None:
+        arguments: dict[str, Any] = context.arguments  # type: ignore[assignment]
+        arguments["attention_mask"] = first.valid[:, : first.length].long()
+    layers: list[dict[str, Any]] = []
+    for number, span in enumerate(state.spans):
+        stop = len(settings.adapter.layers)
+        if number + 1 < len(state.spans):
+            stop = state.spans[number + 1].first
+        own: dict[str, Any] = {}
+        if number or not span.plain or state.pressed:
+            own = {
+                "attention_mask": span_mask(config, span, like, cache),
+                "position_ids": new_indices(span, count, device),
+            }
+        layers += [own] * (stop - span.first)
+    context.layer_arguments = layers
+
+
+@torch.compiler.disable
+def enter_language_model(context: ForwardContext, kwargs: dict[str, Any]) -> None:
+    """A prompt is about to enter the language model; visual inputs of it are reduced. So is text on
+    a cache that its caller has placed."""
+    embeds: Tensor = kwargs["inputs_embeds"]
+    if context.state is not None and context.ids is None:
+        continue_on_cache(context, kwargs, embeds.shape[1], embeds.device)
+        return
+    zero3 = context.zero3
+    if zero3 is not None:
+        kwargs["inputs_embeds"] = zero3.tie(kwargs["inputs_embeds"])
+    cached = context.state is not None
+    if context.ids is not None:
+        begin_prefill(context, kwargs)
+    prefill = context.prefill
+    if zero3 is not None and not cached:
+        own = frozenset() if prefill is None else scoring_layers(context.settings, prefill)
+        zero3.agree(own, kwargs["inputs_embeds"].device)
+
+
+@torch.compiler.disable
+def enter_layer(
+    context: ForwardContext, layer: int, hidden_states: Tensor, kwargs: dict[str, Any]
+) -> Tensor:
+    """Hidden states (B, W, D) that enter a decoder layer in a prefill; `kwargs` are the layer's."""
+    prefill, zero3 = context.prefill, context.zero3
+    if prefill is None:
+        if zero3 is not None:
+            zero3.score_alike(layer, hidden_states, kwargs)
+        return hidden_states
+    if context.layer_arguments is not None:
+        kwargs.update(context.layer_arguments[layer])
+    hidden_states = add_deepstack(prefill, layer, hidden_states)
+    if zero3 is not None and layer:
+        zero3.score_alike(layer, hidden_states, kwargs)
+    if layer in prefill.schedules:
+        with context.clock.time("reduce"):
+            hidden_states = reduce_at_layer(context, layer, hidden_states, kwargs)
+    if layer + 1 in prefill.schedules and context.settings.method.scored_by == "previous":
+        prefill.entered = (hidden_states, kwargs["position_embeddings"])
+    _new_arguments(context, layer, hidden_states, kwargs)
+    return hidden_states
+
+
+def _new_arguments(
+    context: ForwardContext, layer: int, hidden_states: Tensor, kwargs: dict[str, Any]
+) -> None:
+    """Where a span begins: what its layers are given in place of the model's own arguments."""
+    prefill: Any = context.prefill
+    span = next((one for one in prefill.spans if one.first == layer), None)
+    state = context.state
+    pressed = prefill.cached is not None and prefill.cached.pressed
+    if span is None or state is None or (layer == 0 and span.stock_mask_serves and not pressed):
+        return
+    config = context.settings.adapter.language_model.config
+    cache = kwargs.get("past_key_values")
+    own = {
+        "attention_mask": span_mask(config, span, hidden_states, cache),
+        "position_ids": new_indices(span, hidden_states.shape[1], hidden_states.device),
+        "position_embeddings": kwargs["position_embeddings"],
+    }
+    depth = len(context.settings.adapter.layers)
+    layers = context.layer_arguments or [{}] * depth
+    context.layer_arguments = layers[:layer] + [own] * (depth - layer)
+    kwargs.update(own)
+
+
+@torch.compiler.disable
+def restore_length(context: ForwardContext, hidden_states: Tensor) -> Tensor:
+    """Hidden states (B, W, D) that enter the final norm, at the length (B, S, D) that the model
+    was given: a token that left has those of the last token before it that is left."""
+    prefill: Any = context.prefill
+    hidden_states = add_deepstack(prefill, len(context.settings.adapter.layers), hidden_states)
+    return hidden_states if prefill.back is None else gather(hidden_states, prefill.back)
+
+
+def finish(context: ForwardContext, output: Any) -> PrefillRecord | None:
+    """The model is through: bind the state to the cache; what a prefill did, as a record."""
+    cache = output.get("past_key_values") if hasattr(output, "get") else None
+    state, prefill = context.state, context.prefill
+    if state is not None and cache is not None:
+        if prefill is None:
+            state.held = cache_length(cache) if not is_static(cache) else state.held
+        else:
+            state.bind(cache)
+    if prefill is None:
+        return None
+    totals, settings = context.clock.totals, context.settings
+    return PrefillRecord(
+        method=repr(settings.method),
+        grids=tuple(item.input.grid for item in prefill.inputs),
+        first=prefill.first,
+        later=tuple(prefill.later),
+        positions=prefill.table.positions,
+        rows=prefill.entry_layout.rows,
+        columns=prefill.entry_layout.columns,
+        text=prefill.text_tokens,
+        cache_bytes=cache_bytes(cache),
+        config=settings.adapter.language_model.config,
+        reduce_ms=totals.get("reduce", 0.0),
+        plan_ms=totals.get("plan", 0.0),
+    )

@@ -1,0 +1,164 @@
+"""A prompt as it came, on the host: which tokens are visual, what asks about them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from compress.errors import CompressionError
+from compress.runtime.encoded import Encoded
+from vlm.families import ModelAdapter, VisualInput
+
+
+@dataclass(frozen=True)
+class PlacedInput:
+    """A visual input in its prompt: the batch's row and the columns (N,) int64 of its tokens.
+
+    sample: the number of the sample that it belongs to. encoded, index: where it was encoded.
+    """
+
+    row: int
+    columns: Tensor
+    sample: int
+    encoded: Encoded
+    index: int
+
+    @property
+    def input(self) -> VisualInput:
+        return self.encoded.inputs[self.index]
+
+
+@dataclass(frozen=True)
+class SampleText:
+    """The text of one sample: a row of the batch, or one of those that are packed in it.
+
+    after: columns of the text after its first visual input, answers left out. query: columns whose
+    attention ranks the visual tokens. count: text tokens. trailing: real tokens after the last
+    visual one. row: of the batch.
+    """
+
+    row: int
+    after: Tensor
+    query: Tensor
+    count: int
+    trailing: int
+
+
+@dataclass(frozen=True)
+class HostPrompt:
+    """ids, mask: (B, S), the mask bool. answers: (B, S) bool, tokens that the model is to say;
+    None if there are none. samples: (B, S) int64, ascending; None if a row is one sample."""
+
+    ids: Tensor
+    mask: Tensor
+    answers: Tensor | None
+    samples: Tensor | None
+
+    def sample_columns(self) -> list[tuple[int, Tensor]]:
+        """(row, columns of its tokens) of every sample, in order; padding is left out."""
+        found = []
+        for row in range(len(self.mask)):
+            real = self.mask[row].nonzero().flatten()
+            if self.samples is None:
+                found.append((row, real))
+                continue
+            _, lengths = torch.unique_consecutive(self.samples[row, real], return_counts=True)
+            found += [(row, columns) for columns in real.split(lengths.tolist())]
+        return found
+
+
+def find_inputs(
+    adapter: ModelAdapter, encoded: Mapping[str, Encoded], prompt: HostPrompt
+) -> list[PlacedInput]:
+    """The visual inputs of a prompt, in order of rows and of columns in them.
+
+    Raises ValueError where placeholders and visual inputs do not match, CompressionError where a
+    kind has placeholders and was not encoded under the compression.
+    """
+    number_of = _sample_numbers(prompt)
+    placed = []
+    for kind in adapter.kinds:
+        here = (prompt.ids == adapter.placeholder(kind)) & prompt.mask
+        totals = here.sum(1).tolist()
+        if not any(totals):
+            continue
+        if kind not in encoded:
+            raise CompressionError(
+                f"the prompt has {sum(totals)} placeholder tokens of kind {kind}, and no {kind} "
+                "was encoded under this compression: pass its pixel values to the model or to "
+                f"generate, or features that get_{kind}_features made while this compression was "
+                "attached"
+            )
+        one = encoded[kind]
+        if adapter.one_run_one_input:
+            runs = [_runs(row) for row in here[:: one.repeats(totals)]]
+            one = one.joined([run for row in runs for run in row])
+        for row, members in enumerate(one.by_row(totals)):
+            columns = here[row].nonzero().flatten().split([one.inputs[i].count for i in members])
+            placed += [
+                PlacedInput(row, part, int(number_of[row, part[0]]), one, index)
+                for part, index in zip(columns, members, strict=True)
+            ]
+    return sorted(placed, key=lambda item: (item.row, int(item.columns[0])))
+
+
+def _sample_numbers(prompt: HostPrompt) -> Tensor:
+    """(B, S) int64: the number of the sample that each token belongs to, over all rows."""
+    numbers = torch.full(prompt.mask.shape, -1)
+    for number, (row, columns) in enumerate(prompt.sample_columns()):
+        numbers[row, columns] = number
+    return numbers
+
+
+def _runs(row: Tensor) -> list[int]:
+    values, lengths = torch.unique_consecutive(row, return_counts=True)
+    return lengths[values].tolist()
+
+
+def sample_texts(
+    prompt: HostPrompt, placed: Sequence[PlacedInput], query_rows: str
+) -> list[SampleText]:
+    """The text of every sample.
+
+    query_rows: as `Method.query_rows`. "last" is the last text token after the first visual input,
+    or, where there are answers, each token that one follows directly (PyramidDrop's rule for
+    training); "all" and "salient" all the text after it. Where there is no such text, as in
+    "<image>" at the very end or right before an answer, the last token that is no answer asks.
+    """
+    is_text = prompt.mask.clone()
+    for item in placed:
+        is_text[item.row, item.columns] = False
+    texts = []
+    for number, (row, columns) in enumerate(prompt.sample_columns()):
+        inputs = [item.columns for item in placed if item.sample == number]
+        text = columns[is_text[row, columns]]
+        after = text
+        if inputs:
+            after = text[text > min(int(one.max()) for one in inputs)]
+        last = max((int(one.max()) for one in inputs), default=-1)
+        spoken = None if prompt.answers is None else prompt.answers[row]
+        if spoken is not None:
+            after = after[~spoken[after]]
+        query = _query_columns(columns, after, spoken, query_rows)
+        trailing = int((columns > last).sum())
+        texts.append(SampleText(row, after, query, len(text), trailing))
+    return texts
+
+
+def _query_columns(
+    columns: Tensor, after: Tensor, spoken: Tensor | None, query_rows: str
+) -> Tensor:
+    """Columns of the query rows of one sample; at least one, unless the sample is empty."""
+    query = after
+    if query_rows == "last":
+        query = after[-1:]
+        if spoken is not None and bool(spoken[columns].any()):
+            said = spoken[columns]
+            query = columns[:-1][said[1:] & ~said[:-1]]
+    if len(query):
+        return query
+    asked = columns if spoken is None else columns[~spoken[columns]]
+    return (asked if len(asked) else columns)[-1:]

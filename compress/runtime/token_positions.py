@@ -1,0 +1,181 @@
+"""Positions of the tokens that are left: the original ones, a scheme's, or renumbered ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from compress.runtime.layout import BatchLayout
+from compress.runtime.prompt import HostPrompt, PlacedInput
+from compress.runtime.settings import Settings
+from compress.runtime.tensors import gather
+from compress.tokens import Reduction
+from positions import PPE, Image, Plan, PositionTable, Video, plan
+from positions.layout import layout_of
+
+
+@dataclass(frozen=True)
+class Placement:
+    """A prompt before and after the reduction, as far as positions depend on it.
+
+    dense: (B, S, 3) float64, where the stock model would place each dense token. index: (B, W)
+    int64, the dense column of each token that is left; None where all are. start: tokens that
+    the first layer was given before this prompt. begins: (B,) float64, where the first new token
+    stands.
+    """
+
+    prompt: HostPrompt
+    inputs: Sequence[PlacedInput]
+    reductions: Sequence[Reduction]
+    layout: BatchLayout
+    dense: Tensor
+    index: Tensor | None
+    start: int
+    begins: Tensor
+
+
+def place(settings: Settings, placement: Placement, dense_mask: Tensor) -> PositionTable:
+    """The positions of the tokens that are left, and where the next text token stands."""
+    layout, dense = placement.layout, placement.dense
+    ends = dense.masked_fill(~dense_mask[..., None], 0).amax((1, 2)).ceil() + 1
+    if settings.positions == "original":
+        left = dense if placement.index is None else gather(dense, placement.index)
+        if settings.slots is None:
+            return _table(left[:, :, None], placement.start, ends)
+        slotted = _slotted(settings.slots, placement, left)
+        return _table(slotted, placement.start, ends, settings.slots)
+    if settings.positions == "compact":
+        numbers = placement.begins[:, None] + layout.index_in_sample()
+        positions = numbers[..., None, None].expand(-1, -1, 1, 3)
+        ends = numbers.masked_fill(~layout.mask, 0).amax(1) + 1
+        return _table(positions, placement.start, ends)
+    plans = _plans(settings, placement)
+    if placement.prompt.samples is not None:
+        return _packed(plans, layout, ends)
+    table = PositionTable.from_plans(plans, layout.mask.cpu(), device=dense.device)
+    return PositionTable(
+        table.positions,
+        table.next_position,
+        table.exact,
+        table.layout,
+        start=placement.start,
+        own_angles=table.own_angles,
+        one_axis=table.one_axis,
+    )
+
+
+def text_table(positions: Tensor, start: int, following: Tensor) -> PositionTable:
+    """A table of new text tokens. positions: (B, q, 3) float64."""
+    return _table(positions[:, :, None], start, following)
+
+
+def _table(
+    positions: Tensor, start: int, following: Tensor, slots: PPE | None = None
+) -> PositionTable:
+    """positions: (B, q, K, 3) float64 of the tokens from index `start` on."""
+    exact = torch.zeros(len(positions), dtype=torch.bool, device=positions.device)
+    return PositionTable(
+        positions,
+        following,
+        exact,
+        "contiguous" if slots is None else slots.layout,
+        start=start,
+        own_angles=slots is not None,
+        # The stock model's positions have the axes that its rotary embedding reads.
+        one_axis=True,
+    )
+
+
+def _plans(settings: Settings, placement: Placement) -> list[Plan]:
+    """A plan for each sample, in order, by the scheme that the user gave."""
+    begins = placement.begins.tolist()
+    on_host = reductions_on_host(placement.reductions)
+    plans = []
+    for number, (row, columns) in enumerate(placement.prompt.sample_columns()):
+        own = [n for n, item in enumerate(placement.inputs) if item.sample == number]
+        visual: dict[int, list[Image | Video]] = {}
+        for n in own:
+            item = placement.inputs[n]
+            token = settings.adapter.placeholder(item.encoded.kind)
+            visual.setdefault(token, []).extend(_segment(grid) for grid in item.input.planes)
+        segments, keys = layout_of(placement.prompt.ids[row, columns].clone(), visual)
+        each, reduced = iter(keys), {}
+        for n in own:
+            planes = [next(each) for _ in placement.inputs[n].input.planes]
+            reduced[tuple(part for key in planes for part in key)] = on_host[n]
+        scheme: Any = settings.positions
+        planned = plan(segments, scheme, start=begins[row], generator=settings.generator)
+        plans.append(planned.after(reduced, settings.slots))
+    return plans
+
+
+def _slotted(slots: PPE, placement: Placement, left: Tensor) -> Tensor:
+    """(B, W, K, 3) float64: the stock positions of K members of each merged token, the one
+    position of any other."""
+    layout = placement.layout
+    positions = left[:, :, None].repeat(1, 1, slots.slots, 1)
+    on_host = reductions_on_host(placement.reductions)
+    members, rows = [], []
+    for item, reduction in zip(placement.inputs, on_host, strict=True):
+        grid = _grid_places(item)
+        far = (grid - grid[reduction.anchor[reduction.assign.clamp(min=0)]]).square().sum(-1)
+        alike = torch.zeros_like(reduction.assign)
+        chosen, _ = slots.choose(
+            reduction.assign, reduction.anchor, alike, far, torch.ones_like(far)
+        )
+        members.append(item.columns[chosen])
+        rows.append(torch.full_like(chosen, item.row))
+    row, column = (torch.cat(one).to(left.device) for one in (rows, members))
+    positions[layout.rows, layout.columns] = placement.dense[row, column]
+    return positions
+
+
+def _grid_places(item: PlacedInput) -> Tensor:
+    """(N, 3) float32: where the tokens of an input are on its grid; views follow one another."""
+    places, first = torch.zeros(item.input.count, 3), 0
+    for view in item.input.views:
+        axes = [torch.arange(size, dtype=torch.float32) for size in view.grid]
+        places[view.indices] = torch.cartesian_prod(axes[0] + first, axes[1], axes[2])
+        first += view.grid[0]
+    return places
+
+
+def _packed(plans: Sequence[Plan], layout: BatchLayout, ends: Tensor) -> PositionTable:
+    """The table of plans of samples that are packed one after another in rows."""
+    each = PositionTable.from_plans(plans)
+    flat = torch.cat([each.positions[n, : len(one)] for n, one in enumerate(plans)])
+    mask = layout.mask.cpu()
+    positions = flat.new_zeros(*mask.shape, *flat.shape[1:])
+    positions[mask] = flat
+    exact = each.exact.any().expand(len(mask))
+    return PositionTable(
+        positions.to(ends.device),
+        ends,
+        exact.to(ends.device),
+        each.layout,
+        own_angles=each.own_angles,
+        one_axis=each.one_axis,
+    )
+
+
+def _segment(grid: tuple[int, int, int]) -> Image | Video:
+    return Image(grid[1:]) if grid[0] == 1 else Video(grid)
+
+
+def reductions_on_host(reductions: Sequence[Reduction]) -> list[Reduction]:
+    """The same maps on the host, without the batch dimension, in one copy."""
+    parts = [
+        part[0] for reduction in reductions for part in
+        (reduction.assign, reduction.anchor, reduction.size)
+    ]  # fmt: skip
+    if not parts:
+        return []
+    pieces = iter(torch.cat(parts).cpu().split([len(part) for part in parts]))
+    return [
+        Reduction(reduction.features[0], next(pieces), next(pieces), next(pieces))
+        for reduction in reductions
+    ]
