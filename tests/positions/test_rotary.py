@@ -423,10 +423,10 @@ def test_an_interleaved_layout_is_known_from_the_first_position():
     """At position 0 cos is 1 everywhere, whichever two entries are of one channel."""
     module = importlib.import_module("transformers.models.cohere.modeling_cohere")
     rotary_emb = module.CohereRotaryEmbedding(module.CohereConfig())
-    made = plan([Image((1, 2)), Text(1)]).after({0: reduced([0, 0], [0])}, PPE(2))
+    made = plan([Image((1, 2))]).after({0: reduced([0, 0], [0])}, PPE(2, "strided"))
     with PlannedRotary(rotary_emb).use(PositionTable.from_plans([made])) as planned:
         cos, _ = rotary_emb(torch.zeros(1, 1, 8), index_of(1, 1))
-        channels = planned.channels.with_slots(2)
+        channels = planned.channels.with_slots(2, "strided")
     angles = channels.angles(made.positions[:1], rotary_emb.inv_freq)
     assert torch.allclose(cos[0, 0], angles[0].cos().float().repeat_interleave(2), atol=1e-6)
 
