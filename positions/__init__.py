@@ -5,7 +5,7 @@ from positions import Image, PositionTable, Text, plan
 p = plan([Text(30), Image(grid=(24, 24)), Text(20)])
 p.positions, p.next_position
 q = p.after({1: reduction})
-with PositionTable.from_plans([q]).on(model.model.language_model.rotary_emb):
+with PlannedRotary(model.model.language_model.rotary_emb).use(PositionTable.from_plans([q])):
     ...
 """
 

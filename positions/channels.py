@@ -110,6 +110,13 @@ class ChannelTable:
             slot[mine] = rank // (len(mine) // slots) if layout == "contiguous" else rank % slots
         return replace(self, slot=slot, slots=slots)
 
+    def to(self, device: torch.device | str) -> ChannelTable:
+        """Return the same table on another device."""
+        frequency = None if self.frequency is None else self.frequency.to(device)
+        return replace(
+            self, axis=self.axis.to(device), slot=self.slot.to(device), frequency=frequency
+        )
+
     def angles(self, positions: Tensor, inv_freq: Tensor) -> Tensor:
         """Angles modulo 2 pi, in float64.
 

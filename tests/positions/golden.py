@@ -30,6 +30,7 @@ from positions import (
     Compact,
     Image,
     MRoPE,
+    PlannedRotary,
     PositionTable,
     Randomised,
     Sequential,
@@ -97,7 +98,7 @@ def angles():
             flat = torch.equal(table.positions, table.positions[..., :1].expand_as(table.positions))
             if family == "llama" and not flat:
                 continue
-            with table.on(rotary_emb):
+            with PlannedRotary(rotary_emb).use(table):
                 cos, sin = rotary_emb(torch.zeros(1, 1, 1), torch.tensor([TOKENS]))
             half = cos.shape[-1] // 2
             out[f"{family}/{name}"] = torch.stack([cos[0, :, :half], sin[0, :, :half]])

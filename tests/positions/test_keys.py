@@ -9,6 +9,7 @@ from positions import (
     V2PE,
     ChannelTable,
     MRoPE,
+    PlannedRotary,
     PositionError,
     PositionTable,
     Text,
@@ -23,7 +24,7 @@ from tests.positions.test_rotary import index_of
 
 def rotated(module, raw, made):
     """Raw keys (B, H, S, D) as the host rotates them at a plan's positions."""
-    with PositionTable.from_plans([made]).on(module):
+    with PlannedRotary(module).use(PositionTable.from_plans([made])):
         cos, sin = module(torch.zeros(1, 1, 32), index_of(1, len(made)))
     first, second = raw.chunk(2, -1)
     return raw * cos[:, None] + torch.cat((-second, first), -1) * sin[:, None]
@@ -115,12 +116,12 @@ def test_a_moved_cache_decodes_like_a_prefill_there(host):
     keep = torch.tensor([0, 1, 6, 7, 2, 3, 8, 9])  # the last frame first, the second gone
     new = plan([Text(2), Video((2, 1, 2)), Text(2)], MRoPE() if host != "llama" else V2PE(1 / 4))
     embeds = torch.randn(1, 11, 64)
-    with PositionTable.from_plans([old]).on(model.rotary_emb):
+    with PlannedRotary(model.rotary_emb).use(PositionTable.from_plans([old])):
         _, cache = forward(model, embeds[:, :10], None, index_of(1, 10), use_cache=True)
     move_cache(cache, model.rotary_emb, old.positions, new.positions, keep=keep)
     assert cache.get_seq_length() == 8
     order = torch.cat([keep, torch.tensor([10])])
-    with PositionTable.from_plans([new]).on(model.rotary_emb):
+    with PlannedRotary(model.rotary_emb).use(PositionTable.from_plans([new])):
         step, _ = forward(
             model,
             embeds[:, 10:],

@@ -10,7 +10,18 @@ import numpy as np
 import pytest
 import torch
 
-from positions import PPE, V2PE, Image, MRoPE, PositionError, PositionTable, Text, Video, plan
+from positions import (
+    PPE,
+    V2PE,
+    Image,
+    MRoPE,
+    PlannedRotary,
+    PositionError,
+    PositionTable,
+    Text,
+    Video,
+    plan,
+)
 from tests.positions.hosts import Reduced, forward, reduced, text_model
 from tests.positions.test_rotary import index_of
 
@@ -23,7 +34,7 @@ def pairs_of(rows, columns):
 
 def angle_at(module, table, index):
     """The rotation of the fastest channel at `index`, as a position modulo 2 pi."""
-    with table.on(module):
+    with PlannedRotary(module).use(table):
         cos, sin = module(torch.zeros(1, 1, 32), torch.tensor([[index]]))
     return float(torch.atan2(sin[0, 0, 0], cos[0, 0, 0]) % (2 * np.pi))
 
@@ -50,7 +61,7 @@ def test_dense_tokens_beside_merged_ones_are_not_scrambled():
     dense = plan(layout, MRoPE())
     made = dense.after({1: pairs_of(2, 4)}, PPE(2))
     x = torch.zeros(1, 1, 32)
-    with PositionTable.from_plans([made]).on(model.rotary_emb):
+    with PlannedRotary(model.rotary_emb).use(PositionTable.from_plans([made])):
         got = model.rotary_emb(x, index_of(1, len(made)))
     stock = model.rotary_emb(x, dense.positions[:, 0].T.float()[:, None])
     alone = (made.sizes == 1).nonzero().squeeze(1)
@@ -85,7 +96,7 @@ def test_v2pe_counts_and_resolves_cells_past_65536(start):
     assert torch.equal(cells.diff(), torch.full_like(cells[1:], delta))
     assert made.positions[-1, 0, 0] == start + tiles + 1
     module = text_model("llama").rotary_emb
-    with PositionTable.from_plans([made]).on(module):
+    with PlannedRotary(module).use(PositionTable.from_plans([made])):
         cos, sin = module(torch.zeros(1, 1, 32), index_of(1, len(made)))
     turned = torch.atan2(sin[0, 1:-1, 0], cos[0, 1:-1, 0]).double().diff() % (2 * np.pi)
     assert torch.allclose(turned, torch.full_like(turned, delta), atol=1e-6)
@@ -100,7 +111,7 @@ def test_fine_steps_are_not_a_packed_sequence():
     ids = made.positions[:, 0, 0].float()[None]
     right = forward(model, embeds, torch.ones(1, len(made)), ids)
     assert not torch.allclose(forward(model, embeds, None, ids), right, atol=1e-3)
-    with PositionTable.from_plans([made]).on(model.rotary_emb):
+    with PlannedRotary(model.rotary_emb).use(PositionTable.from_plans([made])):
         planned = forward(model, embeds, None, index_of(1, len(made)))
     assert torch.equal(planned, right)
 
@@ -124,7 +135,7 @@ def test_the_configuration_is_left_as_it_was():
     model = text_model("qwen2_vl")
     before, state = copy.deepcopy(model.config.to_dict()), dict(vars(model.rotary_emb))
     made = plan([Text(1), Image((2, 2)), Text(1)], MRoPE()).after({1: pairs_of(2, 2)}, PPE(2))
-    with PositionTable.from_plans([made]).on(model.rotary_emb):
+    with PlannedRotary(model.rotary_emb).use(PositionTable.from_plans([made])):
         forward(model, torch.randn(1, len(made), 64), None, index_of(1, len(made)))
         assert model.config.to_dict() == before
     assert model.config.to_dict() == before
@@ -135,7 +146,7 @@ def test_positions_are_not_held_in_the_models_dtype():
     """bfloat16 holds whole numbers to 256: positions rounded to it would stand 4 apart at 1000."""
     module = text_model("llama").to(torch.bfloat16).rotary_emb
     made = plan([Text(1000), Image((1, 8)), Text(1)], V2PE(1 / 4))
-    with PositionTable.from_plans([made]).on(module):
+    with PlannedRotary(module).use(PositionTable.from_plans([made])):
         cos, _ = module(torch.zeros(1, 1, 32, dtype=torch.bfloat16), index_of(1, len(made)))
     assert cos.dtype == torch.bfloat16
     exact = made.positions[:, :1, 0].cos()

@@ -1,11 +1,16 @@
 """Planned positions on the rotary embeddings and text models of stock transformers classes."""
 
+import dataclasses
 import importlib
 import math
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import ContextVar
 from fractions import Fraction
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounter
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from positions import (
@@ -62,7 +67,7 @@ def test_identity_plan_is_bit_equal_to_stock(host, rope, dtype):
     mask[1, :4] = 0
     stock_ids = (mask.cumsum(-1) - 1).clamp(min=0)
     plans = [plan([Text(3), Image((2, 3)), Text(2)]), plan([Text(7)])]
-    with PositionTable.from_plans(plans, mask).on(model.rotary_emb):
+    with PlannedRotary(model.rotary_emb).use(PositionTable.from_plans(plans, mask)):
         planned = forward(model, embeds, mask, index_of(2, 11))
     real = mask.bool()
     assert torch.equal(planned[real], forward(other, embeds, mask, stock_ids)[real])
@@ -85,7 +90,7 @@ def test_planned_positions_equal_positions_handed_over(host, scheme):
     embeds = torch.randn(1, len(made), 64)
     real = made.positions[:, 0].T.float()[:, None]
     by_hand = forward(model, embeds, torch.ones(1, len(made)), real[0] if host == "llama" else real)
-    with PositionTable.from_plans([made]).on(model.rotary_emb):
+    with PlannedRotary(model.rotary_emb).use(PositionTable.from_plans([made])):
         planned = forward(model, embeds, torch.ones(1, len(made)), index_of(1, len(made)))
     assert torch.equal(planned, by_hand)
     sequential = forward(model, embeds, torch.ones(1, len(made)), index_of(1, len(made)))
@@ -107,7 +112,7 @@ def test_slots_reach_cos_and_sin(host, layout, rope):
     x = torch.zeros(1, 1, 32)
     ids = made.positions[:, 0].T.float()[:, None]
     stock = module(x, ids[0] if host == "llama" else ids)
-    with PositionTable.from_plans([made]).on(module) as planned:
+    with PlannedRotary(module).use(PositionTable.from_plans([made])) as planned:
         got = module(x, index_of(1, len(made)))
         channels = planned.channels.with_slots(2, layout)
     merged = torch.tensor([False] * 3 + [True] * 2 + [False] * 7)
@@ -151,7 +156,7 @@ def test_own_angles_match_stock_in_other_families(family, names):
     ids = made.positions[:, 0].T.float()[:, None]
     stock = rotary_emb(x, ids if axes == 3 else ids[0], **kwargs)
     for exact in (True, False):
-        with PositionTable.from_plans([made], exact=exact).on(rotary_emb):
+        with PlannedRotary(rotary_emb).use(PositionTable.from_plans([made], exact=exact)):
             got = rotary_emb(x, index_of(1, len(made)), **kwargs)
         for got_part, stock_part in zip(got, stock, strict=True):
             assert torch.allclose(got_part, stock_part, atol=1e-5 if exact else 0, rtol=0)
@@ -164,7 +169,7 @@ def test_positions_are_exact_to_two_to_the_24_in_steps_of_1_256(exact):
     start = 2**24 - 3
     made = plan([Text(1), Image((2, 256)), Text(1)], V2PE(1 / 256), start=start)
     table = PositionTable.from_plans([made], exact=exact)
-    with table.on(module):
+    with PlannedRotary(module).use(table):
         cos, _ = module(torch.zeros(1, 1, 32), index_of(1, len(made)))
     assert made.positions[1, 0, 0] == start + 1 / 256
     for token in (0, 1, 2, 255, 512, 513):
@@ -180,7 +185,7 @@ def test_stock_angles_can_be_kept():
     module = text_model("llama").rotary_emb
     x = torch.zeros(1, 1, 32)
     stock = module(x, made.positions[:, 0, 0].float()[None])
-    with PositionTable.from_plans([made], exact=False).on(module):
+    with PlannedRotary(module).use(PositionTable.from_plans([made], exact=False)):
         assert torch.equal(module(x, index_of(1, 5))[0], stock[0])
 
 
@@ -196,7 +201,7 @@ def test_a_long_plan_is_never_turned_into_angles_whole(monkeypatch):
 
     monkeypatch.setattr(ChannelTable, "angles", watched)
     monkeypatch.setattr(rotary_module, "BLOCK", 64)
-    with PositionTable.from_plans([made]).on(module):
+    with PlannedRotary(module).use(PositionTable.from_plans([made])):
         cos, _ = module(torch.zeros(1, 1, 32), index_of(1, 100, start=500_000))
         later, _ = module(torch.zeros(1, 1, 32), index_of(1, 3, start=len(made)))
     assert cos.shape == (1, 100, 32)
@@ -212,7 +217,7 @@ def test_decoding_equals_one_forward(host):
     n = len(made)
     embeds = torch.randn(1, n + 3, 64)
     table = PositionTable.from_plans([made])
-    with table.on(model.rotary_emb):
+    with PlannedRotary(model.rotary_emb).use(table):
         whole = forward(model, embeds, torch.ones(1, n + 3), index_of(1, n + 3))
         first, cache = forward(model, embeds[:, :n], None, index_of(1, n), use_cache=True)
         steps = [first]
@@ -241,11 +246,11 @@ def test_padded_batches_equal_samples_alone(host, side):
     embeds = torch.randn(3, longest, 64)
     for row, made in enumerate(plans):
         mask[row, slice(-len(made), None) if side == "left" else slice(len(made))] = 1
-    with PositionTable.from_plans(plans, mask).on(model.rotary_emb):
+    with PlannedRotary(model.rotary_emb).use(PositionTable.from_plans(plans, mask)):
         together = forward(model, embeds, mask, index_of(3, longest))
     for row, made in enumerate(plans):
         here = mask[row].bool()
-        with PositionTable.from_plans([made]).on(model.rotary_emb):
+        with PlannedRotary(model.rotary_emb).use(PositionTable.from_plans([made])):
             alone = forward(
                 model, embeds[row][here][None], torch.ones(1, len(made)), index_of(1, len(made))
             )
@@ -281,7 +286,7 @@ def test_generate_with_indices(beams):
     embeds = torch.randn(1, len(made), 64)
     options = dict(max_new_tokens=4, num_beams=beams, do_sample=False, pad_token_id=0)
     table = PositionTable.from_plans([made])
-    with table.repeat_interleave(beams).on(model.model.rotary_emb) as planned:
+    with PlannedRotary(model.model.rotary_emb).use(table.repeat_interleave(beams)) as planned:
         got = model.generate(
             inputs_embeds=embeds,
             attention_mask=torch.ones(1, len(made)),
@@ -331,15 +336,99 @@ def test_a_second_turn_on_the_same_cache():
 def test_an_axis_that_the_host_lacks_is_refused():
     model = text_model("llama")
     with pytest.raises(PositionError, match="reads one axis"):
-        PositionTable.from_plans([plan([Image((2, 2))], MRoPE())]).on(model.rotary_emb)
+        PlannedRotary(model.rotary_emb).use(
+            PositionTable.from_plans([plan([Image((2, 2))], MRoPE())])
+        )
     assert no_hooks(model.rotary_emb)
 
 
 def test_slots_that_do_not_divide_the_host_are_refused():
     model = text_model("qwen2_vl")
     with pytest.raises(PositionError, match=r"sections \[4, 6, 6\]; choose a divisor of 2"):
-        PositionTable.from_plans([merged_plan(slots=PPE(4))]).on(model.rotary_emb)
+        PlannedRotary(model.rotary_emb).use(PositionTable.from_plans([merged_plan(slots=PPE(4))]))
     assert no_hooks(model.rotary_emb)
+
+
+CURRENT = ContextVar("current", default=None)
+
+
+def test_the_source_is_asked_at_each_call():
+    module = text_model("qwen2_vl").rotary_emb
+    x, index = torch.zeros(1, 1, 32), index_of(1, 12)
+    stock = module(x, index.expand(3, 1, -1))
+    with PlannedRotary(module, source=CURRENT.get) as planned:
+        assert torch.equal(module(x, index.expand(3, 1, -1))[0], stock[0])
+        token = CURRENT.set(PositionTable.from_plans([merged_plan()]))
+        merged = module(x, index)
+        CURRENT.reset(token)
+        assert torch.equal(module(x, index.expand(3, 1, -1))[0], stock[0])
+        with pytest.raises(PositionError, match="source="):
+            planned.table = PositionTable.from_plans([plan([Text(4)])])
+    with PlannedRotary(module).use(PositionTable.from_plans([merged_plan()])):
+        assert torch.equal(module(x, index)[0], merged[0])
+    flat = text_model("llama").rotary_emb
+    with PlannedRotary(flat, source=CURRENT.get):
+        CURRENT.set(PositionTable.from_plans([merged_plan(slots=None)]))
+        with pytest.raises(PositionError, match="reads one axis"):
+            flat(x, index)
+        CURRENT.set(None)
+
+
+def test_threads_have_tables_of_their_own():
+    """Each thread reaches the module between the two hooks of the others."""
+    module = text_model("llama").rotary_emb
+    plans = [merged_plan(V2PE(1 / 2**n)) for n in range(4)]
+    x, index = torch.zeros(1, 1, 32), index_of(1, 12)
+    expected = []
+    for made in plans:
+        with PlannedRotary(module).use(PositionTable.from_plans([made])):
+            expected.append(module(x, index))
+    together = threading.Barrier(len(plans), timeout=20)
+
+    def meet(*_):
+        together.wait()
+
+    def run(made):
+        CURRENT.set(PositionTable.from_plans([made]))
+        return module(x, index)
+
+    with PlannedRotary(module, source=CURRENT.get):
+        waits = module.register_forward_pre_hook(meet)
+        with ThreadPoolExecutor(len(plans)) as pool:
+            found = list(pool.map(run, plans))
+        waits.remove()
+    for got, alone in zip(found, expected, strict=True):
+        assert torch.equal(got[0], alone[0]) and torch.equal(got[1], alone[1])
+    assert not torch.equal(found[0][0], found[1][0])
+
+
+@pytest.mark.parametrize("host", ["llama", "qwen2_5_vl"])
+def test_decoding_compiles_once(host):
+    """With a table for each forward that says so, no index is read and nothing is recompiled."""
+    torch._dynamo.reset()
+    module, compiled = text_model(host).rotary_emb, CompileCounter()
+    forward = torch.compile(module, backend=compiled, fullgraph=True)
+    with PlannedRotary(module, source=CURRENT.get):
+        for step in range(4):
+            made = plan([Text(1)], start=20.5 + step)
+            table = PositionTable.from_plans([made])
+            CURRENT.set(dataclasses.replace(table, start=10 + step, in_order=True))
+            x, index = torch.zeros(1, 1, 32), index_of(1, 1, start=10 + step)
+            assert torch.equal(forward(x, index)[0], module(x, index)[0])
+        CURRENT.set(None)
+    assert compiled.frame_count == 1
+
+
+def test_an_interleaved_layout_is_known_from_the_first_position():
+    """At position 0 cos is 1 everywhere, whichever two entries are of one channel."""
+    module = importlib.import_module("transformers.models.cohere.modeling_cohere")
+    rotary_emb = module.CohereRotaryEmbedding(module.CohereConfig())
+    made = plan([Image((1, 2))]).after({0: reduced([0, 0], [0])}, PPE(2, "strided"))
+    with PlannedRotary(rotary_emb).use(PositionTable.from_plans([made])) as planned:
+        cos, _ = rotary_emb(torch.zeros(1, 1, 8), index_of(1, 1))
+        channels = planned.channels.with_slots(2, "strided")
+    angles = channels.angles(made.positions[:1], rotary_emb.inv_freq)
+    assert torch.allclose(cos[0, 0], angles[0].cos().float().repeat_interleave(2), atol=1e-6)
 
 
 def test_wrong_use_is_refused():
@@ -363,7 +452,10 @@ def test_wrong_use_is_refused():
 def test_an_exception_leaves_no_trace():
     model = text_model("llama")
     made = plan([Text(4)])
-    with pytest.raises(RuntimeError), PositionTable.from_plans([made]).on(model.rotary_emb):
+    with (
+        pytest.raises(RuntimeError),
+        PlannedRotary(model.rotary_emb).use(PositionTable.from_plans([made])),
+    ):
         raise RuntimeError
     assert no_hooks(model.rotary_emb)
 

@@ -261,7 +261,7 @@ def planned(rotary: Any, table: PositionTable | None) -> Iterator[None]:
     if table is None:
         yield
         return
-    with table.on(rotary):
+    with PlannedRotary(rotary).use(table):
         yield
 
 
