@@ -10,7 +10,7 @@ from torch import Tensor
 
 from compress import ops
 from compress.methods.base import Method, choose
-from compress.ops import core
+
 from compress.tokens import Reduction, VisualTokens
 
 
@@ -101,7 +101,7 @@ def _within(features: Tensor, anchors: Tensor, segment: Tensor) -> Tensor:
     """assign (B, N): the most similar anchor of the same segment (B, N), -1 if it has none."""
     vectors = ops.unit(features)
     targets, theirs = ops.gather(vectors, anchors), segment.gather(1, anchors)
-    step = max(1, core.PAIRS // max(1, anchors.numel()))
+    step = ops.rows_at_once(anchors.numel())
     parts = []
     for x, mine in zip(vectors.split(step, 1), segment.split(step, 1), strict=True):
         near = x @ targets.transpose(1, 2)

@@ -1,36 +1,27 @@
-"""Pure, batched, deterministic operations on tokens. No model, no host sync."""
+"""Pure, batched, deterministic operations on tokens. No model, no host sync.
 
-from compress.ops.core import (
-    PAIRS,
-    TABLES,
-    TILE,
+Shapes: B inputs, N tokens, D channels, M rows kept. Indices are int64. Statistics (similarity,
+distance, means) are float32 or better whatever the type of the features. Ties go to the lower
+index. Selections that look at one token after another are in `compress.ops.greedy`, long inputs in
+`compress.ops.windows`.
+"""
+
+from compress.ops.clusters import density_peaks, dpc_knn
+from compress.ops.merging import merge, prune, segment_sum, to_closest, to_nearest
+from compress.ops.selection import by_quota, gather, on_device, others, rank, spread, top
+from compress.ops.similarity import (
     batches,
-    by_quota,
     cosine,
-    density_peaks,
-    dpc_knn,
-    gather,
     gram,
-    merge,
     minmax,
-    others,
-    prune,
-    rank,
-    segment_sum,
-    spread,
+    rows_at_once,
     squared_distances,
-    text_raters,
-    to_closest,
-    to_nearest,
-    top,
     unit,
     wide,
 )
+from compress.ops.text import text_raters
 
 __all__ = [
-    "PAIRS",
-    "TABLES",
-    "TILE",
     "batches",
     "by_quota",
     "cosine",
@@ -40,9 +31,11 @@ __all__ = [
     "gram",
     "merge",
     "minmax",
+    "on_device",
     "others",
     "prune",
     "rank",
+    "rows_at_once",
     "segment_sum",
     "spread",
     "squared_distances",

@@ -1,46 +1,67 @@
 """Greedy selections: the farthest, the largest volume, the best cover. Batched, deterministic.
 
-Shapes: B inputs, N tokens, D channels, R needs. All return (B, count) int64 indices in pick order;
-ties go to the lower index. On a GPU all inputs of a batch go together and the host looks at no
-pick. On a CPU, where a look costs nothing, inputs go one by one and work that cannot change the
-next pick is put off; the picks are the same.
+Shapes: B inputs, N tokens, D channels, R needs. All return (B, count) int64 indices in the order of
+selection; ties go to the lower index. There are three ways, with the same result:
+
+- On CUDA, where each operation of a loop is a kernel launch, `volume`, `span` and `cover` are one
+  Triton kernel each (`compress.ops.triton_greedy`); `farthest` takes three launches a selection.
+- Without Triton, or for a table above `FUSED` entries an input, an eager loop over the whole batch.
+- On a CPU, where looking at a value costs nothing, inputs go one by one, and work that cannot change
+  the next selection is put off.
 """
 
 from __future__ import annotations
+
+from functools import cache
+from types import ModuleType
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from compress import ops
+from compress.ops import similarity
+from compress.ops.selection import gather, rank
+
+FUSED = 2**21  # one program reads this much from the cache about as fast as a loop is launched
 
 
-def _samples(x: Tensor, together: bool) -> tuple[Tensor, ...]:
-    return (x,) if together else x.split(1)
+@cache
+def _kernels() -> ModuleType | None:
+    """The Triton kernels, if Triton is installed."""
+    try:
+        from compress.ops import triton_greedy
+    except ImportError:
+        return None
+    return triton_greedy
+
+
+def _fused(table: Tensor) -> ModuleType | None:
+    """The kernels, if they serve this table."""
+    return _kernels() if table.is_cuda and table[0].numel() <= FUSED else None
 
 
 @torch.no_grad()
 def farthest(vectors: Tensor, count: int) -> Tensor:
     """Max-min diversity (DivPrune, section 3) of vectors (B, N, D).
 
-    Distance is 1 - cosine. The first pick is the token farthest from its nearest other, then each
-    the farthest from its nearest pick.
+    Distance is 1 - cosine. The first selected is the token farthest from its nearest other, each
+    next one the farthest from its nearest selected.
     """
-    picks = []
-    for part in ops.batches(*vectors.shape[:2]):
-        near = ops.gram(ops.unit(vectors[part]))
+    selected = []
+    for part in similarity.batches(*vectors.shape[:2]):
+        near = similarity.gram(similarity.unit(vectors[part]))
         own = near.diagonal(dim1=1, dim2=2)
         sample = torch.arange(len(near), device=near.device)
         own.fill_(-2.0)
-        pick = near.amax(2).argmin(1)
-        own.fill_(torch.inf)  # what was picked is not picked again
-        chosen, cover = [pick], near[sample, pick]
+        first = near.amax(2).argmin(1)
+        own.fill_(torch.inf)  # a token is not selected twice
+        indices, cover = [first], near[sample, first]
         for _ in range(count - 1):
-            pick = cover.argmin(1)
-            chosen.append(pick)
-            torch.maximum(cover, near[sample, pick], out=cover)
-        picks.append(torch.stack(chosen, 1))
-    return torch.cat(picks)
+            index = cover.argmin(1)
+            indices.append(index)
+            torch.maximum(cover, near[sample, index], out=cover)
+        selected.append(torch.stack(indices, 1))
+    return torch.cat(selected)
 
 
 def _limits(left: Tensor) -> tuple[Tensor, Tensor]:
@@ -52,128 +73,118 @@ def _limits(left: Tensor) -> tuple[Tensor, Tensor]:
 def volume(kernel: Tensor, count: int) -> Tensor:
     """Greedy MAP of a determinantal point process, its kernel (B, N, N) positive semi-definite.
 
-    Each pick has the largest part of its diagonal not yet spanned (Chen et al. 2018, algorithm 1).
-    Once what is left of a token is below 1e-5 of it (rank used up, or a duplicate), it ranks after
-    all others, by its diagonal. For a kernel x x^T see `span`, which needs no table.
+    Each selected token has the largest part of its diagonal not yet spanned (Chen et al. 2018,
+    algorithm 1). Once what is left of a token is below 1e-5 of it (rank used up, or a duplicate), it
+    ranks after all others, by its diagonal. For a kernel x x^T see `span`.
     """
+    if (kernels := _fused(kernel)) is not None:
+        found: Tensor = kernels.volume(kernel, count)
+        return found
     left = kernel.diagonal(dim1=1, dim2=2).clone()
     limit, late = _limits(left)
     done = torch.zeros_like(left, dtype=torch.bool)
     basis = kernel.new_zeros(len(kernel), count, kernel.shape[1])
-    chosen = []
+    indices = []
     for step in range(count):
         score = torch.where(left > limit, left, late).masked_fill_(done, -torch.inf)
-        pick = score.argmax(1, keepdim=True)
-        chosen.append(pick)
-        done.scatter_(1, pick, True)
+        index = score.argmax(1, keepdim=True)
+        indices.append(index)
+        done.scatter_(1, index, True)
         seen = basis[:, :step]
-        spanned = seen.gather(2, pick[:, None].expand(-1, step, 1)).transpose(1, 2)
-        row = ops.gather(kernel, pick)[:, 0] - (spanned @ seen)[:, 0]
-        rest = left.gather(1, pick)
-        fresh = rest > limit.gather(1, pick)
+        spanned = seen.gather(2, index[:, None].expand(-1, step, 1)).transpose(1, 2)
+        row = gather(kernel, index)[:, 0] - (spanned @ seen)[:, 0]
+        rest = left.gather(1, index)
+        fresh = rest > limit.gather(1, index)
         row = torch.where(fresh, row / rest.clamp(min=1e-30).sqrt(), 0.0)
         basis[:, step] = row
         left -= row.square()
-    return torch.cat(chosen, 1)
+    return torch.cat(indices, 1)
 
 
 @torch.no_grad()
 def span(x: Tensor, count: int, together: bool | None = None, pool: int = 128) -> Tensor:
-    """`volume` of the kernel x x^T, x (B, N, D), by Gram-Schmidt: memory linear in N.
+    """`volume` of the kernel x x^T, x (B, N, D).
 
-    together: see the module's text. Otherwise the picks come from the `pool` tokens with the most
-    left, as long as they beat what any token outside had left when all were last updated: what is
-    left never grows.
+    On a CPU by Gram-Schmidt, with memory linear in N: tokens come from the `pool` tokens with the
+    most left, as long as they beat what any token outside had left when all were last updated; what
+    is left never grows. together: all inputs at once, from the N x N table. Default: on a GPU.
     """
-    x = ops.wide(x)
-    together = x.is_cuda if together is None else together
-    if together:
-        return _span_all(x, count)
-    return torch.stack([_span_one(part, count, pool) for part in x])
-
-
-def _span_all(x: Tensor, count: int) -> Tensor:
-    """All tokens updated at every pick."""
-    left, rest = x.square().sum(2), x.clone()
-    limit, late = _limits(left)
-    done, chosen = torch.zeros_like(left, dtype=torch.bool), []
-    for _ in range(count):
-        score = torch.where(left > limit, left, late).masked_fill_(done, -torch.inf)
-        best = score.max(1, keepdim=True)
-        chosen.append(best.indices)
-        done.scatter_(1, best.indices, True)
-        axis = ops.gather(rest, best.indices)
-        axis = axis / axis.norm(dim=2, keepdim=True).clamp(min=1e-30)
-        axis = torch.where(best.values[..., None] > 0, axis, 0.0)
-        along = rest @ axis.mT
-        left -= along[..., 0].square()
-        rest -= along * axis
-    return torch.cat(chosen, 1)
+    x = similarity.wide(x)
+    together = similarity.on_gpu(x) if together is None else together
+    if not together:
+        return torch.stack([_span_one(part, count, pool) for part in x])
+    parts = similarity.batches(*x.shape[:2])
+    return torch.cat([volume(similarity.gram(x[part]), count) for part in parts])
 
 
 def _span_one(x: Tensor, count: int, size: int) -> Tensor:
-    """One input (N, D), all tokens updated once the pool has no sure pick any more."""
+    """One input (N, D), all tokens updated once the pool has no sure selection any more."""
     score = left = x.norm(dim=1).square()
     limit, late = (value[0] for value in _limits(left[None]))
-    basis, picks = x.new_zeros(0, x.shape[1]), torch.zeros(0, dtype=torch.int64, device=x.device)
-    while len(picks) < count:
-        ranked = ops.rank(score[None])[0]
+    basis, selected = x.new_zeros(0, x.shape[1]), torch.zeros(0, dtype=torch.int64, device=x.device)
+    while len(selected) < count:
+        ranked = rank(score[None])[0]
         if score[ranked[0]] < 0:  # none has anything left: the order no longer changes
-            return torch.cat([picks, ranked[: count - len(picks)]])
+            return torch.cat([selected, ranked[: count - len(selected)]])
         pool = ranked[:size].sort().values
         outside = score[ranked[size]] if size < len(x) else -torch.inf
         own, least, part = score[pool], limit[pool], x[pool]
         part -= part @ basis.T @ basis
         new: list[int] = []
         axes: list[Tensor] = []
-        while len(picks) + len(new) < count:
-            at = int(own.argmax())
-            if new and not (own[at] > outside and own[at] > least[at]):
+        while len(selected) + len(new) < count:
+            best = int(own.argmax())
+            if new and not (own[best] > outside and own[best] > least[best]):
                 break
-            new.append(at)
-            axes.append(part[at] / part[at].norm())
+            new.append(best)
+            axes.append(part[best] / part[best].norm())
             along = part @ axes[-1]
             own.addcmul_(along, along, value=-1)
-            own[at] = -torch.inf
+            own[best] = -torch.inf
             part.addr_(along, axes[-1], alpha=-1)
         added = torch.stack(axes)
-        picks, basis = torch.cat([picks, pool[new]]), torch.cat([basis, added])
+        selected, basis = torch.cat([selected, pool[new]]), torch.cat([basis, added])
         left = left - (x @ added.T).square().sum(1)
         score = torch.where(left > limit, left, late)
-        score[picks] = -torch.inf
-    return picks
+        score[selected] = -torch.inf
+    return selected
 
 
 @torch.no_grad()
 def cover(table: Tensor, count: int, together: bool | None = None) -> Tensor:
     """Greedy facility location: table (B, R, N) >= 0, what token j gives need r.
 
-    Each pick adds most to sum_r max over picks of table[r, j] (MMTok, section 3). What is below
-    1e-6 of the first pick's gain counts as nothing. together: see the module's text.
+    Each selected token adds most to the sum over r of the largest table[r, j] of all selected j
+    (MMTok, section 3). A gain below 1e-6 of the first one counts as nothing. together: all inputs at
+    once. Default: on a GPU.
     """
-    together = table.is_cuda if together is None else together
-    pick = _cover_all if together else _cover_one
-    return torch.cat([pick(part, count) for part in _samples(table, together)])
+    together = similarity.on_gpu(table) if together is None else together
+    if not together:
+        return torch.cat([_cover_one(part, count) for part in table.split(1)])
+    if (kernels := _fused(table)) is not None:
+        found: Tensor = kernels.cover(table, count)
+        return found
+    return _cover_all(table, count)
 
 
 def _cover_all(table: Tensor, count: int) -> Tensor:
-    """All gains computed again at every pick."""
+    """All gains computed again at every selection."""
     met = table.new_zeros(*table.shape[:2], 1)
     done = torch.zeros_like(table[:, 0], dtype=torch.bool)
-    least, chosen = None, []
+    least, indices = None, []
     for _ in range(count):
         gain = (table - met).clamp_(min=0).sum(1)
         least = 1e-6 * gain.amax(1, keepdim=True) if least is None else least
         gain = torch.where(gain > least, gain, 0.0).masked_fill(done, -torch.inf)
-        pick = gain.argmax(1, keepdim=True)
-        chosen.append(pick)
-        done.scatter_(1, pick, True)
-        met = torch.maximum(met, table.gather(2, pick[:, None].expand(-1, met.shape[1], 1)))
-    return torch.cat(chosen, 1)
+        index = gain.argmax(1, keepdim=True)
+        indices.append(index)
+        done.scatter_(1, index, True)
+        met = torch.maximum(met, table.gather(2, index[:, None].expand(-1, met.shape[1], 1)))
+    return torch.cat(indices, 1)
 
 
 def _cover_one(table: Tensor, count: int) -> Tensor:
-    """Of one input, only what a pick's own needs change: a share of about 1 / picks of them.
+    """Of one input, only what the needs of the last selection change: about 1 / selections of them.
 
     In NumPy: on so little data a call of torch costs more than what it does.
     """
@@ -181,15 +192,15 @@ def _cover_one(table: Tensor, count: int) -> Tensor:
     met = np.zeros_like(gives[:, :1])
     gain = gives.sum(0, dtype=np.float64)
     least, done = 1e-6 * gain.max(), np.zeros(len(gain), dtype=bool)
-    picks = []
+    indices = []
     for _ in range(count):
-        # rounded, so that what adding up in another order did cannot part equal tokens
+        # rounded, so that another order of adding up cannot part equal tokens
         score = np.where(gain > least, gain, 0.0).astype(np.float32)
         score[done] = -np.inf
-        pick = int(score.argmax())
-        picks.append(pick)
-        done[pick] = True
-        now = gives[:, pick, None]
+        index = int(score.argmax())
+        indices.append(index)
+        done[index] = True
+        now = gives[:, index, None]
         needs = np.flatnonzero(now > met)
         before, after = met[needs], now[needs]
         met[needs] = after
@@ -197,4 +208,4 @@ def _cover_one(table: Tensor, count: int) -> Tensor:
         np.clip(lost, before, after, out=lost)
         lost -= before
         gain -= lost.sum(0, dtype=np.float64)
-    return torch.tensor([picks])
+    return torch.tensor([indices])

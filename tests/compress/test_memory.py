@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import FlopCounterMode
 
 from compress.methods import get_method, list_methods
-from compress.ops import core, windows
+from compress.ops import similarity, windows
 from compress.tokens import LayerTokens, VisualTokens
 from tests.compress.cases import inputs
 from tests.compress.test_contracts import BEFORE
@@ -44,8 +44,8 @@ class Largest(TorchDispatchMode):
 @pytest.fixture(autouse=True)
 def small_windows(monkeypatch):
     monkeypatch.setattr(windows, "CELLS", WINDOW)
-    monkeypatch.setattr(core, "PAIRS", MOST // 4)
-    monkeypatch.setattr(core, "TABLES", MOST // 4)
+    monkeypatch.setattr(similarity, "PAIRS", MOST // 4)
+    monkeypatch.setattr(similarity, "TABLES", MOST // 4)
 
 
 def video(still: bool) -> VisualTokens:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from compress import ops
-from compress.ops import core, greedy
+from compress.ops import greedy, similarity
 from compress.tokens import Reduction, VisualTokens
 
 
@@ -78,7 +78,7 @@ def test_to_nearest_in_chunks(monkeypatch):
     x, centres = torch.randn(2, 23, 4), torch.tensor([[3, 9, 1], [0, 22, 5]])
     members = torch.tensor([[2, 4, 7, 11], [1, 2, 3, 4]])
     whole, some = ops.to_nearest(x, centres), ops.to_nearest(x, centres, members)
-    monkeypatch.setattr(core, "PAIRS", 1)
+    monkeypatch.setattr(similarity, "PAIRS", 1)
     assert torch.equal(ops.to_nearest(x, centres), whole)
     assert torch.equal(ops.to_nearest(x, centres, members), some)
     assert (some >= 0).sum(1).tolist() == [7, 7]
@@ -120,7 +120,7 @@ def test_span_is_volume_without_a_table(rank, together, pool):
 
 
 def test_gram_in_tiles(monkeypatch):
-    monkeypatch.setattr(core, "TILE", 4)
+    monkeypatch.setattr(similarity, "TILE", 4)
     x = torch.randn(2, 11, 5)
     torch.testing.assert_close(ops.gram(x), x @ x.mT)
 
@@ -128,7 +128,7 @@ def test_gram_in_tiles(monkeypatch):
 def test_density_peaks_in_chunks(monkeypatch):
     x = torch.randn(2, 30, 4)
     whole = ops.dpc_knn(x, 7, 3)
-    monkeypatch.setattr(core, "PAIRS", 60)
+    monkeypatch.setattr(similarity, "PAIRS", 60)
     parts = ops.dpc_knn(x, 7, 3)
     assert torch.equal(whole[0], parts[0])
     assert torch.equal(whole[1], parts[1])
