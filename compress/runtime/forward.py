@@ -128,7 +128,7 @@ def continue_on_cache(
             real = positions if new is None else positions.masked_fill(~new[..., None], 0)
             state.begin_turn()
             state.next_at = real.amax((1, 2)) + 1
-        context.table = text_table(positions, start, state.next_position)
+        context.table = text_table(context.settings, positions, start, state.next_position)
         index = torch.arange(start, start + count, device=device).expand(state.rows, -1)
         context.arguments["position_ids"] = index
     _mask_layers(context, count, device)

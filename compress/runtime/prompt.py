@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -57,6 +58,7 @@ class HostPrompt:
     answers: Tensor | None
     samples: Tensor | None
 
+    @cached_property
     def sample_columns(self) -> list[tuple[int, Tensor]]:
         """(row, columns of its tokens) of every sample, in order; padding is left out."""
         found = []
@@ -108,7 +110,7 @@ def find_inputs(
 def _sample_numbers(prompt: HostPrompt) -> Tensor:
     """(B, S) int64: the number of the sample that each token belongs to, over all rows."""
     numbers = torch.full(prompt.mask.shape, -1)
-    for number, (row, columns) in enumerate(prompt.sample_columns()):
+    for number, (row, columns) in enumerate(prompt.sample_columns):
         numbers[row, columns] = number
     return numbers
 
@@ -132,7 +134,7 @@ def sample_texts(
     for item in placed:
         is_text[item.row, item.columns] = False
     texts = []
-    for number, (row, columns) in enumerate(prompt.sample_columns()):
+    for number, (row, columns) in enumerate(prompt.sample_columns):
         inputs = [item.columns for item in placed if item.sample == number]
         text = columns[is_text[row, columns]]
         after = text

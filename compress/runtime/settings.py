@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from numbers import Integral
 
 import torch
@@ -65,6 +66,11 @@ class Settings:
         """Whether the method reads attention scores or keys of decoder layers."""
         return bool(self.method.in_llm_needs & {"scores", "keys", "text_keys"})
 
+    @cached_property
+    def one_axis(self) -> bool:
+        """Whether the model's rotary embedding reads one position per token, and not t, h and w."""
+        return ChannelTable.of(self.adapter.rotary).axes == 1
+
     @property
     def proportional_attention(self) -> bool:
         """Whether log(size) is added to attention logits: the method wants it, and the attention
@@ -94,7 +100,7 @@ class Settings:
     def _check_positions(self) -> None:
         positions = self.positions
         named = positions in ("original", "compact") if isinstance(positions, str) else None
-        if named is False or not (named or hasattr(positions, "place")):
+        if named is False or not (named or hasattr(positions, "homes")):
             raise ValueError(
                 f"positions is {positions!r}: expected 'original', 'compact' or a Scheme"
             )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -45,48 +45,43 @@ def place(settings: Settings, placement: Placement, dense_mask: Tensor) -> Posit
     if settings.positions == "original":
         left = dense if placement.index is None else gather(dense, placement.index)
         if settings.slots is None:
-            return _table(left[:, :, None], placement.start, ends)
+            return _table(settings, left[:, :, None], placement.start, ends)
         slotted = _slotted(settings.slots, placement, left)
-        return _table(slotted, placement.start, ends, settings.slots)
+        return _table(settings, slotted, placement.start, ends)
     if settings.positions == "compact":
         numbers = placement.begins[:, None] + layout.index_in_sample()
         positions = numbers[..., None, None].expand(-1, -1, 1, 3)
         ends = numbers.masked_fill(~layout.mask, 0).amax(1) + 1
-        return _table(positions, placement.start, ends)
+        return _table(settings, positions, placement.start, ends)
     plans = _plans(settings, placement)
     if placement.prompt.samples is not None:
         return _packed(plans, layout, ends)
     table = PositionTable.from_plans(plans, layout.mask.cpu(), device=dense.device)
-    return PositionTable(
-        table.positions,
-        table.next_position,
-        table.exact,
-        table.layout,
-        start=placement.start,
-        own_angles=table.own_angles,
-        one_axis=table.one_axis,
-    )
+    return replace(table, start=placement.start)
 
 
-def text_table(positions: Tensor, start: int, following: Tensor) -> PositionTable:
-    """A table of new text tokens. positions: (B, q, 3) float64."""
-    return _table(positions[:, :, None], start, following)
+def text_table(
+    settings: Settings, positions: Tensor, start: int, following: Tensor
+) -> PositionTable:
+    """A table of new text tokens, all of one forward. positions: (B, q, 3) float64."""
+    table = _table(settings, positions[:, :, None], start, following)
+    return replace(table, in_order=positions.shape[1] == 1)
 
 
 def _table(
-    positions: Tensor, start: int, following: Tensor, slots: PPE | None = None
+    settings: Settings, positions: Tensor, start: int, following: Tensor
 ) -> PositionTable:
-    """positions: (B, q, K, 3) float64 of the tokens from index `start` on."""
-    exact = torch.zeros(len(positions), dtype=torch.bool, device=positions.device)
+    """positions: (B, q, K, 3) float64 of the tokens from index `start` on; K > 1 for slots."""
+    slots = settings.slots if positions.shape[2] > 1 else None
     return PositionTable(
         positions,
         following,
-        exact,
+        torch.zeros(len(positions), dtype=torch.bool, device=positions.device),
         "contiguous" if slots is None else slots.layout,
         start=start,
         own_angles=slots is not None,
-        # The stock model's positions have the axes that its rotary embedding reads.
-        one_axis=True,
+        # Positions of the stock model have the axes that its rotary embedding reads.
+        one_axis=settings.one_axis,
     )
 
 
@@ -95,7 +90,7 @@ def _plans(settings: Settings, placement: Placement) -> list[Plan]:
     begins = placement.begins.tolist()
     on_host = reductions_on_host(placement.reductions)
     plans = []
-    for number, (row, columns) in enumerate(placement.prompt.sample_columns()):
+    for number, (row, columns) in enumerate(placement.prompt.sample_columns):
         own = [n for n, item in enumerate(placement.inputs) if item.sample == number]
         visual: dict[int, list[Image | Video]] = {}
         for n in own:
@@ -151,15 +146,9 @@ def _packed(plans: Sequence[Plan], layout: BatchLayout, ends: Tensor) -> Positio
     mask = layout.mask.cpu()
     positions = flat.new_zeros(*mask.shape, *flat.shape[1:])
     positions[mask] = flat
-    exact = each.exact.any().expand(len(mask))
-    return PositionTable(
-        positions.to(ends.device),
-        ends,
-        exact.to(ends.device),
-        each.layout,
-        own_angles=each.own_angles,
-        one_axis=each.one_axis,
-    )
+    exact = each.exact.any().expand(len(mask)).to(ends.device)
+    table = replace(each, positions=positions.to(ends.device), next_position=ends, exact=exact)
+    return replace(table, start=0)
 
 
 def _segment(grid: tuple[int, int, int]) -> Image | Video:
