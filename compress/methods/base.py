@@ -79,6 +79,8 @@ class Method:
     per_frame: ClassVar[bool] = False
     scoring_layer: ClassVar[int | None] = None
     in_llm_only: ClassVar[bool] = False
+    repeats_anchors: ClassVar[bool] = False
+    resizes_input: ClassVar[bool] = False
     proportional_attention: ClassVar[bool | None] = False
 
     def __post_init__(self) -> None:
@@ -151,7 +153,11 @@ class Method:
         return solve(self.plans(dense, depth), dense, target)
 
     def reduce(
-        self, tokens: VisualTokens, keep: int, generator: torch.Generator | None = None
+        self,
+        tokens: VisualTokens,
+        keep: int,
+        generator: torch.Generator | None = None,
+        check: bool = True,
     ) -> Reduction:
         """Reduce (B, N, D) to (B, keep, D) before the language model; keep == N is the identity.
 
@@ -174,7 +180,8 @@ class Method:
         for need in sorted(self.needs):
             if getattr(tokens, need) is None:
                 raise ValueError(f"{name} needs {need}, which was not given")
-        tokens.check_finite()
+        if check:
+            tokens.check_finite()
         pick = partial(self.select, generator=generator)
         with torch.autocast(tokens.features.device.type, enabled=False):
             if self.per_frame and tokens.grid[0] > 1:

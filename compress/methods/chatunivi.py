@@ -35,6 +35,7 @@ class ChatUniVi(Method):
     memory stay linear in the length of a video.
     """
 
+    repeats_anchors: ClassVar[bool] = True
     features_from: ClassVar[str] = "pre_projector"
 
     neighbours: int = 5

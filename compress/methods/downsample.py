@@ -21,6 +21,7 @@ class Downsample(Pool):
     smaller picture by its processor's settings. On bare features this is `Pool`.
     """
 
+    resizes_input: ClassVar[bool] = True
     features_from: ClassVar[str] = "pre_projector"
 
     def plans(self, dense: int, depth: int) -> Iterator[Plan]:

@@ -22,7 +22,7 @@ from compress.runtime.reduce_inputs import InputTokens, reduce_inputs
 from compress.runtime.settings import Settings
 from compress.runtime.tensors import copy_to
 from compress.tokens import Reduction
-from vlm.families import AttentionReader, Capture, Heads
+from vlm.attention import AttentionReader, Capture, Heads
 
 # (inputs being encoded, captures by role), for the thread that encodes.
 _RUNNING: ContextVar[tuple[Encoded, dict[str, Capture]] | None] = ContextVar(

@@ -39,6 +39,10 @@ class Encoded:
     features: Tensor | None = None
     reduce_ms: float = 0.0
 
+    def __deepcopy__(self, memo: dict[int, object]) -> Encoded:
+        """Generation copies the output that carries this; the settings belong to the model."""
+        return self
+
     @property
     def counts(self) -> list[int]:
         """Tokens of each input."""

@@ -325,15 +325,9 @@ def _reduce(
     for number, item in enumerate(inputs):
         if item.encoded.reductions is None:
             first.setdefault((item.encoded.kind, item.index), number)
-    once = [inputs[number] for number in first.values()]
-    tokens = InputTokens(
-        [item.input for item in once],
-        visual if len(once) == len(inputs) else _pieces(visual, layout, list(first.values())),
-        _fields(once),
-        _attention(once),
-        text if text is None else text.select(list(first.values())),
-    )
-    late = reduce_inputs(settings, tokens, _keeps(settings, once)) if once else []
+    late = []
+    if first:
+        late = _reduce_late(settings, inputs, list(first.values()), (layout, visual), text)
     by_input = dict(zip(first, late, strict=True))
     reductions, entering = [], []
     for item, offset in zip(inputs, offsets, strict=True):
@@ -349,6 +343,29 @@ def _reduce(
     return reductions, torch.cat(entering)
 
 
+def _reduce_late(
+    settings: Settings,
+    inputs: Sequence[PlacedInput],
+    numbers: list[int],
+    visual: tuple[BatchLayout, Tensor],
+    text: TextQueries | None,
+) -> list[Reduction]:
+    """The reductions of some of the inputs, from post-projector features.
+
+    visual: the layout, and the features (T, D) of all inputs.
+    """
+    some = [inputs[number] for number in numbers]
+    layout, features = visual
+    tokens = InputTokens(
+        [item.input for item in some],
+        features if len(some) == len(inputs) else _pieces(features, layout, numbers),
+        _fields(some),
+        _attention(some),
+        None if text is None else text.select(numbers),
+    )
+    return reduce_inputs(settings, tokens, _keeps(settings, some))
+
+
 def _pieces(x: Tensor, layout: BatchLayout, numbers: Sequence[int]) -> Tensor:
     """Of x (T, ...) the tokens of some inputs."""
     starts, counts = layout.offsets, layout.counts
@@ -357,8 +374,6 @@ def _pieces(x: Tensor, layout: BatchLayout, numbers: Sequence[int]) -> Tensor:
 
 def _fields(inputs: Sequence[PlacedInput]) -> dict[str, Tensor]:
     """Fields of VisualTokens that all inputs have, (T, ...)."""
-    if not inputs:
-        return {}
     names = set.intersection(*(set(item.encoded.fields) for item in inputs))
     fields = {}
     for name in names:

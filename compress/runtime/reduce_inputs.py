@@ -63,9 +63,10 @@ class InputTokens:
 
 
 class _Plane(NamedTuple):
-    """A view of one input that keeps some of its tokens."""
+    """A view of one input that loses some of its tokens."""
 
     number: int
+    view: int
     grid: Grid
     keep: int
     indices: Tensor  # (n,) int64 on the host, into the input's tokens
@@ -108,17 +109,21 @@ def reduce_inputs(settings: Settings, tokens: InputTokens, keeps: Sequence[int])
         parts += _reduce_planes(
             settings, tokens, planes[batch], indices[batch], firsts[batch], text
         )
-    by_input: list[list[tuple[Tensor, Reduction]]] = [[] for _ in tokens.inputs]
+    of_views: list[dict[int, tuple[Tensor, Reduction]]] = [{} for _ in tokens.inputs]
     for plane, index, part in zip(planes, indices, parts, strict=True):
-        by_input[plane.number].append((index, part))
+        of_views[plane.number][plane.view] = (index, part)
     reductions = []
     for number, (item, keep) in enumerate(zip(tokens.inputs, keeps, strict=True)):
         features = tokens.features[offsets[number] : offsets[number + 1]]
         if keep == item.count:
             reductions.append(Reduction.identity(features[None]))
         else:
-            reductions.append(_joined(features, by_input[number], separators[number]))
+            reductions.append(_joined(features, _in_order(of_views[number]), separators[number]))
     return reductions
+
+
+def _in_order(parts: dict[int, tuple[Tensor, Reduction]]) -> list[tuple[Tensor, Reduction]]:
+    return [parts[view] for view in sorted(parts)]
 
 
 def _reduce_planes(
@@ -160,8 +165,8 @@ def _planes(inputs: Sequence[VisualInput], keeps: Sequence[int]) -> list[_Plane]
             sizes = [len(view.indices) for view in item.views]
             shares = deal(min(keep, sum(sizes)), sizes)
             planes += [
-                _Plane(number, view.grid, share, view.indices)
-                for view, share in zip(item.views, shares, strict=True)
+                _Plane(number, place, view.grid, share, view.indices)
+                for place, (view, share) in enumerate(zip(item.views, shares, strict=True))
             ]
     return sorted(planes, key=_shape)
 

@@ -68,9 +68,7 @@ def text_table(
     return replace(table, in_order=positions.shape[1] == 1)
 
 
-def _table(
-    settings: Settings, positions: Tensor, start: int, following: Tensor
-) -> PositionTable:
+def _table(settings: Settings, positions: Tensor, start: int, following: Tensor) -> PositionTable:
     """positions: (B, q, K, 3) float64 of the tokens from index `start` on; K > 1 for slots."""
     slots = settings.slots if positions.shape[2] > 1 else None
     return PositionTable(

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from compress.methods import Method
 from compress.ops.windows import deal
-from compress.runtime.attach import Compression, compress
+from compress.defaults import STREAM_BUDGET
+from compress.runtime.attach import compress
 from compress.runtime.encoded import Encoded
 from compress.tokens import VisualTokens
 from compress.video.stream import Kept, Stream
@@ -23,7 +23,6 @@ from positions import Scheme, Text, plan
 from positions import Video as VideoCells
 from vlm.families import ModelAdapter, adapter_of
 from vlm.media import Video, iter_video
-from vlm.model.features import FoveateFeatures
 
 
 @dataclass(frozen=True)
@@ -59,7 +58,7 @@ def stream_video(
     processor: Any,
     video: str | os.PathLike[str] | Iterable[Any],
     method: str | Method = "foveate",
-    budget: int = 8192,
+    budget: int = STREAM_BUDGET,
     *,
     fps: float | None = 1.0,
     chunk: int = 8,
@@ -90,10 +89,10 @@ def stream_video(
     arguments that do not fit.
     """
     adapter = adapter_of(model)
-    if adapter.name not in ("foveate", "llava"):
+    if not adapter.videos_by_frame:
         raise ValueError(
-            f"{type(model).__name__} is of adapter {adapter.name!r}: expected 'foveate' or 'llava', "
-            "whose vision sides see frame by frame"
+            f"{type(model).__name__} is of family {adapter.name!r}, whose vision encoder does not "
+            "take a video frame by frame: expected a FoveateForConditionalGeneration or a LLaVA"
         )
     chunks = iter(video) if not isinstance(video, str | os.PathLike) else None
     if chunks is None:
@@ -103,7 +102,7 @@ def stream_video(
     Stream(method, budget, total=total, **options)  # a bad argument is told before decoding
     streams: list[Stream] = []
     times: list[float] = []
-    with torch.no_grad(), compress(model, method, 1.0) as reader:
+    with torch.no_grad(), compress(model, method, 1.0):
         for piece in chunks:
             frames = np.asarray(getattr(piece, "frames", piece))
             known = total if total is not None else getattr(piece, "total", None)
@@ -114,7 +113,7 @@ def stream_video(
                 )
             if len(frames) == 0:
                 continue
-            views = _encode(reader, model, processor, frames)
+            views = _encode(adapter, model, processor, frames)
             if not streams:
                 shares = deal(budget, [view.grid[1] * view.grid[2] for view in views])
                 streams = [Stream(method, share, total=known, **options) for share in shares]
@@ -168,8 +167,7 @@ def video_prompt(
     given: dict[str, Any] = {"input_ids": torch.cat(parts)[None].to(device)}
     given["attention_mask"] = torch.ones_like(given["input_ids"])
     features = [video.features for video in videos]
-    whole: Any = FoveateFeatures if adapter.name == "foveate" else BaseModelOutputWithPooling
-    given["mm_encoder_outputs"] = {kind: whole(pooler_output=features)}
+    given["mm_encoder_outputs"] = {kind: adapter.encoder_output(features)}
     if positions != "compact":
         found = _homes(adapter, runs, videos, positions)
         given["position_ids"] = found.float()[None].to(device)
@@ -189,9 +187,9 @@ def _homes(
     """(S,) float64: planned positions of the tokens of a prompt that are left."""
     if isinstance(positions, str) and positions != "original":
         raise ValueError(f"positions is {positions!r}: expected 'compact', 'original' or a Scheme")
-    own = [None] * len(videos[0].grids)
-    if positions == "original" and adapter.name == "foveate":
-        own = [adapter.core.fusion.config.scheme_of(name) for name in adapter.core.experts]
+    own: list[Scheme | None] = [None] * len(videos[0].grids)
+    if positions == "original":
+        own = adapter.view_schemes()
     segments: list[Any] = [Text(len(runs[0]))]
     index = [torch.arange(len(runs[0]))]
     start = len(runs[0])
@@ -221,29 +219,33 @@ def _words(model: Any, processor: Any, question: str) -> Tensor:
 
 
 def _encode(
-    reader: Compression, model: Any, processor: Any, frames: np.ndarray
+    adapter: ModelAdapter, model: Any, processor: Any, frames: np.ndarray
 ) -> list[VisualTokens]:
     """A chunk of frames (F, H, W, 3) as the model sees it, one for each view (each expert)."""
-    core, adapter = reader.adapter.core, reader.adapter
-    if adapter.name == "foveate":
-        call = processor(videos=[frames]).to(model.device, model.dtype)
-        core.get_video_features(**{k: v for k, v in call.items() if k != "video_times"})
-        encoded = reader.encoded.pop("video")
-        return [_view(encoded, number) for number in range(len(encoded.inputs[0].views))]
-    pixels = processor.image_processor(images=list(frames), return_tensors="pt")
-    core.get_image_features(**pixels.to(model.device, model.dtype), return_dict=True)
-    return [_view(reader.encoded.pop("image"), 0)]
+    kind, call = adapter.frames_call(processor, frames)
+    moved = {name: _on_model(value, model) for name, value in call.items()}
+    output = getattr(adapter.core, f"get_{kind}_features")(**moved, return_dict=True)
+    encoded: Encoded = Encoded.of(output)  # type: ignore[assignment]
+    return [_view(encoded, number) for number in range(len(encoded.inputs[0].views))]
+
+
+def _on_model(value: Any, model: Any) -> Any:
+    """Tensors, by expert too, on the model's device and in its dtype."""
+    if isinstance(value, dict):
+        return {name: _on_model(part, model) for name, part in value.items()}
+    if not isinstance(value, Tensor):
+        return value
+    return value.to(model.device, model.dtype if value.is_floating_point() else value.dtype)
 
 
 def _view(encoded: Encoded, number: int) -> VisualTokens:
     """One view of a video, whether it was encoded as one input or as one for each frame."""
     views = [item.views[number] for item in encoded.inputs]
     frames = sum(view.grid[0] for view in views)
-
-    def cells(values: list[Tensor]) -> Tensor:
-        pairs = zip(values, views, strict=True)
-        return torch.cat([x[view.slots.to(x.device)] for x, view in pairs])[None]
-
-    fields = {name: cells(values) for name, values in encoded.fields.items()}
-    features = cells(encoded.projected or [])
-    return VisualTokens(features, (frames, *views[0].grid[1:]), **fields)
+    index = torch.cat([
+        view.indices + offset for view, offset in zip(views, encoded.offsets, strict=True)
+    ])  # fmt: skip
+    features: Tensor = encoded.features  # type: ignore[assignment]
+    index = index.to(features.device)
+    fields = {name: values[index][None] for name, values in encoded.fields.items()}
+    return VisualTokens(features[index][None], (frames, *views[0].grid[1:]), **fields)
