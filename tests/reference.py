@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from compress.budget import Allocation
 from compress.methods import Method
 from compress.ops.windows import deal
 from compress.tokens import LayerTokens, VisualTokens
@@ -46,20 +45,48 @@ class Tokens:
 
 @dataclass
 class Prefix:
-    """A reduced prompt, where the next token stands, the method, its allocation and grid for each
-    visual input."""
+    """A reduced prompt, where the next token stands, the method, and for each visual input its
+    tokens in each decoder layer and its grid."""
 
     tokens: Tokens
     following: int
     method: Method
-    allocations: list[Allocation]
+    counts: list[tuple[int, ...]]
     grids: list[tuple[int, int, int]]
 
 
+def counts_of(
+    method: Method, budget: int | float, dense: list[int], depth: int, has_text: bool
+) -> list[tuple[int, ...]]:
+    """Tokens of each visual input of one sample in each decoder layer.
+
+    Each input has the allocation of its own size; one with fewer tokens than a budget that is a
+    count keeps all. A sample without any text keeps at least one token of its last input in every
+    layer, since that token ranks the others and predicts the next.
+    """
+    counts = [
+        method.allocate(n, depth, min(budget, n) if isinstance(budget, int) else budget).counts
+        for n in dense
+    ]
+    if not has_text:
+        counts[-1] = tuple(max(count, 1) for count in counts[-1])
+    return counts
+
+
 def reduce_input(
-    model: Any, case: Case, method: Method, keep: int, seen: Seen, kind: str, variant: str
+    model: Any,
+    case: Case,
+    method: Method,
+    keep: int,
+    seen: Seen,
+    kind: str,
+    variant: str,
+    text: Tensor | None = None,
 ) -> tuple[Tensor, list[list[int]], list[int]]:
-    """Rows for the language model (M, D), the tokens merged in each, and the token of each."""
+    """Rows for the language model (M, D), the tokens merged in each, and the token of each.
+
+    text: (Q, D) embeddings of the text after the first visual input, for methods that read it.
+    """
     if keep == len(seen.tokens):
         every = list(range(keep))
         return seen.tokens, [[i] for i in every], every
@@ -72,6 +99,9 @@ def reduce_input(
         source = seen.source[where].long()
         x = seen.rows[source] if towards else seen.tokens[where]
         fields = {name: value[where][None] for name, value in seen.fields.items()}
+        if text is not None and "text_query" in method.needs | method.wants:
+            mask = torch.ones(1, len(text), dtype=torch.bool)
+            fields |= {"text_query": text[None], "text_query_mask": mask}
         reduction = method.reduce(VisualTokens(x[None], grid, **fields), count)
         rows = reduction.features[0]
         features.append(_project(model, case, rows) if towards else rows)
@@ -118,8 +148,9 @@ def reduce_prompt(
     words = model.get_input_embeddings()(sample.ids)
     positions, following = dense_positions(model, case, sample)
     seen = [encode(model, case, *one, layer=method.scoring_layer) for one in sample.shown]
-    allocations = [method.allocate(len(s.tokens), len(lm.layers), budget) for s in seen]
     places = _places(case, sample)
+    has_text = len(sample.ids) > sum(len(every) for every in places)
+    counts = counts_of(method, budget, [len(s.tokens) for s in seen], len(lm.layers), has_text)
     layers = max(len(s.deep) for s in seen)
     nothing = [torch.zeros_like(words[0])] * layers
     # Each token: place, embedding, DeepStack layers, input, dense token, tokens merged in it.
@@ -129,17 +160,17 @@ def reduce_prompt(
         for place in range(len(sample.ids))
         if place not in owned
     ]
-    for number, (one, s, allocation) in enumerate(
-        zip(sample.shown, seen, allocations, strict=True)
-    ):
-        x, members, anchors = reduce_input(model, case, method, allocation.keep, s, one[0], one[1])
+    end = min(max(every) for every in places)
+    query = words[[place for place, *_ in found if place > end]]
+    for number, ((kind, variant, _), s) in enumerate(zip(sample.shown, seen, strict=True)):
+        keep = counts[number][0]
+        x, members, anchors = reduce_input(model, case, method, keep, s, kind, variant, query)
         for row, (group, anchor) in enumerate(zip(members, anchors, strict=True)):
             deep = [layer[group].mean(0) for layer in s.deep]
             found.append((places[number][anchor], x[row], deep, number, anchor, len(group)))
     found.sort(key=lambda one: one[0])
     at, embeds, deep, image, cell, size = zip(*found, strict=True)
     image = torch.tensor(image)
-    end = min(max(every) for every in places)
     after = (image < 0) & (torch.tensor(at) > end)
     tokens = Tokens(
         torch.stack(embeds),
@@ -154,7 +185,7 @@ def reduce_prompt(
     rule = method.query_rows
     if rule == "all":
         tokens.asking = after.clone()
-    elif rule == "salient":
+    elif rule == "salient" and bool(after.any()):
         marked = method.salient_rows(tokens.h[after][None], tokens.h[image >= 0][None])[0]
         tokens.asking[after.nonzero().flatten()[marked]] = True
     if not bool(tokens.asking.any()):
@@ -164,7 +195,7 @@ def reduce_prompt(
         views = case.views(kind, variant)
         whole = len(views) == 1 and len(views[0][1]) == len(s.tokens)
         grids.append(views[0][0] if whole else (1, 1, len(s.tokens)))
-    return Prefix(tokens, following, method, allocations, grids)
+    return Prefix(tokens, following, method, counts, grids)
 
 
 def _places(case: Case, sample: Sample) -> list[list[int]]:
@@ -216,7 +247,7 @@ def forward(model: Any, prefix: Prefix, new: Tensor | None = None) -> tuple[Tens
     biased, lengths = prefix.method.proportional_attention is not False, []
     entered = tokens
     for number, layer in enumerate(lm.layers):
-        counts = [allocation.counts[number] for allocation in prefix.allocations]
+        counts = [every[number] for every in prefix.counts]
         here = [int((tokens.image == one).sum()) for one in range(len(counts))]
         if counts != here:
             previous = prefix.method.scored_by == "previous"
@@ -294,7 +325,12 @@ def _stage(
     stay.sort()
     out = tokens.take(torch.tensor([source.get(place, place) for place in stay]))
     kept = torch.tensor(stay)
-    return replace(out, h=h[kept], size=size[kept], deep=[x[kept] for x in deep])
+    asking = out.asking.clone()
+    if not bool(asking.any()):
+        # A visual token that ranked was dropped: the last token that is left before it ranks.
+        before = (kept <= tokens.asking.nonzero().max()).nonzero().flatten()
+        asking[before[-1] if len(before) else 0] = True
+    return replace(out, h=h[kept], size=size[kept], asking=asking, deep=[x[kept] for x in deep])
 
 
 def greedy(model: Any, prefix: Prefix, steps: int) -> tuple[Tensor, Tensor]:

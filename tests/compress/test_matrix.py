@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from compress import compress
-from compress.methods import DivPrune, Duet, Method, PyramidDrop
+from compress.methods import DART, DivPrune, Duet, FastV, Foveate, Method, PyramidDrop, SparseVLM
 from tests import reference
 from tests.compress.common import CLOSE, NEW, answer, fingerprint
 from tests.tiny import CASES, Case
@@ -26,6 +26,15 @@ SHAPES: dict[str, Method] = {
     "both": Duet(layers=(1, 3), ratios=(0.6, 0.3)),
 }
 ATTENTION = ("sdpa", "eager")
+# Methods that differ in who ranks tokens in the language model, and when.
+MIXED: dict[str, Method] = {
+    "fastv": FastV(),
+    "sparsevlm": SparseVLM(),
+    "dart": DART(),
+    "duet": Duet(query="all"),
+    "foveate": Foveate(),
+    "pyramiddrop": PyramidDrop(),
+}
 
 
 def product() -> Iterator[Any]:
@@ -37,6 +46,29 @@ def product() -> Iterator[Any]:
                 marks = [] if quick else [pytest.mark.slow]
                 name = f"{case.name}-{shape}-{attention}"
                 yield pytest.param(case, shape, attention, id=name, marks=marks)
+
+
+def visual_tokens(case: Case, shown: tuple[str, str]) -> int:
+    """Visual tokens of an input, given as (kind, variant)."""
+    return int((case.tokens(*shown) == reference.TOKEN[shown[0]]).sum())
+
+
+def sizes(case: Case) -> list[tuple[str, str]]:
+    """The smallest and the largest kind of input of a family, as (kind, variant)."""
+    shown = {part for layout in case.layouts for part in layout if not isinstance(part, int)}
+    ordered = sorted(shown, key=lambda one: (visual_tokens(case, one), one))
+    return [ordered[0], ordered[-1]]
+
+
+def mixed_product() -> Iterator[Any]:
+    """Families with inputs of several sizes x methods, a diagonal of it quick."""
+    of_several = [
+        case for case in CASES if len({visual_tokens(case, one) for one in sizes(case)}) == 2
+    ]
+    for row, case in enumerate(of_several):
+        for column, name in enumerate(MIXED):
+            marks = [] if row % len(MIXED) == column else [pytest.mark.slow]
+            yield pytest.param(case, name, id=f"{case.name}-{name}", marks=marks)
 
 
 MATRIX = list(product())
@@ -59,10 +91,9 @@ def test_prefill_and_decode_equal_a_full_forward(case: Case, shape: str, attenti
         assert torch.equal(out.sequences[0, -NEW:], ids)
         cached = [layer.keys.shape[2] for layer in out.past_key_values.layers]
         assert cached == [length + NEW - 1 for length in lengths]
-        allocations = prefix.allocations
-        counts = [sum(a.counts[n] for a in allocations) for n in range(len(lengths))]
+        counts = [sum(layer) for layer in zip(*prefix.counts, strict=True)]
         assert c.report().reduced.layers == tuple(counts)
-        assert c.report().budget == pytest.approx(sum(counts) / len(lengths) / len(allocations))
+        assert c.report().budget == pytest.approx(sum(counts) / len(lengths) / len(prefix.counts))
 
 
 @pytest.mark.parametrize(("case", "shape", "attention"), MATRIX)
@@ -81,6 +112,27 @@ def test_a_batch_gives_each_sample_what_it_gets_alone(
             torch.testing.assert_close(a[row], b[0], **CLOSE)
         last = len(samples[row].ids) - 1
         torch.testing.assert_close(right[row, last], one.logits[0][0], **CLOSE)
+
+
+@pytest.mark.parametrize(("case", "name"), list(mixed_product()))
+def test_an_input_that_keeps_all_beside_one_that_is_reduced(case: Case, name: str) -> None:
+    """Each input follows its own allocation, in either order, in one row or in two."""
+    model, method = case.model(), MIXED[name]
+    small, large = sizes(case)
+    budget = visual_tokens(case, small) + 1
+    samples = [case.sample((3, small, 5), seed=1), case.sample((2, large, 6), seed=2)]
+    samples.append(case.sample((1, small, 2, large, 3), seed=3))
+    with compress(model, method, budget=budget):
+        for batch in (samples, samples[::-1]):
+            together = torch.stack(answer(model, case.inputs(batch)).logits, 1)
+            for row, sample in enumerate(batch):
+                alone = torch.cat(answer(model, case.inputs([sample])).logits)
+                torch.testing.assert_close(together[row], alone, **CLOSE)
+    for row, sample in enumerate(samples[::-1]):
+        with torch.no_grad():
+            prefix = reference.reduce_prompt(model, case, method, budget, sample)
+            _, logits = reference.greedy(model, prefix, NEW)
+        torch.testing.assert_close(together[row], logits, **CLOSE)
 
 
 @each_case
