@@ -40,13 +40,17 @@ class Clock:
 
     def stop(self, name: str) -> None:
         """End the interval of `name` and add it to its total."""
-        self.totals[name] = self.totals.get(name, 0.0) + self.now() - self._began.pop(name)
+        self.add(name, self.now() - self._began.pop(name))
 
     @contextmanager
     def time(self, name: str) -> Iterator[None]:
-        """Time a block."""
-        self.start(name)
+        """Add the time of a block to the total of `name`. Several threads may be in one."""
+        began = self.now()
         try:
             yield
         finally:
-            self.stop(name)
+            self.add(name, self.now() - began)
+
+    def add(self, name: str, milliseconds: float) -> None:
+        """Add to the total of `name`."""
+        self.totals[name] = self.totals.get(name, 0.0) + milliseconds

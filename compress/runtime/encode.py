@@ -56,6 +56,7 @@ class EncodingFunction:
         self._readers = _readers(settings(), kind)
         self._attached = False
         self._thread = threading.local()
+        self._resizing = threading.Lock()
 
     def attach(self) -> list[Any]:
         """Take the function's place and register hooks; returns the hooks' handles."""
@@ -84,6 +85,8 @@ class EncodingFunction:
         call = dict(self._signature.bind(*args, **kwargs).arguments)
         encoded = Encoded(self.kind, settings.adapter.inputs(self.kind, call), settings)
         with self._around(self.kind), ExitStack() as stack:
+            if settings.method.resizes_input:  # by hooks that other threads would run into
+                stack.enter_context(self._resizing)
             captures = {
                 role: stack.enter_context(reader.capture())
                 for role, reader in self._readers.items()
@@ -99,7 +102,7 @@ class EncodingFunction:
                 _read_fields(encoded, captures)
                 encoded.reduce_ms += self._clock.now() - began
         encoded.bind(output)
-        self._clock.totals["reduce"] = self._clock.totals.get("reduce", 0.0) + encoded.reduce_ms
+        self._clock.add("reduce", encoded.reduce_ms)
         if encoded.features is not None:
             self._thread.latest = weakref.ref(output)
             if (context := current_context()) is not None:
