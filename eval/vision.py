@@ -1,8 +1,8 @@
-"""Run the vision tower once for all configurations of a sweep.
+"""Run the vision encoder once for all configurations of a sweep.
 
-The configurations see the same pictures, and what reduces tokens works on what the tower gives. So
-the first one runs the tower; for the others its outputs are handed back, and only the modules that
-a compression reads inside it run again, on the inputs that they had, so that its hooks see them.
+All configurations see the same pictures, so only the first one runs the encoder. The others get its
+outputs back. Of the encoder's modules, those that a compression reads run again, on the inputs that
+they had, so that its hooks are called.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ from vlm.families import ModelAdapter
 
 
 class SharedVision:
-    """While its block lasts, gives the tower's outputs of one batch back to the same inputs.
+    """While its block lasts, gives the encoder's outputs of one batch back to the same inputs.
 
     `next_batch` forgets them; `restart` begins another configuration of the same batch. `saved` is
-    the time in seconds, since `restart`, that the tower's calls would have taken and did not.
+    the time in seconds, since `restart`, that the encoder's calls would have taken and did not.
 
-    A call whose inputs differ from those remembered, or during which the tower has hooks of its
-    own beside those of `ModelAdapter.tap`, runs the tower.
+    A call whose inputs differ from those remembered, or during which the encoder has hooks of its
+    own beside those of `ModelAdapter.reader`, runs the encoder.
     """
 
     def __init__(self, adapter: ModelAdapter) -> None:
-        self.tower: Any = adapter.tower
-        self._forward = self.tower.forward
+        self.encoder: Any = adapter.vision_encoder
+        self._forward = self.encoder.forward
         layers = [layer for kind in adapter.kinds for layer in adapter.vision_layers(kind)]
-        handles = [handle for layer in layers for handle in adapter.tap(layer).attach()]
-        self._tapped = [module for module in self.tower.modules() if _hooked(module)]
-        self._tapped = [module for module in self._tapped if module is not self.tower]
+        handles = [handle for layer in layers for handle in adapter.reader(layer).attach()]
+        self._read = [module for module in self.encoder.modules() if _hooked(module)]
+        self._read = [module for module in self._read if module is not self.encoder]
         for handle in handles:
             handle.remove()
         self._calls: list[dict[str, Any]] = []
@@ -41,7 +41,7 @@ class SharedVision:
         self.saved = 0.0
 
     def __enter__(self) -> SharedVision:
-        self.tower.forward = self._call
+        self.encoder.forward = self._call
         return self
 
     def __exit__(
@@ -50,10 +50,10 @@ class SharedVision:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        del self.tower.forward
+        del self.encoder.forward
 
     def next_batch(self) -> None:
-        """Forget what the tower gave: other pictures come."""
+        """Forget what the encoder gave: other pictures come."""
         self._calls = []
         self.restart()
 
@@ -67,37 +67,37 @@ class SharedVision:
             known = self._calls[number]
             if _same((args, kwargs), known["inputs"]) and not self._others():
                 begun = time.perf_counter()
-                for module, (inputs, options) in known["tapped"].items():
+                for module, (inputs, options) in known["read"].items():
                     if _hooked(module):
                         module(*inputs, **options)
                 self.saved += known["seconds"] - (time.perf_counter() - begun)
                 return known["output"]
             del self._calls[number:]
-        tapped: dict[nn.Module, Any] = {}
+        read: dict[nn.Module, Any] = {}
         handles = [
-            module.register_forward_pre_hook(_keep(tapped), with_kwargs=True)
-            for module in self._tapped
+            module.register_forward_pre_hook(_keep(read), with_kwargs=True)
+            for module in self._read
         ]
-        _wait(self.tower)
+        _wait(self.encoder)
         began = time.perf_counter()
         try:
             output = self._forward(*args, **kwargs)
         finally:
             for handle in handles:
                 handle.remove()
-        _wait(self.tower)
+        _wait(self.encoder)
         seconds = time.perf_counter() - began
         if number == len(self._calls) and not self._others():
-            known = {"inputs": (args, kwargs), "output": output, "tapped": tapped}
+            known = {"inputs": (args, kwargs), "output": output, "read": read}
             self._calls.append(known | {"seconds": seconds})
         return output
 
     def _others(self) -> bool:
-        """Whether the tower has hooks inside that a tap does not explain."""
+        """Whether the encoder has hooks inside that a reader does not explain."""
         return any(
             _hooked(module)
-            for module in self.tower.modules()
-            if module is not self.tower and module not in self._tapped
+            for module in self.encoder.modules()
+            if module is not self.encoder and module not in self._read
         )
 
 

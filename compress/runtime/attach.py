@@ -4,7 +4,7 @@ Hooks on the modules of a stock model (transformers >= 5.20, where the rotary em
 forward and `generate` tracks `position_ids`), and its two encoding functions wrapped:
 
     get_image_features     what is encoded, and the features that the language model will get
-    vision scoring layers  queries and keys are read as they pass                (vlm.families.taps)
+    vision scoring layers  queries and keys are read as they pass                (vlm.attention)
     merge point            merged features are written in their anchors' place, N rows stay
     core                   token ids are remembered where visual inputs come with them
     language model         the rows that stay are gathered; masks and indices for them   (prefill)
@@ -69,7 +69,7 @@ class Compression:
             )
         self.method: Method = get_method(method)
         self.budget: int | float = budget
-        resolve_budget(budget, self.adapter.cells or 2**62)
+        resolve_budget(budget, self.adapter.image_tokens or 2**62)
         known = positions in ("original", "compact") if isinstance(positions, str) else None
         if known is False or not (known or hasattr(positions, "homes")):
             raise ValueError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import math
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,7 +15,7 @@ from compress.methods import Downsample
 from compress.runtime.encoded import Encoded
 from compress.runtime.views import reduce_inputs
 from compress.tokens import Reduction
-from vlm.families.taps import Heads, Tap
+from vlm.attention import AttentionReader, Capture, Heads
 
 if TYPE_CHECKING:
     from compress.runtime.attach import Compression
@@ -33,12 +33,13 @@ class Encoder:
         # The class's own: a wrapper on the object may hide the names of its arguments.
         self._signature = inspect.signature(getattr(type(core), self._name).__get__(core))
         functools.update_wrapper(self, self._function)
-        self._taps = self._readers()
+        self._readers = self._make_readers()
+        self._captures: dict[str, Capture] = {}
         self._busy = False
         self._attached = False
         self._running: Encoded | None = None
 
-    def _readers(self) -> dict[str, Tap]:
+    def _make_readers(self) -> dict[str, AttentionReader]:
         """Readers of the layers that the method's fields come from, by role."""
         owner, adapter = self.owner, self.owner.adapter
         fields = owner.method.needs | owner.method.wants
@@ -50,14 +51,14 @@ class Encoder:
             wanted["shallow_saliency"] = adapter.scoring_layer(
                 self.kind, max(0, len(layers) // 4 - 1)
             )
-        return {role: adapter.tap(layers[number]) for role, number in wanted.items()}
+        return {role: adapter.reader(layers[number]) for role, number in wanted.items()}
 
     def attach(self) -> list[Any]:
         """Take the function's place and register hooks; returns the hooks' handles."""
         setattr(self.owner.adapter.core, self._name, self)
         self._attached = True
-        handles = [handle for tap in self._taps.values() for handle in tap.attach()]
-        point = self.owner.adapter.merge_point(self.kind)
+        handles = [handle for reader in self._readers.values() for handle in reader.attach()]
+        point = self.owner.adapter.projector_input(self.kind)
         if point is not None:
             handles.append(point.register_forward_pre_hook(self._merge))
         return handles
@@ -82,16 +83,17 @@ class Encoder:
         call = dict(self._signature.bind(*args, **kwargs).arguments)
         encoded = Encoded(self.kind, adapter.inputs(self.kind, call))
         self._running, self._busy = encoded, True
-        for tap in self._taps.values():
-            tap.active = True
         try:
-            with self._resized(encoded):
+            with ExitStack() as stack:
+                self._captures = {
+                    role: stack.enter_context(reader.capture())
+                    for role, reader in self._readers.items()
+                }
+                stack.enter_context(self._resized(encoded))
                 output = self._function(*args, **kwargs)
         finally:
-            for tap in self._taps.values():
-                tap.active = False
             self._running, self._busy = None, False
-        if adapter.merge_point(self.kind) is None:
+        if adapter.projector_input(self.kind) is None:
             record.clock.start("reduce")
             self._read(encoded)
             record.clock.stop("reduce")
@@ -133,18 +135,15 @@ class Encoder:
         fields = method.needs | method.wants
 
         def pool(rows: Tensor) -> list[Tensor]:
-            parts = zip(encoded.inputs, encoded.by_input(rows), strict=True)
-            return [adapter.pool(item, part) for item, part in parts]
+            return list(adapter.pool(encoded.inputs, rows).split(encoded.counts))
 
-        for role, tap in self._taps.items():
-            heads = tap.take([item.rows for item in encoded.inputs])
+        for role, capture in self._captures.items():
+            heads = capture.heads(encoded.inputs)
             if role == "shallow_saliency":
-                rows = heads.saliency(method.saliency_rule)[:, None]
-                encoded.fields["shallow_saliency"] = [x[:, 0] for x in pool(rows)]
+                encoded.fields[role] = pool(heads.saliency(method.saliency_rule))
                 continue
             if "saliency" in fields:
-                rows = heads.saliency(method.saliency_rule)[:, None]
-                encoded.fields["saliency"] = [x[:, 0] for x in pool(rows)]
+                encoded.fields["saliency"] = pool(heads.saliency(method.saliency_rule))
             if "keys" in fields:
                 encoded.fields["keys"] = pool(heads.keys())
             if "attention" in fields:
@@ -159,8 +158,8 @@ class Encoder:
             while sum(len(segment) for segment in held) < item.rows:
                 held.append(next(segments))
             whole = torch.block_diag(*held)
-            halfway = self.owner.adapter.pool(item, whole)
-            found.append(self.owner.adapter.pool(item, halfway.T.contiguous()).T)
+            halfway = self.owner.adapter.pool([item], whole)
+            found.append(self.owner.adapter.pool([item], halfway.T.contiguous()).T)
         return found
 
     def _merge(self, module: nn.Module, args: tuple[Any, ...]) -> Any:
@@ -175,13 +174,13 @@ class Encoder:
         parts = list(zip(encoded.inputs, rows, strict=True))
         merged = None
         if "pre_projector" in owner.method.needs | owner.method.wants:
-            encoded.fields["pre_projector"] = [owner.adapter.pool(item, x) for item, x in parts]
+            encoded.fields["pre_projector"] = [owner.adapter.pool([item], x) for item, x in parts]
         if owner.method.features_from == "pre_projector":
             keeps = [owner.allocation(count).keep for count in encoded.counts]
             encoded.reductions = reduce_inputs(
                 owner.method,
                 encoded.inputs,
-                [owner.adapter.pool(item, x) for item, x in parts],
+                [owner.adapter.pool([item], x) for item, x in parts],
                 keeps,
                 encoded.fields,
                 owner.generator,

@@ -111,7 +111,7 @@ def _canvas(item: Placed) -> Tensor:
     found, first = torch.zeros(item.input.count, 3), 0
     for view in item.input.views:
         axes = [torch.arange(size, dtype=torch.float32) for size in view.grid]
-        found[view.slots] = torch.cartesian_prod(axes[0] + first, axes[1], axes[2])
+        found[view.indices] = torch.cartesian_prod(axes[0] + first, axes[1], axes[2])
         first += view.grid[0]
     return found
 

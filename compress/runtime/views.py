@@ -47,19 +47,19 @@ def reduce_inputs(
     jobs: list[tuple[int, View, int]] = []
     for number, (item, keep) in enumerate(zip(inputs, keeps, strict=True)):
         if keep < item.count:
-            cells = [len(view.slots) for view in item.views]
+            cells = [len(view.indices) for view in item.views]
             shares = deal(min(keep, sum(cells)), cells)
             jobs += [(number, view, n) for view, n in zip(item.views, shares, strict=True)]
 
     def run(key: Any, members: list[int]) -> list[Reduction]:
         grid, keep = key
         if keep == 0:
-            return [_nothing(features[jobs[m][0]], len(jobs[m][1].slots)) for m in members]
+            return [_nothing(features[jobs[m][0]], len(jobs[m][1].indices)) for m in members]
 
         def pick(values: Sequence[Tensor], across: bool = False) -> Tensor:
             cut = []
             for number, view, _ in (jobs[m] for m in members):
-                slots = view.slots.to(values[number].device)
+                slots = view.indices.to(values[number].device)
                 one = values[number][slots]
                 cut.append(one[:, slots] if across else one)
             return torch.stack(cut)
@@ -96,14 +96,14 @@ def _nothing(x: Tensor, cells: int) -> Reduction:
 
 def _joined(item: VisualInput, x: Tensor, keep: int, parts: list[Reduction]) -> Reduction:
     """The reductions of an input's views as one of all its tokens."""
-    if len(parts) == 1 and len(item.views[0].slots) == item.count:
+    if len(parts) == 1 and len(item.views[0].indices) == item.count:
         return parts[0]
     device, start = x.device, 0
     levels = 1 + max(len(part.more) for part in parts)
     maps = torch.full((levels, item.count), -1, device=device)
     anchors = []
     for view, part in zip(item.views, parts, strict=True):
-        slots = view.slots.to(device)
+        slots = view.indices.to(device)
         for level, assign in enumerate((part.assign, *part.more)):
             maps[level, slots] = torch.where(assign[0] < 0, assign[0], assign[0] + start)
         anchors.append(slots[part.anchor[0]])
@@ -112,7 +112,7 @@ def _joined(item: VisualInput, x: Tensor, keep: int, parts: list[Reduction]) -> 
     sizes = [part.size[0] for part in parts]
     if keep > start:  # every cell is kept: some of the separators too
         empty = torch.ones(item.count, dtype=torch.bool, device=device)
-        empty[torch.cat([view.slots for view in item.views]).to(device)] = False
+        empty[torch.cat([view.indices for view in item.views]).to(device)] = False
         extra = empty.nonzero().flatten()[: keep - start]
         maps[0, extra] = torch.arange(start, keep, device=device)
         anchors.append(extra)

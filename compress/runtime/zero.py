@@ -67,7 +67,7 @@ class Symmetry:
             self._encode(owner, list(self._missing))
 
     def _encode(self, owner: Compression, kinds: list[str]) -> None:
-        weight = next(self.adapter.tower.parameters())
+        weight = next(self.adapter.vision_encoder.parameters())
         for kind in kinds:
             self._missing.remove(kind)
             given = _like(self.adapter.blank(kind), weight)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers import BatchFeature
 
 from compress.methods import Method
 from compress.ops.windows import deal
@@ -21,9 +21,8 @@ from compress.tokens import VisualTokens
 from compress.video.stream import Kept, Stream
 from positions import Scheme, Text, plan
 from positions import Video as VideoCells
-from vlm.families import ModelAdapter, adapter_of
+from vlm.families import ADAPTERS, ModelAdapter, adapter_of
 from vlm.media import Video, iter_video
-from vlm.model.features import FoveateFeatures
 
 
 @dataclass(frozen=True)
@@ -90,10 +89,11 @@ def stream_video(
     arguments that do not fit.
     """
     adapter = adapter_of(model)
-    if adapter.name not in ("foveate", "llava"):
+    if not adapter.videos_by_frame:
+        able = ", ".join(one.name for one in ADAPTERS if one.videos_by_frame)
         raise ValueError(
-            f"{type(model).__name__} is of adapter {adapter.name!r}: expected 'foveate' or 'llava', "
-            "whose vision sides see frame by frame"
+            f"{type(model).__name__} is of the family {adapter.name!r}, whose videos are not "
+            f"encoded frame by frame: expected a model of {able}"
         )
     chunks = iter(video) if not isinstance(video, str | os.PathLike) else None
     if chunks is None:
@@ -168,8 +168,7 @@ def video_prompt(
     given: dict[str, Any] = {"input_ids": torch.cat(parts)[None].to(device)}
     given["attention_mask"] = torch.ones_like(given["input_ids"])
     features = [video.features for video in videos]
-    whole: Any = FoveateFeatures if adapter.name == "foveate" else BaseModelOutputWithPooling
-    given["mm_encoder_outputs"] = {kind: whole(pooler_output=features)}
+    given["mm_encoder_outputs"] = {kind: adapter.encoder_output(features)}
     if positions != "compact":
         found = _homes(adapter, runs, videos, positions)
         given["position_ids"] = found.float()[None].to(device)
@@ -189,9 +188,9 @@ def _homes(
     """(S,) float64: planned positions of the tokens of a prompt that are left."""
     if isinstance(positions, str) and positions != "original":
         raise ValueError(f"positions is {positions!r}: expected 'compact', 'original' or a Scheme")
-    own = [None] * len(videos[0].grids)
-    if positions == "original" and adapter.name == "foveate":
-        own = [adapter.core.fusion.config.scheme_of(name) for name in adapter.core.experts]
+    own: list[Scheme | None] = [None] * len(videos[0].grids)
+    if positions == "original":
+        own = adapter.view_schemes()
     segments: list[Any] = [Text(len(runs[0]))]
     index = [torch.arange(len(runs[0]))]
     start = len(runs[0])
@@ -225,14 +224,11 @@ def _encode(
 ) -> list[VisualTokens]:
     """A chunk of frames (F, H, W, 3) as the model sees it, one for each view (each expert)."""
     core, adapter = reader.adapter.core, reader.adapter
-    if adapter.name == "foveate":
-        call = processor(videos=[frames]).to(model.device, model.dtype)
-        core.get_video_features(**{k: v for k, v in call.items() if k != "video_times"})
-        encoded = reader.encoded.pop("video")
-        return [_view(encoded, number) for number in range(len(encoded.inputs[0].views))]
-    pixels = processor.image_processor(images=list(frames), return_tensors="pt")
-    core.get_image_features(**pixels.to(model.device, model.dtype), return_dict=True)
-    return [_view(reader.encoded.pop("image"), 0)]
+    kind, call = adapter.frames_call(processor, frames)
+    given = BatchFeature(call).to(model.device, model.dtype)
+    getattr(core, f"get_{kind}_features")(**given, return_dict=True)
+    encoded = reader.encoded.pop(kind)
+    return [_view(encoded, number) for number in range(len(encoded.inputs[0].views))]
 
 
 def _view(encoded: Encoded, number: int) -> VisualTokens:
@@ -242,7 +238,7 @@ def _view(encoded: Encoded, number: int) -> VisualTokens:
 
     def cells(values: list[Tensor]) -> Tensor:
         pairs = zip(values, views, strict=True)
-        return torch.cat([x[view.slots.to(x.device)] for x, view in pairs])[None]
+        return torch.cat([x[view.indices.to(x.device)] for x, view in pairs])[None]
 
     fields = {name: cells(values) for name, values in encoded.fields.items()}
     features = cells(encoded.projected or [])

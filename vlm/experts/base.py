@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from vlm.experts.scoring import Attention, SaliencyRule, Seen, saliency, watching
+from vlm.attention import Call, SaliencyRule, SegmentHeads, Segments, watching
 
 Pair = tuple[int, int]
 # An nn.Module, a tower or a part of one, whose attributes its family knows.
@@ -56,7 +56,7 @@ class ExpertConfig:
         embeddings, is not offered), a list of such indices (concatenated), or "last", what the
         tower itself gives out.
     scoring_layer: the layer, as an index into the layers, that keys and saliency come from.
-    saliency: see `vlm.experts.scoring.saliency`.
+    saliency: which attention is a cell's saliency, see `vlm.attention.Heads.saliency`.
     fit: how an image gets to `image_size`: "squash" it, "pad" it to the aspect ratio with the mean
         colour (LLaVA-1.5), or scale its shorter side and "crop" the middle (CLIP).
     resample: "bicubic" or "bilinear".
@@ -145,7 +145,7 @@ class Family:
     prefix: Callable[[Tower], int] = lambda tower: 0
     tokens: Callable[[Tensor], Tensor] = lambda output: output
     watch: Callable[[Tower], dict[str, Tower]] | None = None
-    attention: Callable[[Tower, dict[str, Seen]], Attention] | None = None
+    attention: Callable[[Tower, dict[str, Call]], Segments] | None = None
     resizable: bool = False
     defaults: Callable[[dict[str, Any]], dict[str, Any]] = lambda tower: {}
 
@@ -247,11 +247,13 @@ class Expert(nn.Module):
             if family.attention is None:
                 keys = family.tokens(_tensor(seen["scoring"])).detach()
                 return ExpertOutput(features, self.grid, keys, keys.float().norm(dim=-1))
-            attention = family.attention(scoring, seen)
-            keys = attention.key.mean(1)[:, prefix:]
-            received = saliency(attention, prefix, self.config.saliency)
-        return ExpertOutput(features, self.grid, keys.detach(), received)
+            heads = SegmentHeads([family.attention(scoring, seen)], prefix > 0, prefix)
+            keys, saliency = heads.keys().detach(), heads.saliency(self.config.saliency)
+        shape = features.shape[:2]
+        return ExpertOutput(
+            features, self.grid, keys.unflatten(0, shape), saliency.unflatten(0, shape)
+        )
 
 
-def _tensor(seen: Seen) -> Tensor:
+def _tensor(seen: Call) -> Tensor:
     return seen.output[0] if isinstance(seen.output, tuple) else seen.output

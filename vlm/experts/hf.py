@@ -8,8 +8,8 @@ from typing import Any
 from safetensors import SafetensorError
 from transformers import CLIPImageProcessor, PreTrainedConfig, PreTrainedModel
 
+from vlm.attention import Call, Segments, split_heads
 from vlm.experts.base import ExpertError, Family, Pair, Tower
-from vlm.experts.scoring import Attention, Seen, split_heads
 
 # What transformers raises for a checkpoint that it cannot read.
 UNREADABLE = (OSError, ValueError, RuntimeError, SafetensorError)
@@ -101,12 +101,12 @@ def watcher(attention: Callable[[Tower], Tower]) -> dict[str, Any]:
         module = attention(layer)
         return {"query": module.q_proj, "key": module.k_proj}
 
-    def scored(layer: Tower, seen: dict[str, Seen]) -> Attention:
+    def scored(layer: Tower, seen: dict[str, Call]) -> Segments:
         module = attention(layer)
         width = module.head_dim
         heads = seen["query"].output.shape[-1] // width
         query, key = (split_heads(seen[name].output, heads) for name in ("query", "key"))
-        return Attention(query, key, width**-0.5)
+        return Segments(query, key, width**-0.5)
 
     return {"watch": watch, "attention": scored}
 

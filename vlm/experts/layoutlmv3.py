@@ -7,9 +7,9 @@ from typing import Any
 from torch import Tensor
 from transformers import LayoutLMv3Model
 
+from vlm.attention import Call, Segments, split_heads
 from vlm.experts import hf
 from vlm.experts.base import Tower
-from vlm.experts.scoring import Attention, Seen, split_heads
 
 
 def _build(tower: dict[str, Any]) -> Tower:
@@ -24,18 +24,19 @@ def _load(path: str) -> hf.Loaded:
     return model, {**config, "text_embed": False}, found
 
 
-def _attention(layer: Tower, seen: dict[str, Seen]) -> Attention:
+def _attention(layer: Tower, seen: dict[str, Call]) -> Segments:
     module = layer.attention.self
     heads, scale = module.num_attention_heads, module.attention_head_size**-0.5
     query, key = (split_heads(seen[name].output, heads) for name in ("query", "key"))
     relative = [seen["self"].kwargs.get(name) for name in ("rel_pos", "rel_2d_pos")]
     biases = [part for part in relative if part is not None]
 
-    def bias(part: slice) -> Tensor:
-        total: Tensor = sum(b[:, :, part] for b in biases) * scale
+    def bias(segments: slice, queries: slice) -> Tensor:
+        parts = [b if len(b) == 1 else b[segments] for b in biases]
+        total: Tensor = sum(b[:, :, queries] for b in parts) * scale
         return total
 
-    return Attention(query, key, scale, bias if biases else None)
+    return Segments(query, key, scale, bias=bias if biases else None)
 
 
 def _watch(layer: Tower) -> dict[str, Tower]:

@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor
 
+from vlm.attention import Call, Segments, split_heads
 from vlm.experts.base import ExpertError, Family, Pair, Tower
 from vlm.experts.hf import CLIP_MEAN, CLIP_STD, side
-from vlm.experts.scoring import Attention, Seen, split_heads
 
 
 def configuration(model: str | dict[str, Any]) -> dict[str, Any]:
@@ -135,7 +135,7 @@ def _watch(layer: Tower) -> dict[str, Tower]:
     return {"qkv": attn.qkv} if hasattr(attn, "qkv") else {"attn": attn}
 
 
-def _attention(layer: Tower, seen: dict[str, Seen]) -> Attention:
+def _attention(layer: Tower, seen: dict[str, Call]) -> Segments:
     module = layer.attn
     if "qkv" in seen:
         query, key, _ = seen["qkv"].output.chunk(3, dim=-1)
@@ -147,11 +147,11 @@ def _attention(layer: Tower, seen: dict[str, Seen]) -> Attention:
     query, key = (split_heads(part, module.num_heads) for part in (query, key))
     if getattr(module, "logit_scale", None) is not None:
         scale = module.logit_scale.clamp(max=module.logit_scale_max).exp()
-        return Attention(F.normalize(query, dim=-1) * scale, F.normalize(key, dim=-1), 1.0)
+        return Segments(F.normalize(query, dim=-1) * scale, F.normalize(key, dim=-1), 1.0)
     for of_query, of_key in (("ln_q", "ln_k"), ("q_norm", "k_norm")):
         if hasattr(module, of_query):
             query, key = getattr(module, of_query)(query), getattr(module, of_key)(key)
-    return Attention(query, key, query.shape[-1] ** -0.5)
+    return Segments(query, key, query.shape[-1] ** -0.5)
 
 
 def _run_conv(tower: Tower, pixels: Tensor) -> Tensor:

@@ -12,28 +12,28 @@ import torch
 from torch import Tensor
 from transformers import SamVisionModel
 
+from vlm.attention import Call, Segments
 from vlm.experts import hf
 from vlm.experts.base import ExpertError, Tower
-from vlm.experts.scoring import Attention, Seen
 
 
-def _attention(layer: Tower, seen: dict[str, Seen]) -> Attention:
+def _attention(layer: Tower, seen: dict[str, Call]) -> Segments:
     module = layer.attn
     rows, columns = seen["qkv"].output.shape[1:3]
     heads = module.num_attention_heads
     qkv = seen["qkv"].output.flatten(1, 2).unflatten(-1, (3, heads, -1))
     query, key, _ = qkv.permute(2, 0, 3, 1, 4).unbind(0)
 
-    def bias(part: slice) -> Tensor:
-        index = torch.arange(query.shape[2], device=query.device)[part]
+    def bias(segments: slice, queries: slice) -> Tensor:
+        index = torch.arange(query.shape[2], device=query.device)[queries]
         by_row = module.get_rel_pos(rows, rows, module.rel_pos_h)[index // columns]
         by_column = module.get_rel_pos(columns, columns, module.rel_pos_w)[index % columns]
-        q = query[:, :, part]
+        q = query[segments, :, queries]
         tall = torch.einsum("bnqc,qkc->bnqk", q, by_row)
         wide = torch.einsum("bnqc,qkc->bnqk", q, by_column)
         return (tall[..., :, None] + wide[..., None, :]).flatten(-2)
 
-    return Attention(query, key, module.scale, bias if module.use_rel_pos else None)
+    return Segments(query, key, module.scale, bias=bias if module.use_rel_pos else None)
 
 
 def _watch(layer: Tower) -> dict[str, Tower]:

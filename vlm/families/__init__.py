@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from vlm.families.base import Grid, ModelAdapter, UnknownFamily, View, VisualInput
+from vlm.families.base import ModelAdapter, UnknownFamily
 from vlm.families.foveate import FoveateAdapter
 from vlm.families.internvl import InternVL
 from vlm.families.llava import Llava
@@ -18,6 +18,7 @@ from vlm.families.qwen2_vl import Qwen2VL
 from vlm.families.qwen3_vl import Qwen3VL
 from vlm.families.smolvlm import SmolVLM
 from vlm.families.video_llava import VideoLlava
+from vlm.inputs import Grid, View, VisualInput
 
 ADAPTERS: tuple[type[ModelAdapter], ...] = (
     Llava,

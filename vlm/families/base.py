@@ -1,107 +1,53 @@
-"""What a family tells about its models: where the parts are that a reduction reads and writes."""
+"""The adapter of a model family: where the parts are that a compression reads and writes."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from vlm.families.taps import Tap
-
-Grid = tuple[int, int, int]
+from positions import Scheme
+from vlm.attention import AttentionReader
+from vlm.inputs import Grid, VisualInput
 
 
 class UnknownFamily(ValueError):  # noqa: N818 - read as a sentence in a traceback
     """The model is not built in a way that Foveate knows."""
 
 
-@dataclass(frozen=True)
-class View:
-    """A plane of cells of a visual input: the whole of it, or a crop.
-
-    grid: (t, h, w). slots: (t * h * w,) int64 on the host, which of the input's tokens the cells
-    are, in raster order.
-    """
-
-    grid: Grid
-    slots: Tensor
-
-
-@dataclass(frozen=True)
-class VisualInput:
-    """One image or one video, as the N tokens that stand for it in a prompt.
-
-    Tokens in no view are separators (a learned newline, a class token). They count as tokens of
-    the input, but hold nothing of the picture: a reduction keeps cells first.
-
-    count: N. views: planes of cells, in the order of their tokens. rows: how many rows of the
-    vision tower (class tokens left out) the input is made of. source: (N,) int64 on the host, the
-    row that each token is made of, -1 at separators; None where the projector pools rows.
-    planes: grids that cover all N tokens in order, for schemes of positions. note: whatever its
-    family needs to pool rows.
-    """
-
-    count: int
-    views: tuple[View, ...]
-    rows: int
-    source: Tensor | None
-    planes: tuple[Grid, ...]
-    note: Any = None
-
-    @classmethod
-    def plain(cls, grid: Grid, pooled: int = 1) -> VisualInput:
-        """A grid of cells and nothing else, each cell made of `pooled` rows of the tower."""
-        count = grid[0] * grid[1] * grid[2]
-        every = torch.arange(count)
-        source = every if pooled == 1 else None
-        return cls(count, (View(grid, every),), count * pooled, source, (grid,))
-
-    @classmethod
-    def join(cls, parts: Sequence[VisualInput]) -> VisualInput:
-        """Inputs whose tokens follow one another, such as the tiles of an image, as one."""
-        if len(parts) == 1:
-            return parts[0]
-        views, start = [], 0
-        for part in parts:
-            views += [View(view.grid, view.slots + start) for view in part.views]
-            start += part.count
-        planes = tuple(plane for part in parts for plane in part.planes)
-        return cls(start, tuple(views), sum(part.rows for part in parts), None, planes)
-
-    @property
-    def grid(self) -> Grid:
-        """The grid of the N tokens; (1, 1, N) where they are no single plane."""
-        if len(self.views) == 1 and len(self.views[0].slots) == self.count:
-            return self.views[0].grid
-        return (1, 1, self.count)
-
-
 class ModelAdapter(ABC):
-    """The parts of one model. A subclass is written for one way of building models.
+    """The parts of one model. Each subclass knows one model family.
 
-    The model's core has `get_image_features`, and `get_video_features` where it takes videos,
-    which return an output whose `pooler_output` holds the features as the language model receives
-    them; this is so for every model of transformers >= 5.20.
+    The model's core has `get_image_features`, and `get_video_features` if it takes videos. Their
+    output holds the features that the language model receives in `pooler_output`, as for every
+    model of transformers >= 5.20. An adapter holds the model and no state of a forward, so threads
+    can share one.
 
-    name: the family's name. model_types: the values of `config.model_type` that it serves.
-    kinds: "image" and "video", those that it takes, in the order in which the model encodes them.
+    name: the family's name.
+    model_types: the values of `config.model_type` that it serves.
+    kinds: "image" and "video", those that the core encodes, in the order in which it does.
+    frames_are_images: whether the processor gives a video to the model as images, one a frame.
     media: arguments of `forward` that bring visual inputs.
-    one_run_one_input: whether the tiles of an image are inputs of their own to the vision side, and
-        stand in the prompt without text between them.
-    resizes: whether the tower takes smaller pictures (see `resized`).
+    one_run_one_input: whether the tiles of an image are inputs of their own to the vision encoder,
+        and stand in the prompt without text between them.
+    resizes: whether the vision encoder takes smaller pictures (see `resized`).
+    videos_by_frame: whether a long video can be encoded frame by frame (see `frames_call`).
     """
 
     name: ClassVar[str]
     model_types: ClassVar[frozenset[str]]
     kinds: ClassVar[tuple[str, ...]] = ("image",)
+    frames_are_images: ClassVar[bool] = False
     media: ClassVar[tuple[str, ...]] = ("pixel_values", "pixel_values_videos", "mm_encoder_outputs")
     one_run_one_input: ClassVar[bool] = False
     resizes: bool = False
+    videos_by_frame: ClassVar[bool] = False
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
@@ -147,47 +93,72 @@ class ModelAdapter(ABC):
         """The token id that stands for visual tokens of a kind."""
         return int(getattr(self.config, f"{kind}_token_id"))
 
+    @property
+    def full_attention_layers(self) -> tuple[int, ...]:
+        """The decoder layers whose queries see every earlier key."""
+        config: Any = self.language_model.config
+        sliding = getattr(config, "sliding_window", None) is not None
+        usual = ["sliding_attention" if sliding else "full_attention"] * len(self.layers)
+        kinds = getattr(config, "layer_types", None) or usual
+        return tuple(at for at, kind in enumerate(kinds) if kind == "full_attention")
+
+    def chunk_positions(self, ids: Tensor, mask: Tensor, media: Mapping[str, Any]) -> Tensor | None:
+        """The positions that the stock model gives a prompt of these tokens alone, from 0.
+
+        A later turn adds them to the position after the cached tokens.
+
+        ids: (B, S) int64 token ids.
+        mask: (B, S) bool, False at padding.
+        media: keyword arguments of the core's `forward`.
+
+        Returns (B, S, 3) float64 on the device of `ids`, 0 at padding; None if the model has one
+        position axis, or if the stock model would place these tokens as text.
+        """
+        return None
+
     # -- the vision side ---------------------------------------------------------------
 
     @property
-    def cells(self) -> int | None:
-        """Tokens of every image, where the family has but one grid; else None."""
+    def image_tokens(self) -> int | None:
+        """Tokens of every image if all images have the same number, else None."""
         return None
 
     @property
     @abstractmethod
-    def tower(self) -> nn.Module:
-        """The vision tower of images (for timing)."""
+    def vision_encoder(self) -> nn.Module:
+        """The vision encoder of images (for timing)."""
 
     @abstractmethod
     def vision_layers(self, kind: str) -> Sequence[Any]:
-        """The layers of the vision tower that sees inputs of `kind`, in order."""
+        """The layers of the vision encoder of inputs of `kind`, in order."""
 
     @abstractmethod
-    def tap(self, layer: Any) -> Tap:
+    def reader(self, layer: Any) -> AttentionReader:
         """A new reader of one of `vision_layers`."""
 
     def feature_layer(self, kind: str) -> int:
-        """The vision layer whose output the projector gets, from the front."""
+        """The vision layer whose output the projector gets, from the front; of several, the one
+        that is named last."""
         depth = len(self.vision_layers(kind))
         given = getattr(self.config, "vision_feature_layer", None)
-        if given is None:
-            return depth - 1
-        last = given if isinstance(given, int) else given[-1]
-        # hidden_states[i] is the output of layer i - 1 counted from the front, of i from the back.
-        return last + depth if last < 0 else max(last - 1, 0)
+        return depth - 1 if given is None else layer_of(given, depth)
 
     def scoring_layer(self, kind: str, index: int | None) -> int:
-        """The vision layer that serves as `index`, from the front: None is `feature_layer`, a
-        negative one counts from the back, and there is always a nearest."""
+        """The vision layer that serves as `index`, from the front.
+
+        index: None is `feature_layer`, a negative one counts from the back; one that does not
+            exist gives the nearest that does.
+        """
         depth = len(self.vision_layers(kind))
         if index is None:
             return self.feature_layer(kind)
         return min(max(index + depth if index < 0 else index, 0), depth - 1)
 
-    def merge_point(self, kind: str) -> nn.Module | None:
-        """The module whose input holds one row for each cell, before rows are projected; None where
-        the projector pools rows, so that merging follows it."""
+    def projector_input(self, kind: str) -> nn.Module | None:
+        """The module whose input holds one row for each visual token, before projection.
+
+        None if the projector pools rows, so that merging follows it.
+        """
         return None
 
     @abstractmethod
@@ -197,21 +168,37 @@ class ModelAdapter(ABC):
         call: the arguments by name.
         """
 
-    def pool(self, item: VisualInput, rows: Tensor) -> Tensor:
-        """What the projector's pooling and packing make of values given for each row of the tower.
+    def pool(self, inputs: Sequence[VisualInput], rows: Tensor) -> Tensor:
+        """What the projector's pooling and packing make of values given for each row.
 
-        rows: (R, C) for the R rows of `item`. Returns (N, C), 0 at separators.
+        inputs: of one call, in order; or any one of them.
+        rows: (R, ...), one for each row of the vision encoder's output, of all inputs in order.
+
+        Returns (T, ...) for the tokens of all inputs in order, 0 at separators.
         """
-        if item.source is None:
-            raise NotImplementedError(f"{type(self).__name__} pools rows and does not say how")
-        source = item.source.to(rows.device)
-        return rows[source.clamp(min=0)].masked_fill((source < 0)[:, None], 0)
+        sources, start = [], 0
+        for item in inputs:
+            if item.source is None:
+                raise NotImplementedError(f"{type(self).__name__} pools rows and does not say how")
+            sources.append(torch.where(item.source < 0, -1, item.source + start))
+            start += item.rows
+        source = torch.cat(sources)
+        if torch.equal(source, torch.arange(start)):
+            return rows
+        separators = bool((source < 0).any())
+        source = source.to(rows.device, non_blocking=True)
+        tokens = rows[source.clamp(min=0)]
+        if not separators:
+            return tokens
+        return tokens.masked_fill((source < 0).view(-1, *[1] * (rows.ndim - 1)), 0)
 
     def resized(self, side: int, block_of: Tensor) -> AbstractContextManager[None]:
-        """While it lasts, the tower sees pictures of side x side patches; each of its rows is given
-        to all cells of its block. block_of: (N,) int64, the block of each cell of the dense grid.
+        """While it lasts, the vision encoder sees pictures of side x side patches; each of its rows
+        is given to all tokens of its block.
 
-        Only where `resizes` is true: one square picture of one resolution an input.
+        block_of: (N,) int64, the block of each token of the dense grid.
+
+        Only if `resizes` is true: inputs are square pictures of one resolution.
         """
         raise NotImplementedError(f"{self.name} has no pictures of another size")
 
@@ -222,3 +209,56 @@ class ModelAdapter(ABC):
 
         Under ZeRO-3 every process must run the same modules, also one whose batch has no images.
         """
+
+    # -- long videos -------------------------------------------------------------------
+
+    def frames_call(self, processor: Any, frames: np.ndarray) -> tuple[str, dict[str, Any]]:
+        """How a piece of a long video is encoded: a kind, and arguments of `get_{kind}_features`.
+
+        The inputs of that call have the same views, one view for each expert, and the frames follow
+        one another in each: one input of F frames, or F inputs of one.
+
+        processor: the model's own. frames: (F, H, W, 3) uint8.
+
+        Raises NotImplementedError unless `videos_by_frame`.
+        """
+        raise NotImplementedError(f"{self.name} does not encode videos frame by frame")
+
+    def encoder_output(self, features: Sequence[Tensor]) -> Any:
+        """What `forward` takes in `mm_encoder_outputs` for visual inputs of these features.
+
+        features: one (M, D) tensor an input, as the language model receives them.
+        """
+        output: Any = BaseModelOutputWithPooling
+        return output(pooler_output=list(features))
+
+    def view_schemes(self) -> list[Scheme | None]:
+        """The position scheme of each view of a frame; None is text's own."""
+        return [None]
+
+
+def layer_of(index: int | Sequence[int], depth: int) -> int:
+    """From an index into hidden states, or the last of several, to a layer from the front.
+
+    hidden_states[i] is the output of layer i - 1 counted from the front, of layer i from the back.
+    """
+    last = index if isinstance(index, int) else index[-1]
+    return last + depth if last < 0 else max(last - 1, 0)
+
+
+def by_grid(
+    inputs: Sequence[VisualInput], rows: Tensor, pool: Callable[[Tensor, Grid], Tensor]
+) -> Tensor:
+    """Run `pool` on the rows of each run of neighbouring inputs that share a grid, and join.
+
+    pool: from rows (n * r, ...) of n inputs and their grid to tokens (n * N, ...).
+    """
+    runs: list[tuple[Grid, int]] = []
+    for item in inputs:
+        if runs and runs[-1][0] == item.grid:
+            runs[-1] = (item.grid, runs[-1][1] + item.rows)
+        else:
+            runs.append((item.grid, item.rows))
+    parts = rows.split([count for _, count in runs])
+    tokens = [pool(part, grid) for part, (grid, _) in zip(parts, runs, strict=True)]
+    return tokens[0] if len(tokens) == 1 else torch.cat(tokens)

@@ -1,4 +1,4 @@
-"""LLaVA-1.5: a CLIP or SigLIP tower, an MLP, a language model; one square grid an image."""
+"""LLaVA-1.5: a CLIP or SigLIP encoder, an MLP, a language model; one square grid an image."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vlm.families.base import ModelAdapter, UnknownFamily, VisualInput
+from vlm.attention import AttentionReader, ProjectionReader
+from vlm.families.base import ModelAdapter, UnknownFamily
 from vlm.families.resize import smaller_pictures
-from vlm.families.taps import ProjectionTap, Tap
+from vlm.inputs import VisualInput
 
 
 class Llava(ModelAdapter):
@@ -20,49 +22,50 @@ class Llava(ModelAdapter):
     name = "llava"
     model_types = frozenset({"llava"})
     resizes = True
+    videos_by_frame = True
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model)
         kind = self.config.vision_config.model_type
         if kind not in ("clip_vision_model", "siglip_vision_model"):
             raise UnknownFamily(
-                f"a {self.name} model with a vision tower of type {kind!r} is not known; known: "
+                f"a {self.name} model with a vision encoder of type {kind!r} is not known; known: "
                 "'clip_vision_model', 'siglip_vision_model'"
             )
-        self.has_cls = kind == "clip_vision_model"
-        if (self.config.vision_feature_select_strategy == "default") != self.has_cls:
+        self.has_class_token = kind == "clip_vision_model"
+        if (self.config.vision_feature_select_strategy == "default") != self.has_class_token:
             raise UnknownFamily(
                 f"vision_feature_select_strategy={self.config.vision_feature_select_strategy!r} on "
-                f"{kind!r}: expected 'default' where there is a class token, which is no cell, and "
+                f"{kind!r}: expected 'default' where there is a class token, which is dropped, and "
                 "'full' where there is none"
             )
 
     @property
     def side(self) -> int:
-        """Cells along each side of a tile."""
+        """Patches along each side of a tile."""
         vision = self.config.vision_config
         return int(vision.image_size // vision.patch_size)
 
     @property
-    def cells(self) -> int | None:
+    def image_tokens(self) -> int | None:
         return self.side**2
 
     @property
-    def tower(self) -> nn.Module:
+    def vision_encoder(self) -> nn.Module:
         return self.core.vision_tower
 
     def vision_layers(self, kind: str) -> Sequence[Any]:
-        tower: Any = getattr(self.tower, "vision_model", self.tower)
-        return tower.encoder.layers
+        encoder: Any = getattr(self.vision_encoder, "vision_model", self.vision_encoder)
+        return encoder.encoder.layers
 
-    def tap(self, layer: Any) -> Tap:
-        return ProjectionTap(layer.self_attn, self.has_cls)
+    def reader(self, layer: Any) -> AttentionReader:
+        return ProjectionReader(layer.self_attn, self.has_class_token)
 
-    def merge_point(self, kind: str) -> nn.Module | None:
+    def projector_input(self, kind: str) -> nn.Module | None:
         return self.core.multi_modal_projector
 
     def resized(self, side: int, block_of: Tensor) -> AbstractContextManager[None]:
-        pixels, prefix = side * self.config.vision_config.patch_size, int(self.has_cls)
+        pixels, prefix = side * self.config.vision_config.patch_size, int(self.has_class_token)
 
         def over(x: Tensor | None) -> Tensor | None:
             if x is None:  # a layer whose states nobody asked for
@@ -75,7 +78,7 @@ class Llava(ModelAdapter):
                 output.hidden_states = tuple(map(over, output.hidden_states))
             return output
 
-        return smaller_pictures(self.tower, (pixels, pixels), self.tower, spread)
+        return smaller_pictures(self.vision_encoder, (pixels, pixels), self.vision_encoder, spread)
 
     def inputs(self, kind: str, call: Mapping[str, Any]) -> list[VisualInput]:
         images, _, height, width = call["pixel_values"].shape
@@ -85,3 +88,6 @@ class Llava(ModelAdapter):
     def blank(self, kind: str) -> dict[str, Tensor]:
         size = self.config.vision_config.image_size
         return {"pixel_values": torch.zeros(1, 3, size, size)}
+
+    def frames_call(self, processor: Any, frames: np.ndarray) -> tuple[str, dict[str, Any]]:
+        return "image", dict(processor.image_processor(images=list(frames), return_tensors="pt"))

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
 
-from vlm.families.base import View, VisualInput
 from vlm.families.llava import Llava
+from vlm.inputs import View, VisualInput
 
 
 class LlavaNext(Llava):
@@ -22,10 +22,11 @@ class LlavaNext(Llava):
 
     name = "llava_next"
     resizes = False
+    videos_by_frame = False
     model_types = frozenset({"llava_next"})
 
     @property
-    def cells(self) -> int | None:
+    def image_tokens(self) -> int | None:
         return None
 
     def tiles(self, call: Mapping[str, Any]) -> list[int]:
@@ -41,6 +42,7 @@ class LlavaNext(Llava):
 
     def inputs(self, kind: str, call: Mapping[str, Any]) -> list[VisualInput]:
         cells = self.side**2
+        call = {**call, "image_sizes": torch.as_tensor(call["image_sizes"]).cpu()}
         tiles = self.tiles(call)
         # The rows' own numbers, packed as the model packs the rows.
         numbers = [torch.arange(float(n * cells)).reshape(n, cells, 1) for n in tiles]

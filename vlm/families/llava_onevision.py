@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from vlm.families.base import View, VisualInput
 from vlm.families.llava_next import LlavaNext, image_size_to_num_patches
+from vlm.inputs import View, VisualInput
 
 
 class LlavaOnevision(LlavaNext):
     """`LlavaOnevisionForConditionalGeneration`.
 
-    Crops of a large image are resampled, and so are a video's frames, so cells are mixtures of the
-    tower's rows: merging follows the projector. Several images in a prompt are one tile each.
+    Crops of a large image are resampled, and so are a video's frames, so tokens are mixtures of the
+    encoder's rows: merging follows the projector. Several images in a prompt are one tile each.
     """
 
     name = "llava_onevision"
     model_types = frozenset({"llava_onevision"})
     kinds = ("image", "video")
 
-    def merge_point(self, kind: str) -> nn.Module | None:
+    def projector_input(self, kind: str) -> nn.Module | None:
         return None
 
     def tiles(self, call: Mapping[str, Any]) -> list[int]:
@@ -49,10 +49,12 @@ class LlavaOnevision(LlavaNext):
         if kind == "video":
             videos, frames = call["pixel_values_videos"].shape[:2]
             return [self._video(frames)] * videos
-        found = super().inputs(kind, call)
-        notes = [{**call, "image_sizes": one[None]} for one in torch.as_tensor(call["image_sizes"])]
+        sizes = torch.as_tensor(call["image_sizes"]).cpu()
+        aspect = {"vision_aspect_ratio": call.get("vision_aspect_ratio")}
+        notes = [{"image_sizes": size[None], **aspect} for size in sizes]
+        inputs = super().inputs(kind, call)
         return [
-            replace(item, source=None, note=note) for item, note in zip(found, notes, strict=True)
+            replace(item, source=None, note=note) for item, note in zip(inputs, notes, strict=True)
         ]
 
     def _video(self, frames: int) -> VisualInput:
@@ -62,12 +64,18 @@ class LlavaOnevision(LlavaNext):
         view = View(grid, torch.arange(cells))
         return VisualInput(cells + 1, (view,), frames * self.side**2, None, (grid, (1, 1, 1)))
 
-    def pool(self, item: VisualInput, rows: Tensor) -> Tensor:
-        tiles = rows.unflatten(0, (-1, self.side**2))
-        if item.note is None:
-            cells = self.core.apply_pooling(tiles).flatten(0, 1)
-            return torch.cat([cells, cells.new_zeros(1, cells.shape[1])])
-        return self.pack([tiles], item.note, rows.new_zeros(rows.shape[1]))[0]
+    def pool(self, inputs: Sequence[VisualInput], rows: Tensor) -> Tensor:
+        flat = rows.flatten(1) if rows.ndim > 1 else rows[:, None]
+        if inputs[0].note is None:  # videos of one call have the same number of frames
+            tiles = flat.unflatten(0, (-1, self.side**2))
+            cells = self.core.apply_pooling(tiles).reshape(len(inputs), -1, flat.shape[1])
+            tokens = nn.functional.pad(cells, (0, 0, 0, 1)).flatten(0, 1)
+        else:
+            newline = flat.new_zeros(flat.shape[1])
+            parts = zip(inputs, flat.split([item.rows for item in inputs]), strict=True)
+            tiled = [(item.note, part.unflatten(0, (-1, self.side**2))) for item, part in parts]
+            tokens = torch.cat([self.pack([part], note, newline)[0] for note, part in tiled])
+        return tokens.reshape(-1, *rows.shape[1:])
 
     def blank(self, kind: str) -> dict[str, Tensor]:
         if kind == "video":

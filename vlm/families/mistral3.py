@@ -1,4 +1,4 @@
-"""Mistral Small 3.1 and later: a Pixtral tower on packed images, 2 x 2 rows merged into a cell."""
+"""Mistral Small 3.1 and later: a Pixtral encoder on packed images, 2 x 2 rows merged to a token."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vlm.families.base import ModelAdapter, UnknownFamily, View, VisualInput
+from vlm.attention import AttentionReader, PackedReader
+from vlm.families.base import ModelAdapter, UnknownFamily
 from vlm.families.internvl import shuffled
-from vlm.families.taps import PackedTap, Tap
+from vlm.inputs import View, VisualInput
 
 
 class Mistral3(ModelAdapter):
@@ -24,22 +25,22 @@ class Mistral3(ModelAdapter):
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model)
-        towers = (self.config.vision_config.model_type, self.config.text_config.model_type)
-        if towers != ("pixtral", "mistral"):
+        kinds = (self.config.vision_config.model_type, self.config.text_config.model_type)
+        if kinds != ("pixtral", "mistral"):
             raise UnknownFamily(
-                f"a {self.name} model of {towers[0]!r} and {towers[1]!r} is not known: expected "
+                f"a {self.name} model of {kinds[0]!r} and {kinds[1]!r} is not known: expected "
                 "'pixtral' and 'mistral' (a 'ministral3' decoder scales queries by place)"
             )
 
     @property
-    def tower(self) -> nn.Module:
+    def vision_encoder(self) -> nn.Module:
         return self.core.vision_tower
 
     def vision_layers(self, kind: str) -> Sequence[Any]:
         return self.core.vision_tower.transformer.layers
 
-    def tap(self, layer: Any) -> Tap:
-        return PackedTap(layer.attention)
+    def reader(self, layer: Any) -> AttentionReader:
+        return PackedReader(layer.attention)
 
     def inputs(self, kind: str, call: Mapping[str, Any]) -> list[VisualInput]:
         down = self.config.spatial_merge_size
@@ -48,14 +49,13 @@ class Mistral3(ModelAdapter):
         return [self._input(height // patch, width // patch, down**2) for height, width in sizes]
 
     def _input(self, height: int, width: int, pooled: int) -> VisualInput:
-        cells = torch.arange(height * width)
-        rows = ((1, 1, width),) * height  # in the prompt there is text between them
-        view = View((1, height, width), cells)
-        return VisualInput(len(cells), (view,), len(cells) * pooled, None, rows)
+        count = height * width
+        view = View((1, height, width), torch.arange(count))
+        planes = ((1, 1, width),) * height  # the prompt has text between them
+        return VisualInput(count, (view,), count * pooled, None, planes)
 
-    def pool(self, item: VisualInput, rows: Tensor) -> Tensor:
-        _, height, width = item.grid
-        return shuffled(rows, height, width, self.config.spatial_merge_size)
+    def pool(self, inputs: Sequence[VisualInput], rows: Tensor) -> Tensor:
+        return shuffled(inputs, rows, self.config.spatial_merge_size)
 
     def blank(self, kind: str) -> dict[str, Tensor]:
         side = self.config.vision_config.patch_size * self.config.spatial_merge_size

@@ -1,4 +1,4 @@
-"""Qwen2-VL: a tower of any resolution on packed patches, 2 x 2 of them merged, M-RoPE."""
+"""Qwen2-VL: an encoder of any resolution on packed patches, 2 x 2 of them merged, M-RoPE."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vlm.families.base import ModelAdapter, VisualInput
-from vlm.families.taps import FusedTap, Tap
+from vlm.attention import AttentionReader, FusedReader
+from vlm.families.base import ModelAdapter
+from vlm.inputs import VisualInput
 
 
 class Qwen2VL(ModelAdapter):
     """`Qwen2VLForConditionalGeneration`.
 
-    The tower's rows come in groups of `spatial_merge_size` squared, one group a cell, cells in
+    The encoder's rows come in groups of `spatial_merge_size` squared, one group a token, tokens in
     raster order. A frame (two pictures of a video) attends within itself.
     """
 
@@ -24,27 +25,52 @@ class Qwen2VL(ModelAdapter):
     kinds = ("image", "video")
 
     @property
-    def tower(self) -> nn.Module:
+    def vision_encoder(self) -> nn.Module:
         return self.core.visual
 
     @property
     def group(self) -> int:
-        """Rows of the tower in a cell."""
+        """Rows of the encoder in a token."""
         return int(self.core.visual.spatial_merge_size) ** 2
 
     def vision_layers(self, kind: str) -> Sequence[Any]:
         return self.core.visual.blocks
 
-    def tap(self, layer: Any) -> Tap:
-        return FusedTap(layer.attn)
+    def reader(self, layer: Any) -> AttentionReader:
+        return FusedReader(layer.attn)
 
     def inputs(self, kind: str, call: Mapping[str, Any]) -> list[VisualInput]:
         side = self.core.visual.spatial_merge_size
         grids = call[f"{kind}_grid_thw"].tolist()
         return [VisualInput.plain((t, h // side, w // side), self.group) for t, h, w in grids]
 
-    def pool(self, item: VisualInput, rows: Tensor) -> Tensor:
+    def pool(self, inputs: Sequence[VisualInput], rows: Tensor) -> Tensor:
         return rows.unflatten(0, (-1, self.group)).mean(1)
+
+    def chunk_positions(self, ids: Tensor, mask: Tensor, media: Mapping[str, Any]) -> Tensor | None:
+        """See `ModelAdapter.chunk_positions`.
+
+        Reads `mm_token_type_ids` (its last S columns), `image_grid_thw`, `video_grid_thw` and, for
+        models that count seconds, `second_per_grid_ts`. None without the first or without grids,
+        as the stock model then places all tokens as text.
+        """
+        names = ("image_grid_thw", "video_grid_thw", "second_per_grid_ts")
+        given = {name: media[name] for name in names if media.get(name) is not None}
+        types = media.get("mm_token_type_ids")
+        if types is None or not given.keys() & {"image_grid_thw", "video_grid_thw"}:
+            return None
+        # On the host, where the stock function reads grids one number at a time. A row of padding
+        # alone, which that function refuses, is placed as text.
+        real = mask.cpu() | ~mask.cpu().any(1, keepdim=True)
+        given = {name: torch.as_tensor(value).cpu() for name, value in given.items()}
+        positions, _ = self.core.get_rope_index(
+            ids.cpu(),
+            mm_token_type_ids=types[:, -ids.shape[1] :].cpu(),
+            attention_mask=real,
+            **given,
+        )
+        positions = positions.permute(1, 2, 0).double() * mask.cpu()[..., None]
+        return positions.to(ids.device)
 
     def blank(self, kind: str) -> dict[str, Tensor]:
         vision, side = self.config.vision_config, self.core.visual.spatial_merge_size

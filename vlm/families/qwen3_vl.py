@@ -1,4 +1,4 @@
-"""Qwen3-VL: Qwen2-VL's tower with DeepStack, interleaved M-RoPE, videos frame by frame in text."""
+"""Qwen3-VL: Qwen2-VL's encoder with DeepStack, interleaved M-RoPE, frames parted by text."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Smaller pictures for a tower that interpolates its position embeddings."""
+"""Smaller pictures for an encoder that interpolates its position embeddings."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from torch.nn import functional
 
 @contextmanager
 def smaller_pictures(
-    tower: nn.Module, size: tuple[int, int], outer: nn.Module, spread: Callable[[Any], Any]
+    encoder: nn.Module, size: tuple[int, int], outer: nn.Module, spread: Callable[[Any], Any]
 ) -> Iterator[None]:
-    """While it lasts, a CLIP or SigLIP tower of transformers sees pictures of `size` pixels.
+    """While it lasts, a CLIP or SigLIP encoder of transformers sees pictures of `size` pixels.
 
-    spread: makes, of the output of `outer` (the tower, or what holds it), one with a row for each
-    cell of the dense grid.
+    spread: makes, of the output of `outer` (the encoder, or what holds it), one with a row for each
+    token of the dense grid.
     """
 
     def smaller(_: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
@@ -27,7 +27,7 @@ def smaller_pictures(
         return (small.to(pixels.dtype), *args[1:]), kwargs
 
     handles = [
-        tower.register_forward_pre_hook(smaller, with_kwargs=True),
+        encoder.register_forward_pre_hook(smaller, with_kwargs=True),
         outer.register_forward_hook(lambda module, args, output: spread(output)),
     ]
     try:

@@ -8,34 +8,36 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vlm.families.base import ModelAdapter, VisualInput
+from vlm.attention import AttentionReader, ProjectionReader
+from vlm.families.base import ModelAdapter
 from vlm.families.internvl import shuffled
-from vlm.families.taps import ProjectionTap, Tap
+from vlm.inputs import VisualInput
 
 
 class SmolVLM(ModelAdapter):
     """`SmolVLMForConditionalGeneration`.
 
-    Tiles stand between text of their own and nothing tells the model which make an image: each
-    tile is a visual input. A video's frames are images.
+    Tiles stand between text of their own and the model is not told which make an image, so each
+    tile is a visual input. The frames of a video are images, with their time stamps in the text.
     """
 
     name = "smolvlm"
     model_types = frozenset({"smolvlm"})
+    frames_are_images = True
 
     @property
     def language_model(self) -> Any:
         return self.core.text_model
 
     @property
-    def tower(self) -> nn.Module:
+    def vision_encoder(self) -> nn.Module:
         return self.core.vision_model
 
     def vision_layers(self, kind: str) -> Sequence[Any]:
         return self.core.vision_model.encoder.layers
 
-    def tap(self, layer: Any) -> Tap:
-        return ProjectionTap(layer.self_attn, masked=True)
+    def reader(self, layer: Any) -> AttentionReader:
+        return ProjectionReader(layer.self_attn, masked=True)
 
     def inputs(self, kind: str, call: Mapping[str, Any]) -> list[VisualInput]:
         pixels, down = call["pixel_values"], self.config.scale_factor
@@ -45,8 +47,8 @@ class SmolVLM(ModelAdapter):
         grid = (1, pixels.shape[-2] // patch, pixels.shape[-1] // patch)
         return [VisualInput.plain(grid, pooled=down**2)] * tiles
 
-    def pool(self, item: VisualInput, rows: Tensor) -> Tensor:
-        return shuffled(rows, item.grid[1], item.grid[2], self.config.scale_factor)
+    def pool(self, inputs: Sequence[VisualInput], rows: Tensor) -> Tensor:
+        return shuffled(inputs, rows, self.config.scale_factor)
 
     def blank(self, kind: str) -> dict[str, Tensor]:
         size = self.config.vision_config.image_size

@@ -1,4 +1,4 @@
-"""Video-LLaVA: one CLIP tower for images, one for frames, whose class tokens go along."""
+"""Video-LLaVA: one CLIP encoder for images, one for frames, whose class tokens are kept."""
 
 from __future__ import annotations
 
@@ -8,38 +8,39 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vlm.families.base import View, VisualInput
+from vlm.attention import AttentionReader, ProjectionReader
 from vlm.families.llava import Llava
-from vlm.families.taps import ProjectionTap, Tap
+from vlm.inputs import View, VisualInput
 
 
 class VideoLlava(Llava):
     """`VideoLlavaForConditionalGeneration`.
 
-    Each frame of a video is a class token and a square of cells; an image is the square alone.
+    Each frame of a video is a class token and a square of patches; an image is the square alone.
     """
 
     name = "video_llava"
     resizes = False
+    videos_by_frame = False
     model_types = frozenset({"video_llava"})
     kinds = ("image", "video")
     media = (*Llava.media, "pixel_values_images")
 
     @property
-    def cells(self) -> int | None:
+    def image_tokens(self) -> int | None:
         return None
 
     @property
-    def tower(self) -> nn.Module:
+    def vision_encoder(self) -> nn.Module:
         return self.core.image_tower
 
     def vision_layers(self, kind: str) -> Sequence[Any]:
-        tower = self.core.image_tower if kind == "image" else self.core.video_tower
-        return getattr(tower, "vision_model", tower).encoder.layers
+        encoder = self.core.image_tower if kind == "image" else self.core.video_tower
+        return getattr(encoder, "vision_model", encoder).encoder.layers
 
-    def tap(self, layer: Any) -> Tap:
+    def reader(self, layer: Any) -> AttentionReader:
         videos = any(layer is one for one in self.vision_layers("video"))
-        return ProjectionTap(layer.self_attn, has_cls=True, keeps_cls=videos)
+        return ProjectionReader(layer.self_attn, True, keeps_class_token=videos)
 
     def inputs(self, kind: str, call: Mapping[str, Any]) -> list[VisualInput]:
         if kind == "video":
@@ -49,11 +50,11 @@ class VideoLlava(Llava):
         return [VisualInput.plain((1, self.side, self.side))] * len(pixels)
 
     def _video(self, frames: int) -> VisualInput:
-        every = torch.arange(frames * (self.side**2 + 1))
-        cells = every.unflatten(0, (frames, -1))[:, 1:].flatten()
-        view = View((frames, self.side, self.side), cells)
+        tokens = torch.arange(frames * (self.side**2 + 1))
+        patches = tokens.unflatten(0, (frames, -1))[:, 1:].flatten()
+        view = View((frames, self.side, self.side), patches)
         planes = ((1, 1, 1), (1, self.side, self.side)) * frames
-        return VisualInput(len(every), (view,), len(every), every, planes)
+        return VisualInput(len(tokens), (view,), len(tokens), tokens, planes)
 
     def blank(self, kind: str) -> dict[str, Tensor]:
         size = self.config.vision_config.image_size

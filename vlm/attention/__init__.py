@@ -1,0 +1,28 @@
+"""Attention of one vision layer: read while the vision encoder runs, and what follows from it."""
+
+from vlm.attention.heads import Heads, SaliencyRule, SegmentHeads, Segments
+from vlm.attention.reader import (
+    AttentionReader,
+    Call,
+    Capture,
+    FusedReader,
+    PackedReader,
+    ProjectionReader,
+    split_heads,
+    watching,
+)
+
+__all__ = [
+    "AttentionReader",
+    "Call",
+    "Capture",
+    "FusedReader",
+    "Heads",
+    "PackedReader",
+    "ProjectionReader",
+    "SaliencyRule",
+    "SegmentHeads",
+    "Segments",
+    "split_heads",
+    "watching",
+]

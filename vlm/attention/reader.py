@@ -1,0 +1,290 @@
+"""Reading queries and keys of one vision layer while the vision encoder runs.
+
+    reader = adapter.reader(layer)
+    handles = reader.attach()
+    with reader.capture() as capture:
+        model.model.get_image_features(**call)
+    heads = capture.heads(adapter.inputs("image", call))
+
+Nothing is asked of the encoder: no attention maps, no other attention kernel. Hooks store what
+passes only while a capture of their reader is open in the current context (`contextvars`), and
+store it in the capture. Threads that share a model do not see one another's tensors.
+"""
+
+from __future__ import annotations
+
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vlm.attention.heads import Heads, SegmentHeads, Segments
+from vlm.inputs import VisualInput
+
+_OPEN: ContextVar[tuple[Capture, ...]] = ContextVar("foveate_captures", default=())
+
+
+class Capture:
+    """What passed the hooks of one reader in one context."""
+
+    def __init__(self, reader: AttentionReader) -> None:
+        self.reader = reader
+        self._values: dict[Any, Any] = {}
+
+    def store(self, name: Any, value: Any) -> None:
+        """Keep a value under a name; a later one replaces it."""
+        self._values[name] = value
+
+    def heads(self, inputs: Sequence[VisualInput]) -> Heads:
+        """What the layer tells of the inputs that it saw. The captured tensors are given up.
+
+        inputs: those of the captured call, in order.
+
+        Raises RuntimeError if the layer did not run, or ran where hooks are not called.
+        """
+        values, self._values = self._values, {}
+        return self.reader.read(values, inputs)
+
+
+class AttentionReader(ABC):
+    """Reads one layer of a vision encoder.
+
+    has_class_token: whether the first token of each segment is a class token.
+    """
+
+    has_class_token = False
+
+    @abstractmethod
+    def attach(self) -> list[Any]:
+        """Register the hooks. Returns their handles."""
+
+    @abstractmethod
+    def read(self, values: Mapping[Any, Any], inputs: Sequence[VisualInput]) -> Heads:
+        """`Heads` of the inputs, from what the hooks stored in a capture."""
+
+    @contextmanager
+    def capture(self) -> Iterator[Capture]:
+        """Store what passes the hooks, in this context, until the block ends."""
+        capture = Capture(self)
+        token = _OPEN.set((*_OPEN.get(), capture))
+        try:
+            yield capture
+        finally:
+            _OPEN.reset(token)
+
+    def store(self, name: Any, value: Any) -> None:
+        """Keep a value in the innermost open capture of this reader, if there is one."""
+        for capture in reversed(_OPEN.get()):
+            if capture.reader is self:
+                capture.store(name, value)
+                return
+
+    def output_hook(self, name: str) -> Callable[..., None]:
+        """A forward hook that stores a module's output."""
+
+        def hook(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+            self.store(name, output)
+
+        return hook
+
+    def argument_hook(self, name: str) -> Callable[..., None]:
+        """A forward pre-hook that stores a keyword argument of a module."""
+
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            self.store(name, kwargs[name])
+
+        return hook
+
+
+class LayerReader(AttentionReader):
+    """A reader of one attention module."""
+
+    def __init__(self, attention: Any) -> None:
+        self.attention = attention
+
+    def read(self, values: Mapping[Any, Any], inputs: Sequence[VisualInput]) -> Heads:
+        """See `AttentionReader.read`."""
+        try:
+            segments = self.segments(values, inputs)
+        except KeyError:
+            raise RuntimeError(
+                "the vision layer that gives the scores ran unseen: torch.compile takes code that "
+                "it made of another layer, or before there were hooks, for this one. Call "
+                "compress() first, set torch._dynamo.config.skip_nnmodule_hook_guards = False, "
+                "and compile then"
+            ) from None
+        return SegmentHeads(segments, self.has_class_token, self.prefix)
+
+    prefix = 0
+
+    @abstractmethod
+    def segments(self, values: Mapping[Any, Any], inputs: Sequence[VisualInput]) -> list[Segments]:
+        """Queries and keys, in the order of the encoder's rows. KeyError if one is missing."""
+
+
+class ProjectionReader(LayerReader):
+    """For layers with modules `q_proj` and `k_proj`, and norms `q_norm` and `k_norm` over all heads
+    if it has them, on a batch of images of one size, (n, S, width).
+
+    keeps_class_token: whether the class token goes on to the projector, and so is a row.
+    masked: whether the layer is called with an `attention_mask` that is to be followed.
+    """
+
+    def __init__(
+        self,
+        attention: Any,
+        has_class_token: bool = False,
+        *,
+        keeps_class_token: bool = False,
+        masked: bool = False,
+    ) -> None:
+        super().__init__(attention)
+        self.has_class_token = has_class_token
+        self.prefix = int(has_class_token and not keeps_class_token)
+        self._masked = masked
+
+    def attach(self) -> list[Any]:
+        """See `AttentionReader.attach`."""
+        handles = []
+        if self._masked:
+            hook = self._mask_hook
+            handles.append(self.attention.register_forward_pre_hook(hook, with_kwargs=True))
+        for name in ("q", "k"):
+            norm = getattr(self.attention, f"{name}_norm", None)
+            module = getattr(self.attention, f"{name}_proj") if norm is None else norm
+            handles.append(module.register_forward_hook(self.output_hook(name)))
+        return handles
+
+    def _mask_hook(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        mask = kwargs.get("attention_mask", args[1] if len(args) > 1 else None)
+        if mask is not None:
+            allowed = mask if mask.dtype == torch.bool else mask == (mask.ndim == 2)
+            self.store("mask", allowed[:, None, None] if mask.ndim == 2 else allowed)
+
+    def segments(self, values: Mapping[Any, Any], inputs: Sequence[VisualInput]) -> list[Segments]:
+        """See `LayerReader.segments`."""
+        heads = self.attention.num_heads
+        query, key = (split_heads(values[name], heads) for name in "qk")
+        return [Segments(query, key, float(self.attention.scale), values.get("mask"))]
+
+
+class PackedReader(ProjectionReader):
+    """For layers with `q_proj` and `k_proj` on packed images, (1, rows, width), called with
+    `position_embeddings` (cos and sin by row). An image attends within itself."""
+
+    def attach(self) -> list[Any]:
+        """See `AttentionReader.attach`."""
+        hook = self.argument_hook("position_embeddings")
+        handle = self.attention.register_forward_pre_hook(hook, with_kwargs=True)
+        return [handle, *super().attach()]
+
+    def segments(self, values: Mapping[Any, Any], inputs: Sequence[VisualInput]) -> list[Segments]:
+        """See `LayerReader.segments`."""
+        heads = self.attention.num_heads
+        query, key = (values[name][0].unflatten(-1, (heads, -1)) for name in "qk")
+        rotary = values["position_embeddings"]
+        return _segments(query, key, rotary, float(self.attention.scaling), inputs)
+
+
+class FusedReader(LayerReader):
+    """For layers with one module `qkv` on packed images, (rows, 3 * width), called with
+    `position_embeddings` (cos and sin by row), in which a frame attends within itself."""
+
+    def attach(self) -> list[Any]:
+        """See `AttentionReader.attach`."""
+        hook = self.argument_hook("position_embeddings")
+        return [
+            self.attention.register_forward_pre_hook(hook, with_kwargs=True),
+            self.attention.qkv.register_forward_hook(self.output_hook("qkv")),
+        ]
+
+    def segments(self, values: Mapping[Any, Any], inputs: Sequence[VisualInput]) -> list[Segments]:
+        """See `LayerReader.segments`."""
+        query, key, _ = values["qkv"].unflatten(-1, (3, self.attention.num_heads, -1)).unbind(1)
+        rotary = values["position_embeddings"]
+        return _segments(query, key, rotary, float(self.attention.scaling), inputs)
+
+
+def split_heads(x: Tensor, heads: int) -> Tensor:
+    """(B, S, heads * d) -> (B, heads, S, d)."""
+    return x.unflatten(-1, (heads, -1)).transpose(1, 2)
+
+
+def _segments(
+    query: Tensor,
+    key: Tensor,
+    rotary: tuple[Tensor, Tensor],
+    scale: float,
+    inputs: Sequence[VisualInput],
+) -> list[Segments]:
+    """Packed queries and keys (rows, heads, d), rotated, with each frame of the inputs a segment.
+
+    Lengths are known from the inputs' grids, so nothing is read back from the device. Neighbours of
+    one length are one `Segments`.
+    """
+    cos, sin = (part[:, None].float() for part in rotary)
+    query, key = (_rotated(x, cos, sin) for x in (query, key))
+    runs: list[tuple[int, int]] = []  # number of segments, and their length
+    for item in inputs:
+        frames = item.grid[0]
+        length = item.rows // frames
+        if runs and runs[-1][1] == length:
+            frames += runs.pop()[0]
+        runs.append((frames, length))
+    sizes = [count * length for count, length in runs]
+    parts = zip(runs, query.split(sizes), key.split(sizes), strict=True)
+    return [
+        Segments(q.unflatten(0, run).transpose(1, 2), k.unflatten(0, run).transpose(1, 2), scale)
+        for run, q, k in parts
+    ]
+
+
+def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    wide = x.float()
+    a, b = wide.chunk(2, dim=-1)
+    return (wide * cos + torch.cat([-b, a], dim=-1) * sin).to(x.dtype)
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of a watched module."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    output: Any
+
+
+_WATCHING = threading.RLock()
+
+
+@contextmanager
+def watching(modules: Mapping[str, nn.Module]) -> Iterator[dict[str, Call]]:
+    """Record the last call of each module, by name, until the block ends. No hook is left behind.
+
+    Hooks that come and go are not safe while another thread calls the same modules, so only one
+    thread at a time is in such a block.
+    """
+    calls: dict[str, Call] = {}
+
+    def record(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
+            calls[name] = Call(args, kwargs, output)
+
+        return hook
+
+    with _WATCHING:
+        handles = [
+            module.register_forward_hook(record(name), with_kwargs=True)
+            for name, module in modules.items()
+        ]
+        try:
+            yield calls
+        finally:
+            for handle in handles:
+                handle.remove()
