@@ -99,7 +99,7 @@ def _medians(values: Mapping[str, list[float]], new_tokens: int) -> dict[str, An
 
 @contextmanager
 def _stopwatch(adapter: ModelAdapter, clock: Clock) -> Iterator[tuple[Clock, list[int]]]:
-    """Time the tower and the language model by hooks; the reduction's own time is left out."""
+    """Time the encoder and the language model by hooks; the reduction's own time is left out."""
     clock.exact = True
     caches: list[int] = []
     name, before = "", 0.0
@@ -117,10 +117,10 @@ def _stopwatch(adapter: ModelAdapter, clock: Clock) -> Iterator[tuple[Clock, lis
         clock.totals[name] -= spent() - before
         caches.append(cache_bytes(output["past_key_values"]))
 
-    tower, lm = adapter.tower, adapter.language_model
+    encoder, lm = adapter.vision_encoder, adapter.language_model
     handles = [
-        tower.register_forward_pre_hook(lambda *_: clock.start("vision")),
-        tower.register_forward_hook(lambda *_: clock.stop("vision")),
+        encoder.register_forward_pre_hook(lambda *_: clock.start("vision")),
+        encoder.register_forward_hook(lambda *_: clock.stop("vision")),
         # Before the compression's own hooks, so that what they do is seen, and taken off again.
         lm.register_forward_pre_hook(begin, with_kwargs=True, prepend=True),
         lm.register_forward_hook(finish),

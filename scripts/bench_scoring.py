@@ -95,7 +95,7 @@ class Ways:
         self.layer = adapter.scoring_layer("image", None)
         self.inputs = adapter.inputs("image", call)
         self.read = 0.0
-        self.tap = adapter.tap(adapter.vision_layers("image")[self.layer])
+        self.reader = adapter.reader(adapter.vision_layers("image")[self.layer])
 
     def encode(self, **more: Any) -> Any:
         return self.adapter.core.get_image_features(**self.call, return_dict=True, **more)
@@ -103,42 +103,36 @@ class Ways:
     def plain(self) -> None:
         self.encode()
 
-    def scored(self) -> list[Tensor]:
-        """Saliency (N,) of each input; what it takes after the tower is in `read`."""
-        handles, self.tap.active = self.tap.attach(), True
+    def scored(self) -> Tensor:
+        """Saliency (T,) of the tokens of all inputs; the time after the encoder is in `read`."""
+        handles = self.reader.attach()
         try:
-            self.encode()
+            with self.reader.capture() as capture:
+                self.encode()
         finally:
-            self.tap.active = False
             for handle in handles:
                 handle.remove()
         start = self.clock()
-        rows = [item.rows for item in self.inputs]
-        heads = self.tap.take(rows)
-        saliency, keys = heads.saliency("auto")[:, None].split(rows), heads.keys().split(rows)
-        every = list(zip(self.inputs, saliency, keys, strict=True))
-        found = [self.adapter.pool(item, score)[:, 0] for item, score, _ in every]
-        for item, _, key in every:
-            self.adapter.pool(item, key)
+        heads = capture.heads(self.inputs)
+        saliency = self.adapter.pool(self.inputs, heads.saliency("auto"))
+        self.adapter.pool(self.inputs, heads.keys())
         self.read = self.clock() - start
-        return found
+        return saliency
 
-    def maps(self) -> list[Tensor] | None:
-        """The same saliency, from maps of all layers; None where the tower gives none."""
-        tower: Any = self.adapter.tower
-        before = tower.config._attn_implementation
-        tower.set_attn_implementation("eager")
+    def maps(self) -> Tensor | None:
+        """The same saliency, from maps of all layers; None if the encoder gives none."""
+        encoder: Any = self.adapter.vision_encoder
+        before = encoder.config._attn_implementation
+        encoder.set_attn_implementation("eager")
         try:
             maps = self.encode(output_attentions=True).attentions
         finally:
-            tower.set_attn_implementation(before)
+            encoder.set_attn_implementation(before)
         if not maps or maps[self.layer].ndim != 4:
             return None
         mean = maps[self.layer].float().mean(1)  # (n, S, S)
-        values = mean[:, 0, 1:] if self.tap.has_cls else mean.mean(1)
-        parts = values.reshape(-1, 1).split([item.rows for item in self.inputs])
-        pairs = zip(self.inputs, parts, strict=True)
-        return [self.adapter.pool(item, part)[:, 0] for item, part in pairs]
+        values = mean[:, 0, 1:] if self.reader.has_class_token else mean.mean(1)
+        return self.adapter.pool(self.inputs, values.flatten())
 
 
 def compare(
@@ -158,8 +152,7 @@ def compare(
     draw = random.Random(seed)
     with torch.no_grad():
         ours, stock = ways.scored(), ways.maps()
-        same = zip(ours, stock or ours, strict=True)
-        apart = max(float((a - b).abs().max() / b.abs().max()) for a, b in same)
+        apart = None if stock is None else float((ours - stock).abs().max() / stock.abs().max())
         for _ in range(rounds):
             for way in draw.sample(WAYS, len(WAYS)):
                 if device.type == "cuda":
@@ -171,7 +164,7 @@ def compare(
                     spent["read"].append(ways.read)
                 if device.type == "cuda":
                     peak[way] = torch.cuda.max_memory_allocated() // 2**20
-    row: dict[str, Any] = {"rounds": rounds, "scores_apart": apart if stock else None}
+    row: dict[str, Any] = {"rounds": rounds, "scores_apart": apart}
     for way, times in spent.items():
         row[f"{way}_ms"] = round(1e3 * statistics.median(times), 3)
         row[f"{way}_each_ms"] = [round(1e3 * value, 3) for value in times]

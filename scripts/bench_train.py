@@ -131,7 +131,7 @@ def measure(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
     optimizer = torch.optim.AdamW(optimizer_groups(model, recipe), foreach=False)
     batch = draw(args, base.config.text_config.vocab_size, base.dtype)
     adapter = adapter_of(base)
-    parts: dict[str, Any] = {"tower": adapter.tower, "head": base.lm_head}
+    parts: dict[str, Any] = {"vision_encoder": adapter.vision_encoder, "head": base.lm_head}
     clock = time.process_time if args.processor_time else time.perf_counter
 
     def now() -> float:

@@ -175,7 +175,7 @@ def eager(model: Any) -> Iterator[None]:
 
     adapter = adapter_of(model)
     model.set_attn_implementation("eager")
-    for module in (adapter.tower, adapter.language_model):
+    for module in (adapter.vision_encoder, adapter.language_model):
         handles.append(module.register_forward_pre_hook(keep, with_kwargs=True))
     try:
         yield

@@ -131,11 +131,13 @@ def described(case: Case) -> list[str]:
     """A row: the stock class, its inputs, where saliency comes from, where methods merge."""
     family = adapter_of(case.model())
     layers = family.vision_layers(family.kinds[0])
-    tap = family.tap(layers[family.scoring_layer(family.kinds[0], None)])
-    saliency = "class token" if tap.has_cls else "received attention"
+    reader = family.reader(layers[family.scoring_layer(family.kinds[0], None)])
+    saliency = "class token" if reader.has_class_token else "received attention"
     shown = {part[0] for layout in case.layouts for part in layout if not isinstance(part, int)}
     inputs = "s, ".join(kind for kind in family.kinds if kind in shown) + "s"
-    where = "before the projector" if family.merge_point(family.kinds[0]) else "after the projector"
+    where = (
+        "before the projector" if family.projector_input(family.kinds[0]) else "after the projector"
+    )
     types = ", ".join(f"`{kind}`" for kind in sorted(family.model_types))
     return [family.name, types, f"`{case.model_class}`", inputs, saliency, where]
 

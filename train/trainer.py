@@ -45,8 +45,9 @@ class RecipeTrainer(Trainer):
         super().__init__(**kwargs)
         adapter = adapter_of(base)
         self._depth = len(adapter.layers)
-        tower: Any = adapter.tower  # of several experts: a container, which is never called
-        for module in tower.values() if isinstance(tower, nn.ModuleDict) else [tower]:
+        encoder: Any = adapter.vision_encoder
+        # Of several experts it is a container, which is never called.
+        for module in encoder.values() if isinstance(encoder, nn.ModuleDict) else [encoder]:
             self.watch.time_module("vision", module)
         self.watch.time_module("language model", adapter.language_model)
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from transformers import BatchFeature
 
 from compress.methods import Method
 from compress.ops.windows import deal
@@ -21,7 +22,7 @@ from compress.tokens import VisualTokens
 from compress.video.stream import Kept, Stream
 from positions import Scheme, Text, plan
 from positions import Video as VideoCells
-from vlm.families import ModelAdapter, adapter_of
+from vlm.families import ADAPTERS, ModelAdapter, adapter_of
 from vlm.media import Video, iter_video
 
 
@@ -90,9 +91,10 @@ def stream_video(
     """
     adapter = adapter_of(model)
     if not adapter.videos_by_frame:
+        able = ", ".join(one.name for one in ADAPTERS if one.videos_by_frame)
         raise ValueError(
-            f"{type(model).__name__} is of family {adapter.name!r}, whose vision encoder does not "
-            "take a video frame by frame: expected a FoveateForConditionalGeneration or a LLaVA"
+            f"{type(model).__name__} is of the family {adapter.name!r}, whose videos are not "
+            f"encoded frame by frame: expected a model of {able}"
         )
     chunks = iter(video) if not isinstance(video, str | os.PathLike) else None
     if chunks is None:
@@ -223,29 +225,18 @@ def _encode(
 ) -> list[VisualTokens]:
     """A chunk of frames (F, H, W, 3) as the model sees it, one for each view (each expert)."""
     kind, call = adapter.frames_call(processor, frames)
-    moved = {name: _on_model(value, model) for name, value in call.items()}
-    output = getattr(adapter.core, f"get_{kind}_features")(**moved, return_dict=True)
+    given = BatchFeature(call).to(model.device, model.dtype)
+    output = getattr(adapter.core, f"get_{kind}_features")(**given, return_dict=True)
     encoded: Encoded = Encoded.of(output)  # type: ignore[assignment]
     return [_view(encoded, number) for number in range(len(encoded.inputs[0].views))]
-
-
-def _on_model(value: Any, model: Any) -> Any:
-    """Tensors, by expert too, on the model's device and in its dtype."""
-    if isinstance(value, dict):
-        return {name: _on_model(part, model) for name, part in value.items()}
-    if not isinstance(value, Tensor):
-        return value
-    return value.to(model.device, model.dtype if value.is_floating_point() else value.dtype)
 
 
 def _view(encoded: Encoded, number: int) -> VisualTokens:
     """One view of a video, whether it was encoded as one input or as one for each frame."""
     views = [item.views[number] for item in encoded.inputs]
     frames = sum(view.grid[0] for view in views)
-    index = torch.cat([
-        view.indices + offset for view, offset in zip(views, encoded.offsets, strict=True)
-    ])  # fmt: skip
+    starts = zip(views, encoded.offsets, strict=True)
     features: Tensor = encoded.features  # type: ignore[assignment]
-    index = index.to(features.device)
+    index = torch.cat([view.indices + start for view, start in starts]).to(features.device)
     fields = {name: values[index][None] for name, values in encoded.fields.items()}
     return VisualTokens(features[index][None], (frames, *views[0].grid[1:]), **fields)

@@ -18,19 +18,19 @@ BY_NAME = {case.name: case for case in CASES}
 
 def run(model: Any, inputs: dict[str, Any], budget: float) -> tuple[Any, list[tuple[int, ...]]]:
     sizes: list[tuple[int, ...]] = []
-    tower = adapter_of(model).tower
+    encoder = adapter_of(model).vision_encoder
 
     def see(module: Any, args: Any, kwargs: dict[str, Any], output: Any) -> None:
         sizes.append(tuple(output.last_hidden_state.shape))
 
     with compress(model, "downsample", budget) as c, torch.no_grad():
-        handle = tower.register_forward_hook(see, with_kwargs=True)
+        handle = encoder.register_forward_hook(see, with_kwargs=True)
         model(**inputs)
         handle.remove()
         return c.export(), sizes
 
 
-def test_the_tower_sees_fewer_patches_and_every_block_gets_its_row() -> None:
+def test_the_encoder_sees_fewer_patches_and_every_block_gets_its_row() -> None:
     case = BY_NAME["llava"]
     model, inputs = case.model("sdpa"), case.inputs(case.samples())
     family = adapter_of(model)
@@ -45,7 +45,9 @@ def test_the_tower_sees_fewer_patches_and_every_block_gets_its_row() -> None:
         picture, (small * patch, small * patch), mode="bicubic", antialias=True
     )
     with torch.no_grad():
-        seen = family.tower(shrunk, interpolate_pos_encoding=True, output_hidden_states=True)
+        seen = family.vision_encoder(
+            shrunk, interpolate_pos_encoding=True, output_hidden_states=True
+        )
         layer = model.config.vision_feature_layer
         wanted = family.core.multi_modal_projector(seen.hidden_states[layer][:, 1:])
         with compress(model, "downsample", 0.25) as c:

@@ -99,7 +99,7 @@ def test_images_with_fewer_cells_than_the_budget(case: Case) -> None:
     """A count that an image does not have leaves it whole; where no image can have it, it is
     refused at once."""
     model, given = case.model(), case.inputs(case.samples())
-    cells = adapter_of(model).cells
+    cells = adapter_of(model).image_tokens
     if cells is not None:
         with pytest.raises(ValueError, match=rf"budget is 100000.*1\.\.{cells}"):
             compress(model, BOTH, budget=100_000)

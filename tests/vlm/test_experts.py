@@ -10,7 +10,8 @@ import transformers as hf
 from torch import nn
 
 from tests.vlm import towers
-from vlm.experts import ExpertError, build_expert, expert_config, scoring
+from vlm.attention import heads
+from vlm.experts import ExpertError, build_expert, expert_config
 
 CLASSES = {
     "clip": hf.CLIPVisionModel,
@@ -118,7 +119,7 @@ def test_received_saliency_in_parts_is_the_whole(family, rows, monkeypatch):
     pixels = towers.pixels(expert)
     whole = expert(pixels).saliency
     cells = expert.grid[0] * expert.grid[1]
-    monkeypatch.setattr(scoring, "LOGITS", rows * 2 * 2 * (cells + 1))
+    monkeypatch.setattr(heads, "LOGITS", rows * 2 * 2 * (cells + 1))
     torch.testing.assert_close(expert(pixels).saliency, whole, atol=1e-6, rtol=1e-5)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import Literal, Protocol
 
 import torch
@@ -59,8 +60,8 @@ class Segments:
         _, heads, length, _ = self.query.shape
         parts = []
         for segments, chunks in self._chunks():
-            total = sum(self.weights(segments, queries).sum((1, 2)) for queries in chunks)
-            parts.append(total / (heads * length))
+            sums = (self.weights(segments, queries).sum((1, 2)) for queries in chunks)
+            parts.append(reduce(torch.add, sums) / (heads * length))
         return torch.cat(parts)
 
     def maps(self) -> Tensor:
@@ -89,7 +90,7 @@ class Heads(Protocol):
         """(R, d): keys as the attention reads them, averaged over heads."""
         ...
 
-    def saliency(self, rule: SaliencyRule) -> Tensor:
+    def saliency(self, rule: str) -> Tensor:
         """(R,) float32: attention that each row receives, averaged over heads.
 
         rule: "cls" from the class token (VisionZip, arXiv 2412.04467, section 3.2), "received"
@@ -122,7 +123,7 @@ class SegmentHeads:
         parts = [part.key[:, :, self.prefix :].mean(1).flatten(0, 1) for part in self.segments]
         return torch.cat(parts)
 
-    def saliency(self, rule: SaliencyRule) -> Tensor:
+    def saliency(self, rule: str) -> Tensor:
         """See `Heads.saliency`."""
         if rule == "cls" and not self.has_class_token:
             raise ValueError(

@@ -240,7 +240,7 @@ def _segments(
     sizes = [count * length for count, length in runs]
     parts = zip(runs, query.split(sizes), key.split(sizes), strict=True)
     return [
-        Segments(*(x.unflatten(0, run).transpose(1, 2) for x in (q, k)), scale)
+        Segments(q.unflatten(0, run).transpose(1, 2), k.unflatten(0, run).transpose(1, 2), scale)
         for run, q, k in parts
     ]
 

@@ -229,7 +229,8 @@ class ModelAdapter(ABC):
 
         features: one (M, D) tensor an input, as the language model receives them.
         """
-        return BaseModelOutputWithPooling(pooler_output=list(features))
+        output: Any = BaseModelOutputWithPooling
+        return output(pooler_output=list(features))
 
     def view_schemes(self) -> list[Scheme | None]:
         """The position scheme of each view of a frame; None is text's own."""

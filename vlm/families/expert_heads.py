@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vlm.attention import AttentionReader, Call, SaliencyRule, SegmentHeads
+from vlm.attention import AttentionReader, Call, SegmentHeads
 from vlm.families.base import UnknownFamily
 from vlm.inputs import VisualInput
 from vlm.model.features import in_order
@@ -90,7 +90,7 @@ class ExpertHeads:
                 segments = family.attention(reader.layers[name], calls[name])
                 self._heads[name] = SegmentHeads([segments], prefix > 0, prefix)
 
-    def saliency(self, rule: SaliencyRule) -> Tensor:
+    def saliency(self, rule: str) -> Tensor:
         """(R,) float32, see `Heads.saliency`; of an expert without attention, the norm of its
         features."""
         for name, heads in self._heads.items():
