@@ -42,7 +42,7 @@ def main(argv: list[str] | None = None) -> int:
             with compress(model, method, budget) as attached:
                 ask(model, processor, frames, args.prompt)
                 reports.append(attached.report())
-                stages = [attached.record.stages(index) for index in range(len(frames))]
+                stages = [attached.steps(index) for index in range(len(frames))]
             if len(methods) > 1:
                 rows += [_telling(name, *both) for both in zip(frames, stages, strict=True)]
             else:

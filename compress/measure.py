@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from compress.defaults import BUDGET, METHOD
 from compress.methods import Method
 from compress.report.clock import Clock
 from compress.report.cost import Report
 from compress.report.record import cache_bytes
-from compress.defaults import BUDGET, METHOD
 from compress.runtime.attach import compress
 from vlm.families import ModelAdapter, adapter_of
 

@@ -75,8 +75,7 @@ class SharedVision:
             del self._calls[number:]
         read: dict[nn.Module, Any] = {}
         handles = [
-            module.register_forward_pre_hook(_keep(read), with_kwargs=True)
-            for module in self._read
+            module.register_forward_pre_hook(_keep(read), with_kwargs=True) for module in self._read
         ]
         _wait(self.encoder)
         began = time.perf_counter()

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from transformers import BatchFeature
 
+from compress.defaults import STREAM_BUDGET
 from compress.methods import Method
 from compress.ops.windows import deal
-from compress.defaults import STREAM_BUDGET
 from compress.runtime.attach import compress
 from compress.runtime.encoded import Encoded
 from compress.tokens import VisualTokens

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from compress.runtime.encoded import Encoded
 
 NEW = 4
 CLOSE = {"rtol": 1e-4, "atol": 3e-5}
@@ -33,3 +37,32 @@ def fingerprint(model: Any) -> list[Any]:
         )
         found.append(module.forward.__func__ is type(module).forward)
     return found
+
+
+@contextmanager
+def encodings(model: Any) -> Iterator[dict[str, Encoded]]:
+    """What the encoding functions of a compressed model hand on, by kind."""
+    core, seen = model.model, {}
+    functions = {
+        kind: getattr(core, f"get_{kind}_features")
+        for kind in ("image", "video")
+        if hasattr(core, f"get_{kind}_features")
+    }
+
+    def noting(kind: str) -> Any:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            output = functions[kind](*args, **kwargs)
+            seen[kind] = Encoded.of(output)
+            return output
+
+        return call
+
+    own = dict(vars(core))
+    for kind in functions:
+        setattr(core, f"get_{kind}_features", noting(kind))
+    try:
+        yield seen
+    finally:
+        for kind, function in functions.items():
+            name = f"get_{kind}_features"
+            setattr(core, name, function) if name in own else delattr(core, name)

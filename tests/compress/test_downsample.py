@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from compress import compress, reduce
 from compress.runtime.attach import CompressionError
+from tests.compress.common import encodings
 from tests.tiny import CASES
 from vlm.families import adapter_of
 
@@ -50,11 +51,12 @@ def test_the_encoder_sees_fewer_patches_and_every_block_gets_its_row() -> None:
         )
         layer = model.config.vision_feature_layer
         wanted = family.core.multi_modal_projector(seen.hidden_states[layer][:, 1:])
-        with compress(model, "downsample", 0.25) as c:
+        with compress(model, "downsample", 0.25), encodings(model) as encoded:
             model(**inputs)
-            features = c.encoded["image"].projected
-            anchors = [r.anchor[0] for r in c.encoded["image"].reductions]
-    assert features is not None
+    images = encoded["image"]
+    assert images.features is not None and images.reductions is not None
+    features = images.features.split(images.counts)
+    anchors = [reduction.anchor[0] for reduction in images.reductions]
     for mine, theirs, anchor in zip(features, wanted, anchors, strict=True):
         torch.testing.assert_close(mine[anchor], theirs, rtol=1e-4, atol=1e-5)
 

@@ -48,7 +48,7 @@ def test_slots_at_home_are_those_of_the_plan(case: Case, scheme: Any, slots: Any
 
 def test_slots_that_cannot_be() -> None:
     model = LLAVA.model()
-    with pytest.raises(ValueError, match="gives them up"):
+    with pytest.raises(ValueError, match="drops those"):
         compress(model, "duet", 6, positions="compact", slots=2)
     with pytest.raises(PositionError, match="divisor"):
         compress(model, "duet", 6, slots=3)

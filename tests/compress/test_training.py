@@ -112,7 +112,7 @@ def test_gradients_reach_the_merged_cells() -> None:
     image = given["pixel_values"].requires_grad_()
     with compress(model, "duet", budget=16) as c:
         model(**given, labels=given["input_ids"]).loss.backward()
-        assign = c.record.stages(0)[0][2].assign[0]
+        assign = c.steps(0)[0][2].assign[0]
     assert image.grad is not None and bool(image.grad.isfinite().all())
     assert bool((assign < 0).any())
     model.zero_grad()
@@ -164,7 +164,7 @@ def test_labels_rank_without_the_answers() -> None:
         method = PyramidDrop(layers=(1, 2), ratio=0.5, query="all")
         with torch.no_grad(), compress(model, method, budget=0.5) as c:
             model(**case.inputs([Sample(ids, sample.shown)]), labels=labels[None])
-            kept.append([reduction.anchor for _, _, reduction in c.record.stages(0)[1:]])
+            kept.append([reduction.anchor for _, _, reduction in c.steps(0)[1:]])
     assert all(torch.equal(a, b) for a, b in zip(*kept, strict=True))
 
 

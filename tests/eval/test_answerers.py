@@ -56,7 +56,7 @@ def test_the_seed_decides_random_draws(parts: Any) -> None:
             _, inputs = answerer._prepare([Question("What?", (draw(make_scene(0)),))])
             with torch.inference_mode():
                 answerer.model(**inputs)
-            kept.append(compression.record.stages(0)[0][2].anchor.tolist())
+            kept.append(compression.steps(0)[0][2].anchor.tolist())
     assert kept[0] == kept[1] != kept[2]
 
 

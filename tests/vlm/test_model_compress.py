@@ -11,6 +11,7 @@ from compress.methods import Duet
 from compress.tokens import VisualTokens
 from eval.answerers import ModelAnswerer, Question
 from eval.arms import DENSE, Arm
+from tests.compress.common import encodings
 from tests.vlm import models, towers
 from vlm.experts import FeatureCache
 from vlm.families import UnknownFamily, adapter_of
@@ -41,7 +42,7 @@ def test_one_expert_is_reduced_as_stock_llava_is(method):
         with compress(model, method, budget=20, generator=generator) as c:
             logits = models.logits(model, inputs)
             ids = model.generate(**inputs, max_new_tokens=4, do_sample=False)
-            found.append((logits, ids, str(c.allocation(144))))
+            found.append((logits, ids, str(c.settings.allocation(144))))
     torch.testing.assert_close(found[0][0], found[1][0], atol=1e-5, rtol=1e-4)
     assert torch.equal(found[0][1], found[1][1]) and found[0][2] == found[1][2]
 
@@ -69,7 +70,7 @@ def test_a_batch_of_two_experts_gives_each_what_it_gets_alone(method, fusion):
     dense = models.logits(model, first)
     with compress(model, method, budget=10) as c:
         together, alone = models.logits(model, inputs), models.logits(model, first)
-        assert c.allocation(32).average == pytest.approx(10, abs=2)
+        assert c.settings.allocation(32).average == pytest.approx(10, abs=2)
     real = inputs["attention_mask"][0].bool()
     torch.testing.assert_close(together[0][real], alone[0], atol=1e-4, rtol=1e-3)
     assert alone.shape == dense.shape and (alone - dense)[0, -1].abs().max() > 1e-3
@@ -111,10 +112,9 @@ def test_a_map_of_attention_is_one_block_a_view():
     frames = [models.picture(seed) for seed in range(3)]
     inputs = processor(videos=[frames], text="<video> what")
     method = Duet(cluster="attention")
-    with compress(model, method, budget=20) as c:
+    with compress(model, method, budget=20), encodings(model) as encoded:
         assert models.logits(model, inputs).isfinite().all()
-        fields = c.encoded["video"].fields
-    (whole,), (received,) = fields["attention"], fields["saliency"]
+    (whole,), received = encoded["video"].attention, encoded["video"].fields["saliency"]
     per_view = [16] * 6  # three frames of 4 x 4 tokens from each
     blocks = [torch.ones(n, n, dtype=torch.bool) for n in per_view]
     assert torch.equal(whole > 0, torch.block_diag(*blocks))
@@ -128,16 +128,16 @@ def test_one_experts_video_is_merged_before_the_fusion():
     frames = [models.picture(seed) for seed in range(3)]
     inputs = processor(videos=[frames], text="<video> what")
     method = Duet(layers=(), ratios=())
-    with compress(model, method, budget=12) as c:
+    with compress(model, method, budget=12), encodings(model) as encoded:
         logits = models.logits(model, inputs)
-        fields = c.encoded["video"].fields
+    fields = encoded["video"].fields
     expert = model.model.experts["clip"]
     seen = expert(inputs["pixel_values_videos"], scores=False).features
     tokens = VisualTokens(
         seen.flatten(0, 1)[None],
         (3, 4, 4),
-        keys=fields["keys"][0][None],
-        saliency=fields["saliency"][0][None],
+        keys=fields["keys"][None],
+        saliency=fields["saliency"][None],
     )
     reduced = method.reduce(tokens, 12)
     assert (reduced.size > 1).any()

@@ -59,7 +59,8 @@ def test_after_keeps_what_is_kept_in_order(data: st.DataObject) -> None:
         counts.append(len(chosen))
     after, index, back = layout.after(torch.tensor(kept, dtype=torch.int64), counts)
     visual = {
-        (int(r), int(c)): n for n, (r, c) in enumerate(zip(layout.rows, layout.columns, strict=True))
+        (int(r), int(c)): n
+        for n, (r, c) in enumerate(zip(layout.rows, layout.columns, strict=True))
     }
     start = 0
     wanted_rows = []
