@@ -1,10 +1,12 @@
 """`compress(model, method, budget)`: a reversible reduction of a model's visual tokens.
 
-Hooks are put on the modules of a stock model (transformers >= 5.20, where the rotary embedding runs
-once a forward and `generate` tracks `position_ids`), and its encoding functions are wrapped. What a
-forward knows is in its `ForwardContext`, which lives as long as the forward and belongs to its
-thread; what later forwards need is in the `CacheState` on the cache object. `compress.runtime.forward`
-says which hook does what.
+A compression puts hooks on the modules of a stock model and wraps its encoding functions.
+`compress.runtime.forward` says which hook does what. What one forward knows is in its
+`ForwardContext`, which belongs to the thread and ends with the forward. What later forwards need is
+in the `CacheState` on the cache object.
+
+Requires transformers >= 5.20, where the rotary embedding runs once a forward and `generate` tracks
+`position_ids`.
 """
 
 from __future__ import annotations
@@ -51,7 +53,8 @@ class Compression:
                 f"budget {other.settings.budget!r}); call remove() on it, or leave its with block, "
                 "first"
             )
-        self.settings, self.clock = settings, Clock()
+        self.settings: Settings = settings
+        self.clock = Clock()
         self._record: PrefillRecord | None = None
         self._handles: list[Any] = []
         self._rotary = PlannedRotary(settings.adapter.rotary, source=_table)
@@ -240,7 +243,7 @@ class Compression:
             forward.enter_language_model(context, kwargs)
         if context.arguments is None:
             return args, kwargs
-        if context.prefill is None and "position_ids" not in context.arguments:
+        if context.state is not None and "position_ids" not in context.arguments:
             context.state.given = kwargs.get("position_ids")
         return args, kwargs | context.arguments
 

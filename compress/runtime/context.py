@@ -49,9 +49,9 @@ class PrefillState:
     text_real: Tensor
     text_rows: Tensor
     first: tuple[Reduction, ...]
-    deepstack: list[Tensor]
     back: Tensor | None
     text_tokens: int
+    deepstack: list[Tensor] = field(default_factory=list)
     cached: CacheState | None = None
     past: int = 0
     spans: list[Span] = field(default_factory=list)

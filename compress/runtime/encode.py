@@ -1,4 +1,4 @@
-"""The vision side under a compression: what is encoded, its scores, merging before the projector."""
+"""The encoding functions under a compression: scores are read, features may be merged."""
 
 from __future__ import annotations
 
@@ -246,14 +246,14 @@ def _write_carriers(rows: Tensor, encoded: Encoded) -> Tensor:
     for item in encoded.inputs:
         firsts.append(row)
         row += item.rows
-    sources = torch.cat([
-        torch.where(item.source < 0, row, item.source + first)  # type: ignore[operator]
-        for item, first in zip(encoded.inputs, firsts, strict=True)
-    ])  # fmt: skip
+    sources = []
+    for item, first in zip(encoded.inputs, firsts, strict=True):
+        source: Tensor = item.source  # type: ignore[assignment]
+        sources.append(torch.where(source < 0, torch.tensor(row), source + first))
     counts = [len(carrier) for carrier in carriers]
     offsets = torch.tensor(encoded.offsets).repeat_interleave(torch.tensor(counts))
-    sources, offsets = copy_to(rows.device, sources, offsets)
-    index = sources[torch.cat(carriers) + offsets]
+    source_of, offsets = copy_to(rows.device, torch.cat(sources), offsets)
+    index = source_of[torch.cat(carriers) + offsets]
     merged = torch.cat([reduction.features[0] for reduction in reductions]).to(rows.dtype)
     # Separators have no row of their own: what they would carry goes to a row that is cut off.
     return torch.cat([rows, rows[:1]]).index_copy(0, index, merged)[:-1]

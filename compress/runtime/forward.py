@@ -158,8 +158,8 @@ def _mask_layers(context: ForwardContext, count: int, device: torch.device) -> N
     if state.plain and count == 1 and not static and maskless:
         return
     config = settings.adapter.language_model.config
-    weight = settings.adapter.norm.weight
-    like = torch.empty(state.rows, count, 0, dtype=weight.dtype, device=device)
+    dtype = next(settings.adapter.norm.parameters()).dtype
+    like = torch.empty(state.rows, count, 0, dtype=dtype, device=device)
     first = state.spans[0]
     if first.valid is not None:
         arguments: dict[str, Any] = context.arguments  # type: ignore[assignment]

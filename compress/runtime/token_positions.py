@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from compress.runtime.dense_prompt import DensePrompt
 from compress.runtime.layout import BatchLayout
-from compress.runtime.prompt import HostPrompt, PlacedInput
+from compress.runtime.prompt import PlacedInput
 from compress.runtime.settings import Settings
 from compress.runtime.tensors import gather
 from compress.tokens import Reduction
@@ -28,8 +29,7 @@ class Placement:
     stands.
     """
 
-    prompt: HostPrompt
-    inputs: Sequence[PlacedInput]
+    prompt: DensePrompt
     reductions: Sequence[Reduction]
     layout: BatchLayout
     dense: Tensor
@@ -38,10 +38,10 @@ class Placement:
     begins: Tensor
 
 
-def place(settings: Settings, placement: Placement, dense_mask: Tensor) -> PositionTable:
+def place(settings: Settings, placement: Placement) -> PositionTable:
     """The positions of the tokens that are left, and where the next text token stands."""
     layout, dense = placement.layout, placement.dense
-    ends = dense.masked_fill(~dense_mask[..., None], 0).amax((1, 2)).ceil() + 1
+    ends = dense.masked_fill(~placement.prompt.mask[..., None], 0).amax((1, 2)).ceil() + 1
     if settings.positions == "original":
         left = dense if placement.index is None else gather(dense, placement.index)
         if settings.slots is None:
@@ -54,7 +54,7 @@ def place(settings: Settings, placement: Placement, dense_mask: Tensor) -> Posit
         ends = numbers.masked_fill(~layout.mask, 0).amax(1) + 1
         return _table(settings, positions, placement.start, ends)
     plans = _plans(settings, placement)
-    if placement.prompt.samples is not None:
+    if placement.prompt.host.samples is not None:
         return _packed(plans, layout, ends)
     table = PositionTable.from_plans(plans, layout.mask.cpu(), device=dense.device)
     return replace(table, start=placement.start)
@@ -88,17 +88,17 @@ def _plans(settings: Settings, placement: Placement) -> list[Plan]:
     begins = placement.begins.tolist()
     on_host = reductions_on_host(placement.reductions)
     plans = []
-    for number, (row, columns) in enumerate(placement.prompt.sample_columns):
-        own = [n for n, item in enumerate(placement.inputs) if item.sample == number]
+    for number, (row, columns) in enumerate(placement.prompt.host.sample_columns):
+        own = [n for n, item in enumerate(placement.prompt.inputs) if item.sample == number]
         visual: dict[int, list[Image | Video]] = {}
         for n in own:
-            item = placement.inputs[n]
+            item = placement.prompt.inputs[n]
             token = settings.adapter.placeholder(item.encoded.kind)
             visual.setdefault(token, []).extend(_segment(grid) for grid in item.input.planes)
-        segments, keys = layout_of(placement.prompt.ids[row, columns].clone(), visual)
+        segments, keys = layout_of(placement.prompt.host.ids[row, columns].clone(), visual)
         each, reduced = iter(keys), {}
         for n in own:
-            planes = [next(each) for _ in placement.inputs[n].input.planes]
+            planes = [next(each) for _ in placement.prompt.inputs[n].input.planes]
             reduced[tuple(part for key in planes for part in key)] = on_host[n]
         scheme: Any = settings.positions
         planned = plan(segments, scheme, start=begins[row], generator=settings.generator)
@@ -113,7 +113,7 @@ def _slotted(slots: PPE, placement: Placement, left: Tensor) -> Tensor:
     positions = left[:, :, None].repeat(1, 1, slots.slots, 1)
     on_host = reductions_on_host(placement.reductions)
     members, rows = [], []
-    for item, reduction in zip(placement.inputs, on_host, strict=True):
+    for item, reduction in zip(placement.prompt.inputs, on_host, strict=True):
         grid = _grid_places(item)
         far = (grid - grid[reduction.anchor[reduction.assign.clamp(min=0)]]).square().sum(-1)
         alike = torch.zeros_like(reduction.assign)

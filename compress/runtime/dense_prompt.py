@@ -1,0 +1,166 @@
+"""A prompt with visual inputs before its reduction: read on the host, laid out on the device."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from compress.runtime.cache_state import new_tokens_mask, packed_samples
+from compress.runtime.context import ForwardContext
+from compress.runtime.layout import BatchLayout
+from compress.runtime.prompt import (
+    HostPrompt,
+    PlacedInput,
+    SampleText,
+    find_inputs,
+    sample_texts,
+)
+from compress.runtime.tensors import copy_to, padded
+
+
+@dataclass(frozen=True)
+class DensePrompt:
+    """B rows of S columns, with all visual tokens.
+
+    host, inputs, texts: ids, visual inputs and the text of each sample, on the host. layout: where
+    the visual tokens are. embeds: (B, S, D). query, query_real: (B, Q) int64 and bool, columns of
+    the query rows. text, text_real: (samples, Qt), columns of the text after each sample's first
+    visual input; text_rows: (samples,) int64, the row of each.
+    """
+
+    host: HostPrompt
+    inputs: list[PlacedInput]
+    texts: list[SampleText]
+    layout: BatchLayout
+    embeds: Tensor
+    query: Tensor
+    query_real: Tensor
+    text: Tensor
+    text_real: Tensor
+    text_rows: Tensor
+
+    @property
+    def mask(self) -> Tensor:
+        """(B, S) bool, False at padding."""
+        return self.layout.mask
+
+
+def read_prompt(context: ForwardContext, kwargs: dict[str, Any], dense: int) -> DensePrompt | None:
+    """The prompt that is about to enter the language model; None where it has no visual tokens.
+
+    kwargs: the language model's keyword arguments. dense: tokens that came before it, counted
+    without reduction. The device is waited for once, and sent one tensor.
+
+    Raises ValueError for placeholders that do not match, padding that an answer would go on from,
+    or visual inputs that were encoded under other settings.
+    """
+    embeds: Tensor = kwargs["inputs_embeds"]
+    host = _on_host(context, kwargs, dense)
+    inputs = find_inputs(context.settings.adapter, context.encoded, host)
+    if not inputs:
+        return None
+    _check(context, host, inputs)
+    texts = sample_texts(host, inputs, context.settings.method.query_rows)
+    query, query_real = padded(_query_columns(texts, len(embeds)))
+    text, text_real = padded([one.after.tolist() for one in texts])
+    rows = torch.cat([torch.full_like(item.columns, item.row) for item in inputs])
+    columns = torch.cat([item.columns for item in inputs])
+    packed: list[Tensor] = [] if host.samples is None else [host.samples]
+    parts = [rows, columns, host.mask, query, query_real, text, text_real]
+    text_rows = torch.tensor([one.row for one in texts])
+    rows, columns, mask, query, query_real, text, text_real, text_rows, *samples = copy_to(
+        embeds.device, *parts, text_rows, *packed
+    )
+    layout = BatchLayout(
+        text_lengths=_text_lengths(texts, len(embeds)),
+        input_rows=tuple(item.row for item in inputs),
+        counts=tuple(len(item.columns) for item in inputs),
+        mask=mask.bool(),
+        rows=rows,
+        columns=columns,
+        samples=samples[0] if samples else None,
+        left=bool((~host.mask[:, 0]).any()),
+    )
+    return DensePrompt(
+        host, inputs, texts, layout, embeds, query, query_real.bool(), text, text_real.bool(),
+        text_rows,
+    )  # fmt: skip
+
+
+def _on_host(context: ForwardContext, kwargs: dict[str, Any], dense: int) -> HostPrompt:
+    """What is decided on the host, in one copy from the device."""
+    ids: Tensor = context.ids  # type: ignore[assignment]
+    embeds: Tensor = kwargs["inputs_embeds"]
+    if ids.shape != embeds.shape[:2]:
+        raise ValueError(
+            f"input_ids {tuple(ids.shape)} and inputs_embeds {tuple(embeds.shape)} do not match"
+        )
+    rows, count = ids.shape
+    columns = {"ids": ids}
+    mask = new_tokens_mask(kwargs.get("attention_mask"), rows, count, dense)
+    if mask is not None:
+        columns["mask"] = mask
+    if context.labels is not None and context.labels.shape == ids.shape:
+        columns["labels"] = context.labels
+    text_positions = _text_positions(kwargs)
+    if text_positions is not None:
+        columns["text"] = text_positions.expand(rows, -1)
+    stacked = torch.stack([one.to(ids.device, torch.int64) for one in columns.values()]).cpu()
+    host = dict(zip(columns, stacked, strict=True))
+    answers = None
+    if "labels" in host:
+        answers = host["labels"] != -100
+    elif context.logits_to_keep > 1:
+        # The tokens before the last are candidates, or a completion.
+        answers = torch.zeros(rows, count, dtype=torch.bool)
+        answers[:, 1 - context.logits_to_keep :] = True
+    real = host["mask"].bool() if "mask" in host else torch.ones(rows, count, dtype=torch.bool)
+    samples = packed_samples(host["text"]) if "text" in host else None
+    return HostPrompt(host["ids"], real, answers, samples)
+
+
+def _text_positions(kwargs: dict[str, Any]) -> Tensor | None:
+    """(B or 1, S) positions that may tell of packed samples, as the stock model reads them: no
+    mask, no cache, text positions of the caller's."""
+    given = kwargs.get("position_ids")
+    cached = kwargs.get("past_key_values") is not None or kwargs.get("use_cache")
+    if given is None or cached or kwargs.get("attention_mask") is not None:
+        return None
+    if given.ndim == 3:  # without text positions in front, models pack nothing
+        return given[0] if len(given) == 4 else None
+    return given
+
+
+def _check(context: ForwardContext, host: HostPrompt, inputs: Sequence[PlacedInput]) -> None:
+    """Refuse what would go on from padding, or was encoded under other settings."""
+    if context.logits_to_keep == 1 and not bool(host.mask[:, -1].all()):
+        short = (~host.mask[:, -1]).nonzero().flatten().tolist()
+        raise ValueError(
+            f"rows {short} of the batch are padded on the right, and the next token is asked for, "
+            "which would go on from padding: pad on the left (tokenizer.padding_side = 'left')"
+        )
+    for item in inputs:
+        if item.encoded.settings is not context.settings:
+            raise ValueError(
+                f"the {item.encoded.kind}s were encoded under another compression or budget: "
+                "encode them again under this one"
+            )
+
+
+def _query_columns(texts: Sequence[SampleText], rows: int) -> list[list[int]]:
+    """Columns of the query rows of each row of the batch, sample by sample."""
+    columns: list[list[int]] = [[] for _ in range(rows)]
+    for one in texts:
+        columns[one.row] += one.query.tolist()
+    return columns
+
+
+def _text_lengths(texts: Sequence[SampleText], rows: int) -> tuple[int, ...]:
+    lengths = [0] * rows
+    for one in texts:
+        lengths[one.row] += one.count
+    return tuple(lengths)

@@ -1,0 +1,105 @@
+"""The reduction of a prompt's visual inputs before the language model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from compress.runtime.dense_prompt import DensePrompt
+from compress.runtime.layout import BatchLayout
+from compress.runtime.prompt import PlacedInput
+from compress.runtime.reduce_inputs import InputTokens, TextQueries, reduce_inputs
+from compress.runtime.settings import Settings
+from compress.tokens import Reduction
+
+
+def counts_kept(settings: Settings, inputs: Sequence[PlacedInput]) -> list[int]:
+    """Tokens of each input that enter the language model."""
+    return [settings.allocation(item.input.count).keep for item in inputs]
+
+
+def reduce_prompt(settings: Settings, prompt: DensePrompt) -> tuple[list[Reduction], Tensor]:
+    """The reduction of each input before the language model, and the rows (T', D) that enter it.
+
+    Inputs that were reduced before the projector are taken as they are.
+    """
+    inputs, layout = prompt.inputs, prompt.layout
+    visual = prompt.embeds[layout.rows, layout.columns]
+    # Rows that generate repeats for its beams hold the same inputs, which are reduced once.
+    first: dict[tuple[str, int], int] = {}
+    for number, item in enumerate(inputs):
+        if item.encoded.reductions is None:
+            first.setdefault((item.encoded.kind, item.index), number)
+    numbers = list(first.values())
+    late = _reduce_late(settings, prompt, visual, numbers) if numbers else []
+    by_input = dict(zip(first, late, strict=True))
+    reductions, entering = [], []
+    for item, offset in zip(inputs, layout.offsets, strict=True):
+        if item.encoded.reductions is None:
+            reductions.append(by_input[item.encoded.kind, item.index])
+            entering.append(reductions[-1].features[0])
+            continue
+        # The projector has seen the merged features: they are in the rows of their carriers.
+        reductions.append(item.encoded.reductions[item.index])
+        carriers = item.encoded.carriers
+        carrier = reductions[-1].anchor[0] if carriers is None else carriers[item.index]
+        entering.append(visual[offset : offset + item.input.count][carrier])
+    return reductions, torch.cat(entering)
+
+
+def tokens_of(x: Tensor, layout: BatchLayout, numbers: Sequence[int]) -> Tensor:
+    """Of x (T, ...) the tokens of some inputs, one after another."""
+    starts, counts = layout.offsets, layout.counts
+    return torch.cat([x[starts[n] : starts[n] + counts[n]] for n in numbers])
+
+
+def _reduce_late(
+    settings: Settings, prompt: DensePrompt, visual: Tensor, numbers: Sequence[int]
+) -> list[Reduction]:
+    """The reductions of some of the inputs, from post-projector features.
+
+    visual: (T, D), the features of all inputs.
+    """
+    inputs = [prompt.inputs[number] for number in numbers]
+    text = None
+    if settings.reads("text_query"):
+        text = TextQueries(
+            prompt.embeds[prompt.text_rows[:, None], prompt.text],
+            prompt.text_real,
+            tuple(len(one.after) for one in prompt.texts),
+            tuple(item.sample for item in inputs),
+        )
+    whole = len(inputs) == len(prompt.inputs)
+    tokens = InputTokens(
+        [item.input for item in inputs],
+        visual if whole else tokens_of(visual, prompt.layout, numbers),
+        _fields(inputs),
+        _attention(inputs),
+        text,
+    )
+    return reduce_inputs(settings, tokens, counts_kept(settings, inputs))
+
+
+def _fields(inputs: Sequence[PlacedInput]) -> dict[str, Tensor]:
+    """Fields of VisualTokens that all inputs have, (T, ...)."""
+    names = set.intersection(*(set(item.encoded.fields) for item in inputs))
+    fields = {}
+    for name in names:
+        pieces = []
+        for item in inputs:
+            start = item.encoded.offsets[item.index]
+            pieces.append(item.encoded.fields[name][start : start + item.input.count])
+        fields[name] = torch.cat(pieces)
+    return fields
+
+
+def _attention(inputs: Sequence[PlacedInput]) -> list[Tensor] | None:
+    """One (N, N) map an input, where all have one."""
+    maps = []
+    for item in inputs:
+        if item.encoded.attention is None:
+            return None
+        maps.append(item.encoded.attention[item.index])
+    return maps
