@@ -49,7 +49,7 @@ def test_a_run_learns_and_saves_what_from_pretrained_reads(tmp_path: Path) -> No
     before, after = weights(tmp_path / "base"), weights(out)
     assert before.keys() == after.keys()
     assert {part_of(n) for n in after if not torch.equal(before[n], after[n])} == {
-        "tower",
+        "vision_encoder",
         "projector",
         "language_model",
     }
@@ -181,7 +181,9 @@ def test_a_blank_picture_changes_no_loss_and_gives_zero_gradients(
         attached.remove()
 
 
-def test_gradients_reach_the_projector_and_the_tower_through_a_reduction(tmp_path: Path) -> None:
+def test_gradients_reach_the_projector_and_the_vision_encoder_through_a_reduction(
+    tmp_path: Path,
+) -> None:
     recipe, model = small.recipe(tmp_path), small.model()
     with compress(model, "duet", 8):
         model(**batch_of(tmp_path, recipe, model, [0, 1, 2])).loss.backward()
@@ -340,7 +342,7 @@ def test_adapters_are_merged_into_the_saved_model(tmp_path: Path) -> None:
     changed = {n for n in after if not torch.equal(before[n], after[n])}
     decoder = {n for n in changed if part_of(n) == "language_model"}
     assert decoder and all("layers" in n and "norm" not in n for n in decoder)
-    assert {part_of(n) for n in changed} == {"tower", "projector", "language_model"}
+    assert {part_of(n) for n in changed} == {"vision_encoder", "projector", "language_model"}
     assert (tmp_path / "out" / "adapter" / "adapter_model.safetensors").is_file()
 
 
