@@ -9,41 +9,38 @@ import io
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from eval.records import replace
 
-LONGEST = 32_767  # characters in a cell; openpyxl cuts longer texts without a word
-# XML 1.0 allows none of these, and a model may well write them. openpyxl knows the first range only.
+LONGEST = 32_767  # characters in a cell; openpyxl silently cuts longer texts
+# XML 1.0 forbids these, and a model may write them. openpyxl only knows those below U+0020.
 _FORBIDDEN = re.compile(r"[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
 def write_xlsx(path: Path, rows: Sequence[Sequence[str | int | float | None]]) -> Path:
     """Write rows to the first sheet; None leaves a cell empty. Returns the path.
 
-    Every text is written as text, also "=1+1" and "#N/A"; characters that XML forbids become
+    Text is always written as text, "=1+1" and "#N/A" too. Characters that XML forbids become
     U+FFFD. Raises ValueError for a text of more than 32,767 characters.
     """
     import openpyxl
 
-    book = openpyxl.Workbook(write_only=True)
-    sheet = book.create_sheet("Sheet1")
+    book = openpyxl.Workbook()
+    sheet = book.active
+    sheet.title = "Sheet1"
     for number, row in enumerate(rows, 1):
-        sheet.append([_cell(sheet, value, number) for value in row])
+        for column, value in enumerate(row, 1):
+            cell = sheet.cell(number, column)
+            if not isinstance(value, str):
+                cell.value = value
+                continue
+            if len(value) > LONGEST:
+                raise ValueError(
+                    f"row {number}: a text of {len(value)} characters, but an Excel cell holds "
+                    f"at most {LONGEST}"
+                )
+            cell.value = _FORBIDDEN.sub("\ufffd", value)
+            cell.data_type = "s"  # otherwise "=..." is a formula and "#N/A" an error
     buffer = io.BytesIO()
     book.save(buffer)
     return replace(path, buffer.getvalue())
-
-
-def _cell(sheet: Any, value: str | int | float | None, row: int) -> Any:
-    from openpyxl.cell import WriteOnlyCell
-
-    if not isinstance(value, str):
-        return WriteOnlyCell(sheet, value)
-    if len(value) > LONGEST:
-        raise ValueError(
-            f"row {row}: a text of {len(value)} characters, and an Excel cell holds {LONGEST}"
-        )
-    cell = WriteOnlyCell(sheet, _FORBIDDEN.sub("\ufffd", value))
-    cell.data_type = "s"  # not a formula or an error code
-    return cell

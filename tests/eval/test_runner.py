@@ -13,7 +13,7 @@ import pytest
 from eval.answerers import Question, Reply
 from eval.arms import DENSE, Arm
 from eval.benchmarks.embedded import Embedded
-from eval.records import RecordFile, read_records
+from eval.records import read_records
 from eval.runner import Shard, complete, open_run, run
 from eval.samples import DataError, Picture, Sample
 from eval.summary import summarise
@@ -139,14 +139,6 @@ def test_another_number_of_processes_goes_on(tmp_path: Path) -> None:
     assert lines(folder) == len(samples())
 
 
-def test_two_processes_cannot_write_one_file(tmp_path: Path) -> None:
-    first = RecordFile(tmp_path, 0)
-    with pytest.raises(DataError, match="another process"):
-        RecordFile(tmp_path, 0)
-    first.close()
-    RecordFile(tmp_path, 0).close()
-
-
 def test_media_that_cannot_be_read_are_counted_and_not_scored(tmp_path: Path) -> None:
     asked = samples()
     asked[1] = replace(asked[1], media=(Picture(b"no image"),))
@@ -186,11 +178,6 @@ def test_results_of_other_versions_are_not_mixed(tmp_path: Path) -> None:
         open_run(tmp_path, BENCHMARK, asked, Stub())
 
 
-def test_arms_have_folders_of_their_own() -> None:
-    from compress.methods import Duet
-
-    arms = [DENSE, DUET, Arm("duet", 0.5), Arm("duet", 64, "compact"), Arm(Duet(query="all"), 64)]
-    assert len({arm.folder for arm in arms}) == len(arms)
-    assert Arm("duet", 64).folder.startswith("duet-64-")
+def test_a_configuration_comes_once() -> None:
     with pytest.raises(ValueError, match="once"):
         run(Path(), [], Stub(), [DUET, Arm("duet", 64)])
