@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from eval.summary import summarise
 from tests.marks import later
 
 DUET = Arm("duet", 64)
-BENCHMARK = Embedded(scenes=8)
+BENCHMARK = Embedded(scenes=4, clips=2)  # 28 questions, 7 batches of 4
 
 
 class Stub:
@@ -42,8 +43,9 @@ class Stub:
         return [Reply(text, figures={"seconds": 1.0}) for text in texts]
 
 
-def samples() -> list[Sample]:
-    return BENCHMARK.load().samples
+@cache
+def samples() -> tuple[Sample, ...]:
+    return tuple(BENCHMARK.load().samples)
 
 
 def texts(folder: Path, arm: Arm) -> dict[str, str]:
@@ -140,7 +142,7 @@ def test_another_number_of_processes_goes_on(tmp_path: Path) -> None:
 
 
 def test_media_that_cannot_be_read_are_counted_and_not_scored(tmp_path: Path) -> None:
-    asked = samples()
+    asked = list(samples())
     asked[1] = replace(asked[1], media=(Picture(b"no image"),))
     run(tmp_path, asked, Stub(), [DENSE], batch_size=4, progress=False)
     rows = read_records(tmp_path / DENSE.folder)
@@ -157,7 +159,7 @@ def test_a_folder_is_one_configuration(tmp_path: Path) -> None:
     assert open_run(tmp_path, BENCHMARK, asked, Stub()) == folder
     other = Stub()
     other.name = "other"
-    shorter = Embedded(scenes=7)
+    shorter = Embedded(scenes=3, clips=2)
     others = {
         open_run(tmp_path, BENCHMARK, asked, other),
         open_run(tmp_path, BENCHMARK, asked, Stub(), seed=1),
