@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import html
 import importlib.util
 import json
 from collections.abc import Mapping, Sequence
@@ -11,24 +10,16 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from jinja2 import Environment, StrictUndefined
+
 from eval.arms import Arm
 from eval.records import read_records, replace
 from eval.samples import Benchmark, Problem, Sample
 from eval.statistics import Interval
 from eval.summary import Result, score_all, summarise
 
-STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 75rem; margin: 2rem auto; padding: 0 1rem;
-  color: #1a1a1a; background: #fff; }
-table { border-collapse: collapse; margin: 1rem 0; font-variant-numeric: tabular-nums; }
-th, td { padding: .25rem .7rem; text-align: right; border-bottom: 1px solid #ddd;
-  white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; }
-thead th { border-bottom: 2px solid #555; }
-img { max-width: 100%; } pre { background: #f4f4f4; padding: .8rem; overflow-x: auto;
-  white-space: pre-wrap; } .wide { overflow-x: auto; } .warn { border-left: 4px solid #D55E00;
-  padding: .3rem .8rem; background: #fdf3ec; }
-"""
+TEMPLATE = Path(__file__).parent / "templates" / "report.html.jinja"
+MOST_ERRORS = 50  # shown on the page for one configuration
 
 
 def table(results: Sequence[Result], *, column: str | None = "category") -> str:
@@ -187,32 +178,23 @@ def _page(
     config: Mapping[str, Any],
     prompt: str,
 ) -> str:
-    parts = [f"<h1>{html.escape(benchmark.name)}</h1>"]
-    for note in notes:
-        loud = ' class="warn"' if note.split(":")[0].isupper() else ""
-        parts.append(f"<p{loud}>{html.escape(note)}</p>")
-    parts.append(_html_table(_rows(results, None)))
-    for name, data in pictures.items():
-        source = base64.b64encode(data).decode()
-        parts.append(f'<img alt="{html.escape(name)}" src="data:image/png;base64,{source}">')
-    for column in columns:
-        parts.append(
-            f"<h2>By {html.escape(column)}</h2>{_html_table(_group_rows(results, column))}"
-        )
-    for result in results:
-        if result.errors:
-            shown = "\n".join(f"{key}: {error}" for key, error in list(result.errors.items())[:50])
-            parts.append(f"<h2>Not answered: {html.escape(result.title)}</h2>")
-            parts.append(f"<pre>{html.escape(shown)}</pre>")
-    if prompt:
-        parts.append(f"<h2>One prompt, as the model got it</h2><pre>{html.escape(prompt)}</pre>")
-    text = html.escape(json.dumps(config, indent=1, ensure_ascii=False))
-    parts.append(f"<h2>Configuration</h2><pre>{text}</pre>")
-    return (
-        f'<!doctype html>\n<html lang="en"><meta charset="utf-8"><title>'
-        f"{html.escape(benchmark.name)}</title><style>{STYLE}</style>\n"
-        + "\n".join(parts)
-        + "\n</html>\n"
+    failures = {
+        r.title: "\n".join(f"{key}: {why}" for key, why in list(r.errors.items())[:MOST_ERRORS])
+        for r in results
+        if r.errors
+    }
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, keep_trailing_newline=True
+    )
+    return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+        name=benchmark.name,
+        notes=notes,
+        rows=_rows(results, None),
+        pictures={name: base64.b64encode(data).decode() for name, data in pictures.items()},
+        breakdowns={column: _group_rows(results, column) for column in columns},
+        failures=failures,
+        prompt=prompt,
+        config=json.dumps(config, indent=1, ensure_ascii=False),
     )
 
 
@@ -229,13 +211,3 @@ def _group_rows(results: Sequence[Result], column: str) -> list[list[str]]:
 
 def _shown(found: Interval | None) -> str:
     return "" if found is None else f"{found.mean:.1%} ({found.low:.0%} .. {found.high:.0%})"
-
-
-def _html_table(rows: Sequence[Sequence[str]]) -> str:
-    head, *body = [[html.escape(cell) for cell in row] for row in rows]
-    top = "".join(f"<th>{cell}</th>" for cell in head)
-    lines = ["".join(f"<td>{cell}</td>" for cell in row) for row in body]
-    rest = "".join(f"<tr>{line}</tr>" for line in lines)
-    return (
-        f'<div class="wide"><table><thead><tr>{top}</tr></thead><tbody>{rest}</tbody></table></div>'
-    )

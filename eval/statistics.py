@@ -1,22 +1,26 @@
 """Intervals and paired tests for accuracies; pure functions, float64, seeded.
 
-A *cluster* is a set of questions that are not independent of one another (the questions on one
-video). Where every question is its own cluster and right or wrong, the interval is Wilson's and the
-test McNemar's exact one; else clusters, not questions, are resampled and have their signs flipped
-(Miller, "Adding Error Bars to Evals", 2024, section 2.2, says why).
+A *cluster* is a set of questions that depend on one another (the questions on one video). Where
+every question is its own cluster and is right or wrong, the interval is Wilson's and the test is
+McNemar's exact one. Otherwise clusters, not questions, are resampled and have their signs flipped
+(Miller, "Adding Error Bars to Evals", 2024, section 2.2).
+
+Wilson's interval, the binomial test and the bootstrap are scipy's. Two functions are not: scipy has
+no Holm adjustment, and `scipy.stats.permutation_test` doubles the smaller tail of the signed sum,
+where the sign-flip test here counts the flips whose absolute sum is as large.
 """
 
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from statistics import NormalDist
 
 import numpy as np
+from scipy import stats
 
 DRAWS = 10_000
+BATCH = 4_000_000  # draws times clusters that are held in memory at a time
 
 
 @dataclass(frozen=True)
@@ -58,15 +62,8 @@ def wilson(successes: int, count: int, level: float = 0.95) -> tuple[float, floa
             f"successes={successes} of count={count}: expected 0 <= successes <= count"
         )
     _check_level(level)
-    z = NormalDist().inv_cdf(0.5 + level / 2)
-    p = successes / count
-    centre = p + z * z / (2 * count)
-    half = z * math.sqrt(p * (1 - p) / count + z * z / (4 * count * count))
-    scale = 1 + z * z / count
-    # At the ends the formula gives 0 and 1 but for rounding.
-    low = 0.0 if successes == 0 else (centre - half) / scale
-    high = 1.0 if successes == count else (centre + half) / scale
-    return low, high
+    bounds = stats.binomtest(successes, count).proportion_ci(level, method="wilson")
+    return float(bounds.low), float(bounds.high)
 
 
 def interval(
@@ -90,8 +87,7 @@ def interval(
     if groups == len(x) and _binary(x):
         low, high = wilson(int(x.sum()), len(x), level)
         return Interval(mean, low, high, len(x), groups, "wilson")
-    means = _resampled(x, index, groups, draws, seed)
-    low, high = _percentiles(means, level)
+    low, high = _bootstrap(x, index, groups, draws, seed, level)
     if high - low < 1e-12 and _binary(x) and mean in (0.0, 1.0):
         low, high = wilson(round(mean * groups), groups, level)
         return Interval(mean, low, high, len(x), groups, "wilson")
@@ -105,9 +101,8 @@ def mcnemar(gained: int, lost: int) -> float:
     """
     if gained < 0 or lost < 0:
         raise ValueError(f"gained={gained}, lost={lost}: expected counts of at least 0")
-    count = gained + lost
-    tail = sum(math.comb(count, k) for k in range(min(gained, lost) + 1))
-    return min(1.0, (2 * tail) / (1 << count))  # int by int: rounded once
+    changed = gained + lost
+    return float(stats.binomtest(gained, changed).pvalue) if changed else 1.0
 
 
 def paired(
@@ -129,7 +124,7 @@ def paired(
         raise ValueError(f"reference has {len(a)} values, other {len(b)}: expected the same count")
     delta = b - a
     gained, lost = int((delta > 0).sum()), int((delta < 0).sum())
-    low, high = _percentiles(_resampled(delta, index, groups, draws, seed), level)
+    low, high = _bootstrap(delta, index, groups, draws, seed, level)
     if groups == len(a) and _binary(a) and _binary(b):
         p, test = mcnemar(gained, lost), "mcnemar"
     else:
@@ -172,24 +167,28 @@ def _check_level(level: float) -> None:
         raise ValueError(f"level={level}: expected a number between 0 and 1, such as 0.95")
 
 
-def _percentiles(means: np.ndarray, level: float) -> tuple[float, float]:
+def _bootstrap(
+    x: np.ndarray, index: np.ndarray, groups: int, draws: int, seed: int, level: float
+) -> tuple[float, float]:
+    """Percentile interval of the mean of `x`, with clusters drawn with replacement."""
     _check_level(level)
-    low, high = np.quantile(means, [0.5 - level / 2, 0.5 + level / 2])
-    return float(low), float(high)
-
-
-def _resampled(x: np.ndarray, index: np.ndarray, groups: int, draws: int, seed: int) -> np.ndarray:
-    """Means of `draws` samples of `groups` clusters, with replacement: (draws,) float64."""
     sums = np.bincount(index, weights=x, minlength=groups)
     sizes = np.bincount(index, minlength=groups).astype(np.float64)
-    rng = np.random.default_rng(seed)
-    means = np.empty(draws)
-    step = max(1, 4_000_000 // groups)  # keeps the index array small
-    for start in range(0, draws, step):
-        rows = min(step, draws - start)
-        picked = rng.integers(0, groups, (rows, groups))
-        means[start : start + rows] = sums[picked].sum(1) / sizes[picked].sum(1)
-    return means
+    if groups == 1:  # scipy refuses one observation; every draw is the mean
+        return float(sums[0] / sizes[0]), float(sums[0] / sizes[0])
+    found = stats.bootstrap(
+        (sums, sizes),
+        lambda sums, sizes, axis: sums.sum(axis) / sizes.sum(axis),
+        n_resamples=draws,
+        batch=max(1, BATCH // groups),
+        vectorized=True,
+        paired=True,
+        confidence_level=level,
+        method="percentile",
+        rng=np.random.default_rng(seed),
+    )
+    low, high = found.confidence_interval
+    return float(low), float(high)
 
 
 def _sign_flip(delta: np.ndarray, index: np.ndarray, groups: int, draws: int, seed: int) -> float:
@@ -198,15 +197,15 @@ def _sign_flip(delta: np.ndarray, index: np.ndarray, groups: int, draws: int, se
     sums = sums[sums != 0]
     if len(sums) == 0:
         return 1.0
-    seen = abs(sums.sum()) - 1e-9
+    observed = abs(sums.sum()) - 1e-9
     if len(sums) <= 12:  # few enough to try every flip
         flips = np.array(list(itertools.product((1, -1), repeat=len(sums))))
-        return float((np.abs(flips @ sums) >= seen).mean())
+        return float((np.abs(flips @ sums) >= observed).mean())
     rng = np.random.default_rng(seed)
     hits = 0
-    step = max(1, 4_000_000 // len(sums))
+    step = max(1, BATCH // len(sums))
     for start in range(0, draws, step):
         rows = min(step, draws - start)
         flips = 1 - 2 * rng.integers(0, 2, (rows, len(sums)))
-        hits += int((np.abs(flips @ sums) >= seen).sum())
+        hits += int((np.abs(flips @ sums) >= observed).sum())
     return (hits + 1) / (draws + 1)

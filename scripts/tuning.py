@@ -12,7 +12,7 @@ from train.run import train
 
 REPORT = "train_report.json"
 SETTINGS = [
-    "learning_rate.tower=1e-5",
+    "learning_rate.vision_encoder=1e-5",
     "optimizer.batch=16",
     "optimizer.micro_batch=16",
     "log.to=[]",

@@ -1,117 +1,113 @@
-"""Dataclasses from mappings: every key checked, the nearest right name on a typo."""
+"""Sentences for what is wrong in a recipe: pydantic checks, this names the key and what is right."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
 import difflib
-import math
-import types
+import re
 import typing
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar, get_args, get_origin
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
 
 T = TypeVar("T")
 
+_EXPECTED = {
+    "int_type": "a whole number",
+    "float_type": "a number",
+    "finite_number": "a finite number",
+    "string_type": "text",
+    "bool_type": "true or false",
+    "tuple_type": "a list",
+    "too_short": "a list of {min_length}",
+    "too_long": "a list of {max_length}",
+    "dict_type": "keys with values",
+    "dataclass_type": "keys with values",
+    "greater_than_equal": "{ge:g} or more",
+    "greater_than": "a positive number",
+    "less_than": "a number below {lt:g}",
+}
+
 
 class RecipeError(ValueError):
-    """A key or value of a recipe that cannot be, and what would be right."""
+    """A recipe cannot be used. The message names the key, its value and what would be right."""
 
 
-def build(kind: type[T], given: Any, where: str = "") -> T:
-    """An instance of the dataclass `kind` from a mapping, nested dataclasses included.
+def build(kind: type[T], values: Any) -> T:
+    """An instance of the pydantic dataclass `kind`, nested ones included, from a mapping.
 
-    where: the dotted name of this mapping in the recipe, for messages.
-    Raises RecipeError for an unknown key (naming the nearest known one) or a value of a wrong type.
+    Raises RecipeError for the first thing that is wrong. Unknown keys come first, as the rest often
+    follows from them; the message suggests the closest known key.
     """
-    if not isinstance(given, Mapping):
-        raise RecipeError(f"{where or 'the recipe'} is {given!r}: expected keys with values")
-    hints = typing.get_type_hints(kind)
-    known = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
-    for key in given:
-        if key not in known:
-            hint = nearest(str(key), known)
-            raise RecipeError(f"{_join(where, str(key))}: there is no such key; {hint}")
-    values = {key: convert(value, hints[key], _join(where, key)) for key, value in given.items()}
     try:
-        return kind(**values)
-    except RecipeError:
-        raise
-    except ValueError as error:
-        raise RecipeError(f"{where}: {error}" if where else str(error)) from error
+        return TypeAdapter(kind).validate_python(values)
+    except ValidationError as error:
+        raise RecipeError(_sentence(kind, values, error)) from error
 
 
 def nearest(word: str, known: Sequence[object]) -> str:
-    """What to say about a word that is not among those known."""
-    near = difflib.get_close_matches(word, [str(one) for one in known], 1, 0.6)
-    return f"did you mean {near[0]!r}?" if near else f"known: {', '.join(map(str, known))}"
+    """A suggestion for an unknown word: the closest known one, or the list of all."""
+    close = difflib.get_close_matches(word, [str(one) for one in known], 1, 0.6)
+    return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(map(str, known))}"
 
 
-def convert(value: Any, hint: Any, name: str) -> Any:
-    """`value` as the type `hint`, or RecipeError. YAML's "1e-3" (a string there) is a number."""
-    if hint is Any:
-        return value
-    origin, arguments = get_origin(hint), get_args(hint)
-    if origin in (typing.Union, types.UnionType):
-        return _any_of(value, arguments, name)
-    if origin is typing.Literal:
-        if value not in arguments:
-            raise RecipeError(f"{name} is {value!r}; {nearest(str(value), arguments)}")
-        return value
-    if dataclasses.is_dataclass(hint):
-        return build(hint, value, name)  # type: ignore[arg-type]
-    if origin is tuple:
-        items = value if isinstance(value, list | tuple) else [value]
-        return tuple(convert(item, arguments[0], name) for item in items)
-    if origin is dict:
-        if not isinstance(value, Mapping):
-            raise RecipeError(f"{name} is {value!r}: expected keys with values")
-        return {
-            str(k): convert(item, arguments[1], _join(name, str(k))) for k, item in value.items()
-        }
-    return _plain(value, hint, name)
-
-
-def _any_of(value: Any, options: Sequence[Any], name: str) -> Any:
-    if value is None and types.NoneType in options:
-        return None
-    real = [option for option in options if option is not types.NoneType]
-    exact = [o for o in real if isinstance(o, type) and type(value) is o]
-    problem: RecipeError | None = None
-    for option in exact or real:
-        try:
-            return convert(value, option, name)
-        except RecipeError as error:
-            problem = error
-    if len(real) == 1 and problem is not None:
-        raise problem
-    raise RecipeError(f"{name} is {value!r}: expected {' or '.join(map(_words, options))}")
-
-
-def _plain(value: Any, hint: Any, name: str) -> Any:
-    if hint is float and isinstance(value, str):
+def as_number(value: Any) -> Any:
+    """A number written as text: YAML reads "1e-3", without a point, as text."""
+    if isinstance(value, str):
         with contextlib.suppress(ValueError):
-            value = float(value)
-    if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
-        if not math.isfinite(value):
-            raise RecipeError(f"{name} is {value!r}: expected a finite number")
-        return float(value)
-    # A bool is an int to Python, and not to a reader of recipes.
-    if not (type(value) is int if hint is int else isinstance(value, hint)):
-        raise RecipeError(f"{name} is {value!r}: expected {_words(hint)}")
+            return float(value)
     return value
 
 
-def _words(hint: Any) -> str:
-    names = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
-    if hint is types.NoneType:
-        return "null"
-    if get_origin(hint) is tuple:
-        return "a list"
-    if get_origin(hint) is dict or dataclasses.is_dataclass(hint):
-        return "keys with values"
-    return names.get(hint, str(hint))
+def as_tuple(value: Any) -> Any:
+    """A single value as a tuple of one."""
+    return value if isinstance(value, list | tuple) else (value,)
 
 
-def _join(where: str, key: str) -> str:
-    return f"{where}.{key}" if where else key
+def _sentence(kind: type, values: Any, error: ValidationError) -> str:
+    problems = error.errors(include_url=False)
+    unknown = ("unexpected_keyword_argument", "invalid_key")
+    problem: Any = next((p for p in problems if p["type"] in unknown), problems[0])
+    location, what = problem["loc"], problem["type"]
+    if what in unknown:
+        hint = nearest(str(location[-1]), _keys(kind, location[:-1]))
+        return f"{_join(location)}: there is no such key; {hint}"
+    if what == "missing":
+        return f"{_join(location)} is missing: expected {', '.join(_keys(kind, location))}"
+    if what == "value_error":
+        name = _join(location)
+        return f"{name}: {problem['ctx']['error']}" if name else str(problem["ctx"]["error"])
+    name, value = _named(values, location)
+    if what == "literal_error":
+        options = re.findall("'([^']*)'", problem["ctx"]["expected"])
+        return f"{name} is {value!r}; {nearest(str(value), options)}"
+    # A union gives an error for each of its types, all with the same name.
+    same = [p for p in problems if _named(values, p["loc"])[0] == name]
+    wanted = [_EXPECTED.get(p["type"], p["msg"]).format(**p.get("ctx", {})) for p in same]
+    return f"{name or 'the recipe'} is {value!r}: expected {' or '.join(dict.fromkeys(wanted))}"
+
+
+def _named(values: Any, location: Sequence[Any]) -> tuple[str, Any]:
+    """The dotted key of an error and the value there, without types of unions and list indices."""
+    keys = []
+    for part in location:
+        if isinstance(values, Mapping) and part in values:
+            keys.append(part)
+        elif not (isinstance(values, list | tuple) and isinstance(part, int)):
+            break
+        values = values[part]
+    return _join(keys), values
+
+
+def _keys(kind: Any, location: Sequence[Any]) -> list[str]:
+    """The keys of the dataclass that a location leads to."""
+    for name in location:
+        hint = typing.get_type_hints(kind)[name]
+        kind = next(t for t in (hint, *typing.get_args(hint)) if dataclasses.is_dataclass(t))
+    return [field.name for field in dataclasses.fields(kind)]
+
+
+def _join(location: Sequence[Any]) -> str:
+    return ".".join(map(str, location))

@@ -12,21 +12,22 @@ from torch import nn
 from train.fields import RecipeError
 from train.recipe import Lora, Recipe
 
-# By parameter name, so that it holds for every adapter; the projector of Qwen's lies in its tower.
+# By parameter name, so that one rule serves every family. Qwen's projector is inside its vision
+# encoder, so the projector is looked for first.
 _PROJECTOR = re.compile(
     r"(^|\.)(multi_modal_projector|mm_projector|merger|deepstack_merger_list|fusion|connector"
     r"|image_newline)(\.|$)"
 )
-_TOWER = re.compile(r"(^|\.)(vision_tower|visual|vision_model|experts)(\.|$)")
+_VISION_ENCODER = re.compile(r"(^|\.)(vision_tower|visual|vision_model|experts)(\.|$)")
 _NO_DECAY = re.compile(r"(bias|norm\w*\.weight|layernorm\d*\.weight|layer_norm\d*\.weight)$", re.I)
 _DECODER_LINEAR = r".*language_model\.(?:.*\.)?layers\.\d+\..*"
 
 
 def part_of(name: str) -> str:
-    """The part that a parameter belongs to: "tower", "projector" or "language_model"."""
+    """The part that a parameter belongs to: "vision_encoder", "projector" or "language_model"."""
     if _PROJECTOR.search(name):
         return "projector"
-    return "tower" if _TOWER.search(name) else "language_model"
+    return "vision_encoder" if _VISION_ENCODER.search(name) else "language_model"
 
 
 @dataclass(frozen=True)

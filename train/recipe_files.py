@@ -30,8 +30,6 @@ def load_recipe(name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         return build(Recipe, given)
     except RecipeError as error:
         raise RecipeError(f"{path}: {error}") from error
-    except TypeError as error:  # a required key
-        raise RecipeError(f"{path}: learning_rate is missing: say which parts learn") from error
 
 
 def _read(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:

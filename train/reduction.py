@@ -13,7 +13,7 @@ from compress.methods import METHODS, Method, Random
 from compress.parse import parse_positions
 from positions import PPE, PositionError, Scheme
 from train.fields import RecipeError, nearest
-from train.recipe import Recipe, Reduction
+from train.recipe import CompressSettings, Recipe
 
 
 class Reducer:
@@ -63,7 +63,7 @@ def wanted(recipe: Recipe) -> bool:
     return recipe.compress is not None or recipe.positions != "original"
 
 
-def make_method(reduction: Reduction) -> Method:
+def make_method(reduction: CompressSettings) -> Method:
     """The method with its options. Raises RecipeError naming what is not known."""
     if reduction.method not in METHODS:
         raise RecipeError(

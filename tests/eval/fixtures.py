@@ -15,9 +15,11 @@ from typing import Any
 from PIL import Image
 
 from eval.benchmarks.mme import COGNITION, PERCEPTION
+from eval.samples import Benchmark, Scored
 from tests.vlm.clips import write_clip
 from vlm.scenes import draw, make_scene
 
+SHORT = "\nAnswer the question using a single word or phrase."
 HEAD = "index question hint A B C D answer category image source l2-category comment split".split()  # noqa: SIM905
 
 
@@ -231,3 +233,29 @@ def scienceqa(folder: Path) -> tuple[Path, Path]:
     path = folder / "problems.json"
     path.write_text(json.dumps(rows))
     return path, images(folder / "test", ["4/image.png", "5/image.png"])
+
+
+def scored(benchmark: Benchmark, texts: dict[str, str], default: str = "") -> list[Scored]:
+    """All questions, answered with `texts` by key, elsewhere with `default` or rightly."""
+    loaded = benchmark.load()
+    assert not loaded.problems
+    answers = [(s, texts.get(s.key, default or s.answer)) for s in loaded.samples]
+    return [Scored(s, text, benchmark.score(s, text)) for s, text in answers]
+
+
+def change_first(path: Path, change: dict[str, object]) -> None:
+    """Change the first question of a JSON or JSON-lines file."""
+    if "coco_pope" in path.name:
+        first, *rest = path.read_text().splitlines()
+        path.write_text("\n".join([json.dumps(json.loads(first) | change), *rest]))
+        return
+    content = json.loads(path.read_text())
+    rows = content.get("data", content)
+    rows[0 if isinstance(rows, list) else next(iter(rows))] |= change
+    path.write_text(json.dumps(content))
+
+
+def only_problem(benchmark: Benchmark) -> str:
+    """Where the one bad row of a file is, and what is wrong with it."""
+    (problem,) = benchmark.load().problems
+    return f"{problem.row}: {problem.what}"

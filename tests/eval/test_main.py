@@ -45,7 +45,7 @@ def folder_of(output: Path) -> Path:
 
 
 def test_a_sweep_writes_everything(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    command = ["embedded", "--scenes", "2", "--clips", "0", *SWEEP, "--output", str(tmp_path)]
+    command = ["embedded", "--scenes", "1", "--clips", "0", *SWEEP, "--output", str(tmp_path)]
     assert main(command) == 0
     said = capsys.readouterr().out
     folder = folder_of(tmp_path)
@@ -185,7 +185,7 @@ def test_bad_rows_stop_it_before_the_model_loads(
     assert "row 2 (index 242): answer is 'E'" in said
     assert "--skip-bad" in said
     assert not untrained
-    assert main([*command, "--skip-bad"]) == 0
+    assert main([*command, "--skip-bad", "--limit", "1"]) == 0
     folder = folder_of(tmp_path / "out")
     assert "LEFT OUT: 1 rows" in (folder / "table.txt").read_text()
     (problem,) = json.loads((folder / "problems.json").read_text())
@@ -230,7 +230,8 @@ def test_make_embedded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert (output / "mmbench.tsv").is_file()
     assert len(list((output / "images").iterdir())) == 2 + 4
     data = str(output / "open.jsonl")
-    assert main(["embedded", "--data", data, "--output", str(tmp_path / "out")]) == 0
+    asked = ["--data", data, "--limit", "1", "--output", str(tmp_path / "out")]
+    assert main(["embedded", *asked]) == 0
 
 
 # ------------------------------------------------------------------ processes

@@ -28,7 +28,7 @@ pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
 DUET = "compress={method: duet, budget: 8}"
-FAST = "learning_rate={tower: 0.005, projector: 0.005, language_model: 0.005}"
+FAST = "learning_rate={vision_encoder: 0.005, projector: 0.005, language_model: 0.005}"
 VALIDATION = ["data.validation=0.5", "log.validate=2"]
 SHARE = ["sequence_parallel=2", "checkpointing=true"]
 PACKED = ["positions=v2pe:0.25", "data.packing=true", "data.window=90", "optimizer.micro_batch=2"]

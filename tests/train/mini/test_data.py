@@ -1,19 +1,14 @@
-"""The embedded model's own training: what it sees is what use sees; stages, and going on."""
+"""What the embedded model is shown in training is what it sees in use."""
 
 from __future__ import annotations
 
-import itertools
-import json
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from train.mini import stages
 from train.mini.data import (
     ASKED,
     IMAGE,
@@ -28,11 +23,8 @@ from train.mini.data import (
     pack,
     turns_of,
 )
-from train.mini.modules import Symbols
-from train.mini.muon import Muon, orthogonal
-from train.mini.stages import STAGES, Trainer
 from vlm import mini
-from vlm.scenes import FIELDS, cell_labels, clip_questions, make_clip, make_scene, questions
+from vlm.scenes import FIELDS, clip_questions, make_clip, make_scene, questions
 
 COUNTS = {IMAGE: 6, VIDEO: 3}
 
@@ -145,95 +137,6 @@ def test_what_is_strange_is_not_told(data: dict[str, Drawn]) -> None:
         assert ((changed > 0.01) & (changed < 0.5)).all()  # the shapes alone
 
 
-def test_a_blend_changes_one_field_of_items_alone() -> None:
-    torch.manual_seed(0)
-    symbols = Symbols(16, 1.0)
-    fields = torch.from_numpy(cell_labels(make_scene(3)))[None].expand(3, -1, -1)
-    shape = list(FIELDS).index("shape")
-    told = symbols(fields, torch.tensor([PIXELS, SYMBOLS, shape]))
-    assert torch.equal(told[0], symbols(fields[:1])[0]) and torch.equal(told[0], told[1])
-    changed = (told[2] != told[0]).any(1)
-    assert changed.any() and not changed[fields[0, 0] != 1].any()
-    table = list(symbols.parameters())[shape]
-    rest = (told[2] - told[0] + table[fields[0, shape]])[changed]  # what stands for the shape
-    pairs = torch.stack([a + b for a, b in itertools.combinations(table[1:], 2)]) / 2**0.5
-    assert torch.cdist(rest, pairs).min(1).values.max() < 0.01  # what cdist is exact to
-
-
-def test_a_field_that_is_not_known_is_left_out_of_the_distance(tmp_path: Path) -> None:
-    found = trainer(tmp_path, {})
-    colour, shape = (list(FIELDS).index(field) for field in ASKED)
-    labels = torch.from_numpy(cell_labels(make_scene(3)))[None].repeat(2, 1, 1)
-    said = found.symbols(labels).detach()
-    assert found._apart(said, labels) == 0
-    said[1] += list(found.symbols.parameters())[shape][5]
-    assert found._apart(said, labels) > 0.01
-    labels[1, shape] = UNKNOWN
-    assert found._apart(said, labels) < 1e-6
-    said[1] += list(found.symbols.parameters())[colour][5]
-    assert found._apart(said, labels) > 0.01
-
-
-def trainer(folder: Path, data: dict[str, Drawn], axes: mini.Axes = "mrope") -> Trainer:
-    folder.mkdir(exist_ok=True)
-    return Trainer(folder, data, 0, axes, compiled=False)
-
-
-@pytest.mark.slow
-def test_all_stages_and_one_that_was_cut_off(
-    tmp_path: Path, data: dict[str, Drawn], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name, recipe in stages.RECIPE.items():
-        small = replace(recipe, steps=25 if name == "vision" else 2, batch=2, clips=1, restarts=1)
-        monkeypatch.setitem(stages.RECIPE, name, small)
-    monkeypatch.setattr(stages, "SAVE", 10)
-    whole = trainer(tmp_path / "whole", data)
-    with pytest.raises(FileNotFoundError, match="needs 'vision'"):
-        whole.run("joint")
-    for stage in STAGES:
-        whole.run(stage)
-    sibling = trainer(tmp_path / "sibling", data, "1d")
-    sibling.begin(tmp_path / "whole" / "joint.safetensors")
-    sibling.run("joint")
-    assert (tmp_path / "sibling" / "joint.safetensors").is_file()
-    with pytest.raises(ValueError, match="is of another model"):
-        sibling.begin(tmp_path / "whole" / "vision.safetensors")
-    rows = [json.loads(line) for line in (tmp_path / "whole" / "log.jsonl").open()]
-    assert rows[0]["stage"] == "vision" and 0 < rows[0]["image loss"] < 40
-    with monkeypatch.context() as broken:
-        broken.setattr(Trainer, "_log", lambda *_: 1 / 0)  # after step 25, saved at 20
-        with pytest.raises(ZeroDivisionError):
-            trainer(tmp_path / "cut", data).run("vision")
-    assert (tmp_path / "cut" / "vision.partial.pt").is_file()
-    trainer(tmp_path / "cut", data).run("vision")
-    one, two = ((tmp_path / n / "vision.safetensors").read_bytes() for n in ("whole", "cut"))
-    assert one == two
-
-
-def test_a_round_keeps_the_mean_of_its_ends(
-    tmp_path: Path, data: dict[str, Drawn], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    class AddOne(torch.optim.SGD):
-        def step(self, closure: Any = None) -> None:
-            with torch.no_grad():
-                for group in self.param_groups:
-                    for weight in group["params"]:
-                        weight += 1
-
-    def optimizers(parts: torch.nn.Module, *_: float) -> list[AddOne]:
-        return [AddOne([{"params": parts.parameters(), "peak": 1.0}])]
-
-    monkeypatch.setattr(stages, "optimizers", optimizers)
-    small = replace(stages.RECIPE["vision"], steps=6, batch=2, clips=1, restarts=2)
-    monkeypatch.setitem(stages.RECIPE, "vision", small)
-    ours = trainer(tmp_path / "rounds", data)
-    before = {name: weight.clone() for name, weight in ours.parts["vision"].named_parameters()}
-    ours.run("vision")
-    # Two steps a round: 2; the mean of 2 and 4; the mean of 3 and 5.
-    for name, weight in ours.parts["vision"].named_parameters():
-        torch.testing.assert_close(weight, before[name] + 4)
-
-
 def test_a_mosaic_shows_what_its_labels_say(data: dict[str, Drawn]) -> None:
     drawn = data[IMAGE]
     pixels, fields = drawn.mosaics(5, np.random.default_rng(0))
@@ -262,15 +165,3 @@ def test_what_is_slow_to_learn_is_asked_more_often() -> None:
         assert len(one) < len(four) and len({tuple(ids) for ids, _ in four}) == len(four)
     plain = turns_of(IMAGE, 1, np.random.default_rng(0), False, 0.0)
     assert len(plain) == len(once[0]) - 1  # no caption
-
-
-def test_muon_makes_steps_orthogonal() -> None:
-    generator = torch.Generator().manual_seed(0)
-    for shape in ((6, 10), (10, 6)):
-        step = orthogonal(torch.randn(shape, generator=generator), steps=10)
-        values = torch.linalg.svdvals(step)
-        assert step.shape == shape and values.min() > 0.6 and values.max() < 1.3
-    weight = torch.nn.Parameter(torch.zeros(4, 4))
-    weight.grad = torch.diag(torch.tensor([1.0, 10.0, 100.0, 1000.0]))
-    Muon([weight], lr=0.1).step()
-    assert (weight.diagonal() < -0.05).sum() >= 2 and weight.abs().max() < 0.2

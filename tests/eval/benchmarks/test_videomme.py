@@ -10,10 +10,8 @@ import pytest
 
 from eval.benchmarks.videomme import GROUPS, VideoMME
 from eval.samples import DataError, MediaError, Score, Scored
-from eval.subtitles import Subtitle, read_srt, shown_at
 from eval.summary import summarise
 from tests.eval.fixtures import (
-    SRT,
     official_videos,
     videomme_media,
     videomme_rows,
@@ -181,17 +179,3 @@ def test_files_that_cannot_be_used(tmp_path: Path, media: Path) -> None:
     for options in ({"frames": 0}, {"fps": 0.0}, {"fps": float("nan")}, {"sampling": "x"}):
         with pytest.raises(DataError):
             written(tmp_path, media, **options)
-
-
-def test_srt(tmp_path: Path) -> None:
-    path = tmp_path / "a.srt"
-    path.write_text("\ufeff" + SRT.replace("\n", "\r\n"), newline="")
-    assert read_srt(path) == [
-        Subtitle(0.0, 0.55, "The first words"),
-        Subtitle(0.55, 0.75, "never seen"),
-        Subtitle(1.0, 3.0, "Two lines of words"),
-    ]
-    assert shown_at(read_srt(path), [0.55, 0.6, 3.0]) == ["never seen"]
-    path.write_text("1\nno times\nwords\n")
-    with pytest.raises(DataError, match="no times in '1'"):
-        read_srt(path)

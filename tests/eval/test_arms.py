@@ -1,0 +1,31 @@
+"""Configurations of a sweep: names, folders, and descriptions that read back the same."""
+
+from __future__ import annotations
+
+import pytest
+
+from compress.methods import Duet
+from eval.arms import DENSE, Arm, restore
+
+DUET = Arm("duet", 64)
+
+
+def test_arms_have_folders_of_their_own() -> None:
+    arms = [DENSE, DUET, Arm("duet", 0.5), Arm("duet", 64, "compact"), Arm(Duet(query="all"), 64)]
+    assert len({arm.folder for arm in arms}) == len(arms)
+    assert Arm("duet", 64).folder.startswith("duet-64-")
+
+
+@pytest.mark.parametrize(
+    "arm",
+    [DENSE, DUET, Arm("duet", 0.5, "compact"), Arm(Duet(query="all"), 64), Arm("pool", 9, slots=4)],
+    ids=lambda arm: arm.title,
+)
+def test_a_description_reads_back_the_same(arm: Arm) -> None:
+    assert restore(arm.describe()) == arm
+
+
+def test_what_cannot_be_is_refused_at_once() -> None:
+    for wrong in ({"method": "nothing"}, {"budget": 1.5}, {"positions": "nowhere"}):
+        with pytest.raises(ValueError):
+            Arm(**({"method": "duet", "budget": 64} | wrong))
