@@ -56,20 +56,20 @@ class Prefix:
 
 
 def counts_of(
-    method: Method, budget: int | float, dense: list[int], depth: int, has_text: bool
+    method: Method, budget: int | float, dense: list[int], depth: int, leading: int
 ) -> list[tuple[int, ...]]:
     """Tokens of each visual input of one sample in each decoder layer.
 
     Each input has the allocation of its own size; one with fewer tokens than a budget that is a
-    count keeps all. A sample without any text keeps at least one token of its last input in every
-    layer, since that token ranks the others and predicts the next.
+    count keeps all. leading: inputs that stand before any text. The last of these keeps at least
+    one token in every layer, since that token predicts the first word, or the answer.
     """
     counts = [
         method.allocate(n, depth, min(budget, n) if isinstance(budget, int) else budget).counts
         for n in dense
     ]
-    if not has_text:
-        counts[-1] = tuple(max(count, 1) for count in counts[-1])
+    if leading:
+        counts[leading - 1] = tuple(max(count, 1) for count in counts[leading - 1])
     return counts
 
 
@@ -149,8 +149,10 @@ def reduce_prompt(
     positions, following = dense_positions(model, case, sample)
     seen = [encode(model, case, *one, layer=method.scoring_layer) for one in sample.shown]
     places = _places(case, sample)
-    has_text = len(sample.ids) > sum(len(every) for every in places)
-    counts = counts_of(method, budget, [len(s.tokens) for s in seen], len(lm.layers), has_text)
+    visual = {place for every in places for place in every}
+    first_word = next((i for i in range(len(sample.ids)) if i not in visual), len(sample.ids))
+    leading = sum(max(every) < first_word for every in places)
+    counts = counts_of(method, budget, [len(s.tokens) for s in seen], len(lm.layers), leading)
     layers = max(len(s.deep) for s in seen)
     nothing = [torch.zeros_like(words[0])] * layers
     # Each token: place, embedding, DeepStack layers, input, dense token, tokens merged in it.

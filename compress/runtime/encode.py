@@ -83,7 +83,8 @@ class EncodingFunction:
         self._clock.restart()
         settings = self._settings()
         call = dict(self._signature.bind(*args, **kwargs).arguments)
-        encoded = Encoded(self.kind, settings.adapter.inputs(self.kind, call), settings)
+        small = {k: v for k, v in call.items() if not k.startswith("pixel_values")}
+        encoded = Encoded(self.kind, settings.adapter.inputs(self.kind, call), settings, small)
         with self._around(self.kind), ExitStack() as stack:
             if settings.method.resizes_input:  # by hooks that other threads would run into
                 stack.enter_context(self._resizing)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from typing import Any
@@ -21,7 +21,8 @@ _ON_OUTPUT = "foveate_encoded"
 class Encoded:
     """The visual inputs of one call of `get_{kind}_features`, in order; T tokens in all.
 
-    settings: of the compression under which they were encoded. fields: what the scoring layers
+    settings: of the compression under which they were encoded. call: arguments of the call but its
+    pixels, such as grids, which `generate` hands to no one else. fields: what the scoring layers
     gave, one (T, ...) tensor for each field of VisualTokens; attention: one (N, N) map an input,
     None unless the method reads it. reductions: made before the projector, None where the
     reduction follows it; carriers: for each, (M,) int64, the tokens whose rows took the merged
@@ -32,6 +33,7 @@ class Encoded:
     kind: str
     inputs: list[VisualInput]
     settings: Settings
+    call: Mapping[str, Any] = field(default_factory=dict)
     fields: dict[str, Tensor] = field(default_factory=dict)
     attention: list[Tensor] | None = None
     reductions: list[Reduction] | None = None

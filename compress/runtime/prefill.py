@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -129,14 +130,11 @@ def _schedules(
     """For each decoder layer at which any input's schedule has a pair, the tokens that each input
     keeps from it on.
 
-    A sample without any text keeps a token of its last visual input in every layer: that token
-    asks, and is answered.
+    A sample that begins with visual inputs keeps a token of the last one before any text in every
+    layer: the first word, or the answer to a prompt without words, is predicted from it.
     """
-    last = {item.sample: number for number, item in enumerate(inputs)}
-    least = [
-        int(texts[item.sample].count == 0 and last[item.sample] == number)
-        for number, item in enumerate(inputs)
-    ]
+    predictors = {one.predictor for one in texts}
+    least = [int(number in predictors) for number in range(len(inputs))]
     counts = [settings.allocation(item.input.count).counts for item in inputs]
     layers = {
         layer for item in inputs for layer, _ in settings.allocation(item.input.count).schedule
@@ -166,10 +164,17 @@ def _dense_positions(
     positions = (state.next_position[:, None] + mask.cumsum(1) - 1)[..., None].expand(-1, -1, 3)
     if given is not None and context.positions_given:
         positions = turn_positions(state, given, mask, adapter.deltas)
+    media: dict[str, Any] = {}
+    for encoded in context.encoded.values():
+        media |= encoded.call
+    media |= {name: value for name, value in context.media.items() if value is not None}
+    # Rows that generate repeats for its beams share their visual inputs.
+    times = max(Counter((item.encoded.kind, item.index) for item in prompt.inputs).values())
     ids: Tensor = context.ids  # type: ignore[assignment]
-    own = adapter.chunk_positions(ids, mask, context.media)
+    own = adapter.chunk_positions(ids[::times], mask[::times], media)
     if own is not None:
-        positions = own.to(mask.device) + state.next_position[:, None, None]
+        own = own.to(mask.device).repeat_interleave(times, 0)
+        positions = own + state.next_position[:, None, None]
     return positions
 
 

@@ -38,7 +38,8 @@ class SampleText:
 
     after: columns of the text after its first visual input, answers left out. query: columns whose
     attention ranks the visual tokens. count: text tokens. trailing: real tokens after the last
-    visual one. row: of the batch.
+    visual one. row: of the batch. predictor: of a sample that begins with visual inputs, the number
+    of the last one before any text, which has to predict the first word; None of any other.
     """
 
     row: int
@@ -46,6 +47,7 @@ class SampleText:
     query: Tensor
     count: int
     trailing: int
+    predictor: int | None
 
 
 @dataclass(frozen=True)
@@ -135,7 +137,8 @@ def sample_texts(
         is_text[item.row, item.columns] = False
     texts = []
     for number, (row, columns) in enumerate(prompt.sample_columns):
-        inputs = [item.columns for item in placed if item.sample == number]
+        numbers = [n for n, item in enumerate(placed) if item.sample == number]
+        inputs = [placed[n].columns for n in numbers]
         text = columns[is_text[row, columns]]
         after = text
         if inputs:
@@ -146,7 +149,10 @@ def sample_texts(
             after = after[~spoken[after]]
         query = _query_columns(columns, after, spoken, query_rows)
         trailing = int((columns > last).sum())
-        texts.append(SampleText(row, after, query, len(text), trailing))
+        first_word = int(text[0]) if len(text) else prompt.mask.shape[1]
+        leading = [n for n in numbers if int(placed[n].columns.max()) < first_word]
+        predictor = leading[-1] if leading else None
+        texts.append(SampleText(row, after, query, len(text), trailing, predictor))
     return texts
 
 
