@@ -10,7 +10,6 @@ from torch import Tensor
 
 from compress import ops
 from compress.methods.base import Method, choose
-
 from compress.tokens import Reduction, VisualTokens
 
 

@@ -32,7 +32,6 @@ class PruMerge(Method):
     features_from: ClassVar[str] = "pre_projector"
     requires: ClassVar[frozenset[str]] = frozenset({"saliency", "keys"})
     per_frame: ClassVar[bool] = True
-    scoring_layer: ClassVar[int | None] = -1
 
     salient: float = 0.25
     merge: str = "mean"
@@ -45,6 +44,14 @@ class PruMerge(Method):
             raise ValueError(f"PruMerge: salient is {self.salient}; it must be in 0..1")
         if self.neighbours < 0:
             raise ValueError(f"PruMerge: neighbours is {self.neighbours}; it must be 0 or more")
+
+    @property
+    def scoring_layer(self) -> int | None:
+        return -1
+
+    @property
+    def ordered(self) -> bool:
+        return self.merge != "released"
 
     def select(
         self, tokens: VisualTokens, keep: int, generator: torch.Generator | None

@@ -49,12 +49,12 @@ def merge(
 ) -> Reduction:
     """Tokens merged into the rows of their anchors.
 
-    features: (B, N, D). anchor: (B, M) distinct tokens. assign: (B, N), the row of each token or -1;
-    an anchor is always in its own row. size: (B, N) int64, dense tokens merged in each token, default
-    one each. rule: "mean", the size-weighted mean, which conserves the size-weighted sum, or "add",
-    the anchor plus the mean of its other members (the released VisionZip and DUET), which conserves
-    nothing. raster: order rows by anchor. A row with one member is that token, bit for bit.
-    Raises ValueError for an unknown rule.
+    features: (B, N, D). anchor: (B, M) distinct tokens. assign: (B, N), the row of each token or
+    -1; an anchor is always in its own row. size: (B, N) int64, dense tokens merged in each token,
+    default one each. rule: "mean", the size-weighted mean, which conserves the size-weighted sum,
+    or "add", the anchor plus the mean of its other members (the released VisionZip and DUET), which
+    conserves nothing. raster: order rows by anchor. A row with one member is that token, bit for
+    bit. Raises ValueError for an unknown rule.
     """
     if rule not in ("mean", "add"):
         raise ValueError(f"rule is {rule!r}; it must be mean or add")

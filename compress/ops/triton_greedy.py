@@ -1,8 +1,8 @@
 """The greedy selections of `compress.ops.greedy`, each as one kernel launch.
 
 One program serves one input of the batch and makes all of its selections, since each depends on the
-one before. Ties go to the lower index. The arithmetic is that of the eager loops, with sums taken in
-another order. Tested in Triton's interpreter only: no GPU has run these kernels yet.
+one before. Ties go to the lower index. The arithmetic is that of the eager loops, with sums taken
+in another order. Tested in Triton's interpreter only: no GPU has run these kernels yet.
 """
 
 from __future__ import annotations
