@@ -16,7 +16,7 @@ from compress.tokens import Grid
 
 @dataclass(frozen=True)
 class Downsample(Pool):
-    """The vision encoder is given a smaller image, of s x s patches, in place of a square grid of N.
+    """The vision encoder is given a smaller image, of s x s patches in place of a larger square.
 
     The image is resampled (bicubic, antialiased), and the encoder interpolates its position
     embeddings. Each token stands for its block of the dense grid, at the middle token of the block.

@@ -124,8 +124,7 @@ class Duet(Method):
         count = share if isinstance(share, int) else round(share * keep)
         if not 0 <= count <= keep:
             raise ValueError(f"Duet: contextual is {self.contextual}; it must lie in 0..{keep}")
-        count = min(count, keep - 1)
-        return keep - count, count
+        return (keep - count, count) if count < keep else (1, keep - 1)
 
     def select(
         self, tokens: VisualTokens, keep: int, generator: torch.Generator | None

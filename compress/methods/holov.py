@@ -24,8 +24,8 @@ class HoloV(Method):
     the chunk. A video is reduced frame by frame.
 
     Departures from the released code: it rescales the variance chunk by chunk, to the mean of
-    1000 times the saliency there, which multiplies the content of each chunk by the same factor: its
-    weight of 0.09 and a weight of 0 select the same tokens. It gives what is left of the count to
+    1000 times the saliency there, which scales the contents of all chunks alike: its weight of 0.09
+    and a weight of 0 select the same tokens. It gives what is left of the count to
     the chunks of highest content, and pads a short result with zeros.
     """
 
