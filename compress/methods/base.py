@@ -85,7 +85,7 @@ class Method:
     wants: fields that are used if the model has them.
     in_llm_needs: fields of `LayerTokens` that `select_in_llm` reads.
     pairwise: the method builds an N x N table. Long videos are cut into windows of whole frames, at
-        most `windows.CELLS` = 8,192 tokens each.
+        most `windows.WINDOW` = 8,192 tokens each.
     per_frame: the frames of a video are reduced one by one, each to its share of the tokens.
     in_llm_only: nothing is reduced before the language model.
     resizes_input: the vision encoder is given a smaller image instead: one of `input_side(grid,
@@ -240,7 +240,7 @@ class Method:
         with torch.autocast(tokens.features.device.type, enabled=False):
             if self.per_frame and tokens.grid[0] > 1:
                 return windows.by_frame(tokens, keep, select)
-            if self.pairwise and n > windows.CELLS:
+            if self.pairwise and n > windows.WINDOW:
                 return windows.by_window(tokens, keep, select)
             return select(tokens, keep)
 

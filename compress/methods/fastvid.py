@@ -31,8 +31,8 @@ class FastVID(Method):
 
     Departures: counts are exact over the video; density ties go to the lower index; an image is
     one segment of one frame; frames are compared by their mean features and saliency is that of the
-    vision encoder (the released code takes both from SigLIP's pooling head); an anchor is in its own
-    cluster even if another is equal to it. A video over 8,192 tokens is cut into windows first.
+    vision encoder (the released code takes both from SigLIP's pooling head); an anchor is in its
+    own cluster even if another is equal to it. A video over 8,192 tokens is cut into windows first.
     """
 
     requires: ClassVar[frozenset[str]] = frozenset({"saliency"})

@@ -19,11 +19,11 @@ from compress.tokens import Reduction, VisualTokens
 class Foveate(Method):
     """Weighted coverage with merging; this package's own method.
 
-    What must be covered is a mixture of distributions over the tokens: `even` (all alike), `salient`
-    (attention received), `distinct` (squared distance from the mean feature) and `relevant` (mean
-    over the question's tokens of a softmax over visual tokens of cosine / `text_temperature`). Each
-    number is a weight; 0 switches that part off. A part whose input is missing is left out, such as
-    `relevant` for an input without text.
+    What must be covered is a mixture of distributions over the tokens: `even` (all alike),
+    `salient` (attention received), `distinct` (squared distance from the mean feature) and
+    `relevant` (mean over the question's tokens of a softmax over visual tokens of cosine /
+    `text_temperature`). Each number is a weight; 0 switches that part off. A part whose input is
+    missing is left out, such as `relevant` for an input without text.
 
     Kept tokens cover it best under K_ij = exp(-|x_i - x_j|^2 / (2 (a s)^2) - |p_i - p_j|^2 /
     (2 (b r)^2)): x features, s their root mean squared pair distance, a = `appearance`; p the place

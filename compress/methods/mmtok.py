@@ -17,8 +17,8 @@ from compress.tokens import Reduction, VisualTokens
 class MMTok(Method):
     """MMTok (ICLR 2026, section 3; code Ironieser/MMTok): maximum coverage.
 
-    The tokens of the question and the visual tokens themselves are to be covered. What token j gives
-    to each is a softmax over visual tokens of cosines: of projected features to the text at
+    The tokens of the question and the visual tokens themselves are to be covered. What token j
+    gives to each is a softmax over visual tokens of cosines: of projected features to the text at
     `text_temperature`, and of pre-projector features to each other at `visual_temperature`, the
     latter weighted by `weight`. Greedy facility location selects tokens.
 

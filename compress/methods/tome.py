@@ -23,8 +23,8 @@ class ToMe(Method):
     attention logits of merged tokens.
 
     Departures: merges the output of the vision encoder, where the paper merges r tokens in every
-    block; a merged token stands at its member of B from the last round. A video over 8,192 tokens is
-    cut into windows. Merging across frames is allowed within a window.
+    block; a merged token stands at its member of B from the last round. A video over 8,192 tokens
+    is cut into windows. Merging across frames is allowed within a window.
     """
 
     features_from: ClassVar[str] = "pre_projector"

@@ -19,9 +19,9 @@ class VisPruner(Method):
 
     A share `important` of the kept tokens are the most salient. The rest, listed by saliency, is
     thinned `step` at a time: split by even and odd place, the even tokens most similar (cosine of
-    pre-projector features) to an odd one go, the kept evens (most similar first) and then the odds are the
-    next list. As the released code, but similarities are computed once, and batched. A video is
-    reduced frame by frame.
+    pre-projector features) to an odd one go, the kept evens (most similar first) and then the odds
+    are the next list. As the released code, but similarities are computed once, and batched. A
+    video is reduced frame by frame.
     """
 
     features_from: ClassVar[str] = "pre_projector"

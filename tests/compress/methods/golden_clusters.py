@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from tests.compress.golden import argmax, best_first, cos, deal, merged
+from tests.compress.methods.golden import argmax, best_first, cos, deal, merged
 
 
 def peaks(x, k):
