@@ -1,7 +1,8 @@
-"""What goes into a method and what comes out: visual tokens, and their reduction."""
+"""What a method takes and returns: visual tokens, and their reduction."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 Grid = tuple[int, int, int]
-_PER_CELL = ("features", "keys", "saliency", "pre_projector", "shallow_saliency", "size")
+_PER_TOKEN = ("features", "keys", "saliency", "pre_projector", "shallow_saliency", "size")
 
 
 def _expect(name: str, value: Tensor | None, shape: tuple[int | None, ...]) -> None:
@@ -37,20 +38,22 @@ class _Fields:
 
 @dataclass(frozen=True)
 class VisualTokens(_Fields):
-    """Dense visual tokens (cells) of B visual inputs that share one grid.
+    """Dense visual tokens of B visual inputs that share one grid.
 
     features: (B, N, D) floating point, in raster order (frame, row, column).
-    grid: (T, H, W) with N == T * H * W. Cells without a plane (irregular layouts) are (1, 1, N).
-    keys: (B, N, Dk) head-mean keys of the scoring layer, for similarity.
-    saliency: (B, N) attention that a cell receives in the scoring layer.
-    text_query: (B, Q, D) text embeddings of the question in the space of `features`;
-        text_query_mask: (B, Q) bool, True at real tokens (None: all are real).
+    grid: (T, H, W) with N == T * H * W. Tokens that lie in no plane are (1, 1, N).
+    keys: (B, N, Dk) keys of the scoring layer, averaged over heads, for similarity.
+    saliency: (B, N) attention that a token receives in the scoring layer.
+    text_query: (B, Q, D) text embeddings of the question in the space of `features`; Q may be 0.
+    text_query_mask: (B, Q) bool, True at real tokens; default: all are real. An input without a
+        real token has no text, as if `text_query` were not given.
     pre_projector: (B, N, Dt) features before the projector, for methods that run after it.
     shallow_saliency: (B, N) saliency of a shallow layer (VScan).
-    attention: (B, N, N) head-mean attention between cells of the scoring layer (DUET's paper).
-    size: (B, N) int64, cells already merged in each, default one.
+    attention: attention between the tokens in the scoring layer, averaged over heads, rows attend
+        to columns (DUET's paper): (B, N, N), or for a video (B, T, H * W, H * W), frame by frame.
+    size: (B, N) int64, dense tokens already merged in each, default one.
 
-    Raises ValueError or TypeError, naming the field, if a shape does not fit.
+    Raises ValueError or TypeError, naming the field, if a shape, type or device does not fit.
     """
 
     features: Tensor
@@ -70,12 +73,12 @@ class VisualTokens(_Fields):
             raise TypeError(f"features must be floating point, got {self.features.dtype}")
         b, n, d = self.features.shape
         if n == 0:
-            raise ValueError("features has no cells (N = 0); at least one is needed")
+            raise ValueError("features has no tokens (N = 0); at least one is needed")
         if len(self.grid) != 3 or min(self.grid) < 1:
             raise ValueError(f"grid must be (T, H, W), all at least 1, got {self.grid}")
         t, h, w = self.grid
         if t * h * w != n:
-            raise ValueError(f"grid {t} x {h} x {w} = {t * h * w} cells, but features has {n}")
+            raise ValueError(f"grid {t} x {h} x {w} = {t * h * w} tokens, but features has {n}")
         _expect("keys", self.keys, (b, n, None))
         _expect("saliency", self.saliency, (b, n))
         _expect("text_query", self.text_query, (b, None, d))
@@ -89,7 +92,8 @@ class VisualTokens(_Fields):
                 raise TypeError(f"text_query_mask must be bool, got {self.text_query_mask.dtype}")
         _expect("pre_projector", self.pre_projector, (b, n, None))
         _expect("shallow_saliency", self.shallow_saliency, (b, n))
-        _expect("attention", self.attention, (b, n, n))
+        by_frame = isinstance(self.attention, Tensor) and self.attention.dim() == 4
+        _expect("attention", self.attention, (b, t, h * w, h * w) if by_frame else (b, n, n))
         _expect("size", self.size, (b, n))
         for name, value in self._given().items():
             if value.device != self.features.device:
@@ -103,23 +107,31 @@ class VisualTokens(_Fields):
 
     @property
     def count(self) -> int:
-        """N, the number of cells."""
+        """N, the number of tokens of an input."""
         return self.features.shape[1]
 
     @property
     def grid_cells(self) -> Tensor:
-        """(N, 3) int64: home (t, h, w) of each cell."""
+        """(N, 3) int64: place (t, h, w) of each token in the grid."""
         axes = [torch.arange(n, device=self.features.device) for n in self.grid]
         return torch.cartesian_prod(*axes)
+
+    def finite_sums(self) -> Tensor:
+        """Sums of the floating-point fields given, float64, on their device: no host sync.
+
+        A field with NaN or infinity has a sum that is not finite (one that overflows may have,
+        too). Whoever has many inputs concatenates these, reads them once, and calls `check_finite`
+        of those that have one, which raises the error.
+        """
+        fields_given = (x for x in self._given().values() if x.is_floating_point())
+        sums = [x.sum(dtype=torch.promote_types(x.dtype, torch.float32)) for x in fields_given]
+        return torch.stack(sums).double()
 
     def check_finite(self) -> None:
         """Raise ValueError naming the first field with NaN or infinity (one host sync)."""
         given = {name: x for name, x in self._given().items() if x.is_floating_point()}
-        # a sum is the cheapest look at all values; one that overflows is looked at again
-        sums = [x.sum(dtype=torch.promote_types(x.dtype, torch.float32)) for x in given.values()]
-        good = torch.stack([total.double() for total in sums]).isfinite().tolist()
-        for name, fine in zip(given, good, strict=True):
-            if not fine and not bool(given[name].isfinite().all()):
+        for (name, x), total in zip(given.items(), self.finite_sums().tolist(), strict=True):
+            if not math.isfinite(total) and not bool(x.isfinite().all()):
                 raise ValueError(f"{name} holds NaN or infinity; a method cannot rank such values")
 
     def batch(self, part: slice) -> VisualTokens:
@@ -127,23 +139,39 @@ class VisualTokens(_Fields):
         parts: dict[str, Any] = {name: x[part] for name, x in self._given().items()}
         return replace(self, **parts)
 
-    def fold(self, starts: list[int], grid: Grid) -> VisualTokens:
-        """Runs of prod(grid) cells from each of k starts as inputs of their own: (B * k, ...)."""
-        b, k, size = len(self.features), len(starts), grid[0] * grid[1] * grid[2]
-        device = self.features.device
-        index = torch.tensor(starts, device=device)[:, None] + torch.arange(size, device=device)
+    def fold(self, starts: list[int] | Tensor, grid: Grid) -> VisualTokens:
+        """Runs of prod(grid) tokens from each of k starts, as inputs of their own: (B * k, ...).
+
+        starts: (k,) first tokens. grid: of each run. Raises ValueError if `attention` is given
+        frame by frame and a run is not one of whole frames.
+        """
+        size = math.prod(grid)
+        first = torch.as_tensor(starts, device=self.features.device)
+        index = first[:, None] + torch.arange(size, device=first.device)
         part = {
             name: value[:, index].flatten(0, 1)
-            for name in _PER_CELL
+            for name in _PER_TOKEN
             if (value := getattr(self, name)) is not None
         }
         if self.attention is not None:
-            blocks = self.attention[:, index[:, :, None], index[:, None, :]]
-            part["attention"] = blocks.reshape(b * k, size, size)
+            part["attention"] = self._fold_attention(index, grid)
         for name in ("text_query", "text_query_mask"):
             if (value := getattr(self, name)) is not None:
-                part[name] = value.repeat_interleave(k, 0)
+                part[name] = value.repeat_interleave(len(first), 0)
         return replace(self, grid=grid, **part)
+
+    def _fold_attention(self, index: Tensor, grid: Grid) -> Tensor:
+        attention = self.need("attention")
+        if attention.dim() == 3:
+            return attention[:, index[:, :, None], index[:, None, :]].flatten(0, 1)
+        if grid[1:] != self.grid[1:]:
+            raise ValueError(
+                f"attention is given frame by frame, {self.grid[1]} x {self.grid[2]} tokens each; "
+                f"it has no part for {grid[1]} x {grid[2]} of them"
+            )
+        frames = index[:, :: grid[1] * grid[2]] // (grid[1] * grid[2])
+        blocks = attention[:, frames].flatten(0, 1)
+        return blocks[:, 0] if grid[0] == 1 else blocks
 
 
 @dataclass(frozen=True)
@@ -151,13 +179,16 @@ class LayerTokens(_Fields):
     """Visual tokens about to enter a decoder layer, n of them in each of B sequences.
 
     hidden: (B, n, D) hidden states that enter the layer.
-    size: (B, n) int64, cells already merged in each.
-    anchor: (B, n) int64, the cell that each stands for (its raster index in `grid`).
+    size: (B, n) int64, dense tokens already merged in each.
+    anchor: (B, n) int64, the dense token that each stands for (its raster index in `grid`).
     grid: the dense (T, H, W).
     scores: (B, n) float32, text-to-vision attention (see `compress.methods.base`).
     keys: (B, n, Dk) keys with rotary embedding, key heads concatenated.
-    text: (B, Q, D) hidden states and text_keys: (B, Q, Dk) keys of the text tokens after the visual
-        input; text_mask: (B, Q) bool, True at real tokens.
+    text, text_keys: (B, Q, D) hidden states and (B, Q, Dk) keys of the text tokens after the visual
+        input; Q may be 0.
+    text_mask: (B, Q) bool, True at real tokens.
+
+    Raises ValueError or TypeError, naming the field, if a shape does not fit.
     """
 
     hidden: Tensor
@@ -183,13 +214,15 @@ class LayerTokens(_Fields):
 
 @dataclass(frozen=True)
 class Reduction:
-    """N tokens reduced to M, and where each went.
+    """N tokens of each input reduced to M rows.
 
-    features: (B, M, D). assign: (B, N) int64, the output row that a token went to, or -1.
-    anchor: (B, M) int64, the input token that a row stands for, ascending (raster) unless a
-    released order is reproduced. size: (B, M) int64, cells merged in a row.
-    more: further maps like `assign`, where a token is in several rows: the coarser levels of a
-    method that hands on more than one (Chat-UniVi). Sizes then count a cell once a level.
+    features: (B, M, D).
+    assign: (B, N) int64, the row that a token was kept as or merged into, -1 if it was dropped.
+    anchor: (B, M) int64, the token that a row stands for. Anchors ascend, unless the method says
+        otherwise (`Method.ordered`, `Method.repeats_anchors`).
+    size: (B, M) int64, dense tokens merged in a row.
+    more: further maps like `assign`, for a method that puts a token into several rows: the coarser
+        levels of Chat-UniVi. A token then counts once a level in `size`.
     """
 
     features: Tensor
@@ -205,7 +238,7 @@ class Reduction:
 
     @classmethod
     def identity(cls, features: Tensor, size: Tensor | None = None) -> Reduction:
-        """Every token kept, features untouched."""
+        """Every token kept, features unchanged. size: (B, N), default one each."""
         b, n, _ = features.shape
         index = torch.arange(n, device=features.device).expand(b, n)
         return cls(features, index, index, torch.ones_like(index) if size is None else size)
@@ -241,7 +274,8 @@ class Reduction:
     def then(self, later: Reduction) -> Reduction:
         """This reduction followed by `later`, which took this one's rows as its tokens.
 
-        `later.size` must already count cells (it does if it was given this one's sizes).
+        `later.size` must count dense tokens, which it does if the method was given this one's
+        sizes. Raises ValueError if `later` does not have this one's rows as its tokens.
         """
         if later.assign.shape != self.anchor.shape:
             raise ValueError(
@@ -257,23 +291,23 @@ class Reduction:
         return Reduction(later.features, assign, anchor, later.size, tuple(more))
 
     def validate(self, size: Tensor | None = None) -> Reduction:
-        """Raise ValueError unless the parts agree; return self. Syncs with the host: for checks.
+        """Raise ValueError unless the parts agree; return self. Waits for a GPU: meant for tests.
 
-        size: (B, N) cells in each input token, default one each.
+        size: (B, N) dense tokens in each token, default one each.
         """
         b, m = self.anchor.shape
         if self.features.shape[:2] != (b, m) or self.size.shape != (b, m):
             raise ValueError("features, anchor and size disagree on (B, M)")
-        cells = torch.ones_like(self.assign) if size is None else size
+        weights = torch.ones_like(self.assign) if size is None else size
         row = torch.arange(m, device=self.anchor.device).expand(b, m)
         total, own = torch.zeros_like(self.size), torch.zeros_like(row, dtype=torch.bool)
         for level in (self.assign, *self.more):
             if bool((level >= m).any()) or bool((level < -1).any()):
                 raise ValueError(f"assign must lie in -1..{m - 1}")
-            total += cells.new_zeros(b, m + 1).scatter_add_(1, level + 1, cells)[:, 1:]
+            total += weights.new_zeros(b, m + 1).scatter_add_(1, level + 1, weights)[:, 1:]
             own |= level.gather(1, self.anchor) == row
         if not bool(own.all()):
             raise ValueError("every row's anchor must be assigned to that row")
         if not torch.equal(total, self.size):
-            raise ValueError("size does not count the cells assigned to each row")
+            raise ValueError("size does not count the tokens assigned to each row")
         return self

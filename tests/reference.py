@@ -1,7 +1,7 @@
 """A slow, obvious reduced forward for one unpadded sample: no hooks, no cache, eager attention.
 
 It is written from the formulas and shares no code with the package beyond the method's own choice
-on bare tensors, which `tests/compress/test_methods.py` checks against numpy. What the vision side
+on bare tensors, which `tests/compress/methods/test_methods.py` checks against numpy. What the vision side
 saw is read by `tests/reference_vision.py`.
 """
 
@@ -155,10 +155,12 @@ def reduce_prompt(
     counts = counts_of(method, budget, [len(s.tokens) for s in seen], len(lm.layers), leading)
     layers = max(len(s.deep) for s in seen)
     nothing = [torch.zeros_like(words[0])] * layers
-    # Each token: place, embedding, DeepStack layers, input, dense token, tokens merged in it.
+    # Each token: where it stands, the place whose position it has, embedding, DeepStack layers,
+    # input, dense token, tokens merged in it. A method that hands its tokens on in an order of its
+    # own (released DUET) puts them into the places of all, from first to last.
     owned = {place for every in places for place in every}
     found: list[Any] = [
-        (place, words[place], nothing, -1, -1, 1)
+        (place, place, words[place], nothing, -1, -1, 1)
         for place in range(len(sample.ids))
         if place not in owned
     ]
@@ -167,16 +169,19 @@ def reduce_prompt(
     for number, ((kind, variant, _), s) in enumerate(zip(sample.shown, seen, strict=True)):
         keep = counts[number][0]
         x, members, anchors = reduce_input(model, case, method, keep, s, kind, variant, query)
-        for row, (group, anchor) in enumerate(zip(members, anchors, strict=True)):
+        own = [places[number][anchor] for anchor in anchors]
+        for row, (stands, group, anchor) in enumerate(
+            zip(sorted(own), members, anchors, strict=True)
+        ):
             deep = [layer[group].mean(0) for layer in s.deep]
-            found.append((places[number][anchor], x[row], deep, number, anchor, len(group)))
+            found.append((stands, own[row], x[row], deep, number, anchor, len(group)))
     found.sort(key=lambda one: one[0])
-    at, embeds, deep, image, cell, size = zip(*found, strict=True)
+    at, own_at, embeds, deep, image, cell, size = zip(*found, strict=True)
     image = torch.tensor(image)
     after = (image < 0) & (torch.tensor(at) > end)
     tokens = Tokens(
         torch.stack(embeds),
-        positions[list(at)],
+        positions[list(own_at)],
         image,
         torch.tensor(cell),
         torch.tensor(size),

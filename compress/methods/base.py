@@ -1,39 +1,57 @@
-"""What a method is.
+"""The base class of all methods, and what a model's runtime hands to a method.
 
-A method is a frozen dataclass whose fields are its whole configuration. It has up to three parts:
+A method is a frozen dataclass; its fields are its whole configuration. It has up to three parts:
 
-1. `allocate(dense, depth, budget)`: how many tokens are kept before the language model and at
-   which decoder layers how many go on (`compress.budget.Allocation`).
-2. `reduce(tokens, keep)`: before the language model, on `VisualTokens` of one shape. A subclass
-   writes `pick`; `reduce` checks the input, handles keep-all and cuts long videos into windows.
-3. `inside(tokens, count)`: before decoder layer l of each stage of the schedule, on `LayerTokens`.
+1. `allocate(dense, depth, budget)` turns a budget into counts: how many visual tokens enter the
+   language model, and how many are left from which decoder layer on
+   (`compress.budget.Allocation`).
+2. `reduce(tokens, keep)` reduces `VisualTokens` before the language model (pre-LLM). Subclasses
+   override `select`; `reduce` checks the input, handles keep-all, and cuts long videos.
+3. `reduce_in_llm(tokens, count)` reduces `LayerTokens` before a decoder layer of the schedule
+   (in-LLM). Subclasses override `select_in_llm`.
 
-What an attachment to a model hands over
-----------------------------------------
-For `reduce`: the fields of `VisualTokens` named by `method.needs` (an error if absent), and those
-named by `method.wants` where it has them. `saliency` is the attention that a cell receives in
-vision layer `method.scoring_layer` (None: the one whose output the projector gets), softmax in
-float32, averaged over heads, from the class token if `method.saliency_rule` is "cls", averaged
-over all queries if it is "received"; "auto" is "cls" where the tower has a class token.
-`space` says where the features are taken: "pre_projector" before the projector, "projected" after it.
+Pre-LLM
+-------
+`reduce` gets `VisualTokens` with every field in `method.needs`, and those in `method.wants` that
+the model has.
 
-For `inside`, at each stage (l, count) of the schedule, visual tokens only, in their order:
-- `scores` (B, n) float32, if "scores" is in `method.in_llm_needs`: softmax in float32 of the
-  attention logits over the whole causal row (all keys, not the visual ones alone), averaged over
-  heads and over the query rows, then the visual columns. Query rows by `schedule.query`: "last"
-  the last text token, "all" all text tokens after the visual input, "salient" those that
-  `method.salient_rows(text, visual, mask)` marks, called once on the embeddings that enter layer
-  0. A sequence with no text after its visual input uses the row of its last visual token.
-  With `schedule.scorer` "next", queries and keys are layer l's own (its input norm, projections
-  and rotary embedding on the hidden states about to enter it); with "previous", those of
-  layer l - 1, as that layer computed them.
-- `keys` (B, n, Dk), if "keys" is in `in_llm_needs`: keys after the rotary embedding, key heads
-  concatenated, of the layer that `scorer` names; `text_keys` (B, Q, Dk) likewise the same of the
-  text tokens after the visual input, `text` (B, Q, D) their hidden states, with `text_mask`.
-- `hidden` (B, n, D), entering layer l; `size`, `anchor` and `grid` from the reduction so far.
+- `features` are taken before the projector if `method.features_from` is "pre_projector", after it
+if
+  it is "post_projector".
+- `saliency` is the attention that a token receives in vision layer `method.scoring_layer` (None:
+the
+  layer whose output goes into the projector). It is softmax attention in float32, averaged over
+  heads: the row of the class token if `method.saliency_rule` is "cls", the mean over all rows if it
+  is "received". "auto" means "cls" where the vision encoder has a class token.
+- `keys` and `attention` come from the same layer.
+- An input without text has an empty `text_query`, or a `text_query_mask` that is all False. A
+method
+  then leaves out the part that reads text.
 
-`inside` returns a `Reduction` over the n tokens whose `features` replace `hidden`. If
-`method.proportional_attention`, log(size) is added to the attention logits of every visual key.
+In-LLM
+------
+At each pair (l, count) of the schedule `reduce_in_llm` gets the visual tokens of every sequence, in
+their order, about to enter decoder layer l:
+
+- `hidden` (B, n, D), the hidden states that enter layer l; `size`, `anchor` and `grid` as the
+  reductions so far left them.
+- `scores` (B, n) float32, if `method.in_llm_needs` has "scores": attention from text to the visual
+  tokens. It is softmax attention in float32 over the whole causal row, averaged over heads and over
+  the query rows, of which the visual columns are taken. Query rows are those that
+  `method.query_rows` names; "salient" rows are marked by `method.salient_rows`, called once on the
+  embeddings that enter layer 0. A sequence without text after its visual input uses the row of its
+  last visual token.
+- `keys` (B, n, Dk), if `in_llm_needs` has "keys": keys after the rotary embedding, key heads
+  concatenated.
+- `text` (B, Q, D), `text_keys` (B, Q, Dk) and `text_mask`, if named there: hidden states and keys
+of
+  the text tokens after the visual input.
+
+Scores and keys are those of layer l, applied to the hidden states that enter it, if
+`method.scored_by` is "next"; those of layer l - 1 if it is "previous".
+
+The returned `Reduction` replaces the hidden states. If `method.proportional_attention` is set,
+log(size) is added to the attention logits of every visual key.
 """
 
 from __future__ import annotations
@@ -52,23 +70,27 @@ from torch import Tensor
 from compress import ops
 from compress.budget import Allocation, Plan, Schedule, resolve_budget, solve
 from compress.ops import windows
-from compress.tokens import LayerTokens, Reduction, VisualTokens
+from compress.tokens import Grid, LayerTokens, Reduction, VisualTokens
 
 
 @dataclass(frozen=True)
 class Method:
-    """Base of all methods; by itself, keep everything.
+    """Base class of all methods.
 
-    Class attributes, the method's face to an attachment (see the module's text):
-    space: "pre_projector" or "projected". requires: fields of VisualTokens without which it cannot run.
-    wants: fields used where given. pairwise: builds a table of N x N (long videos are cut into
-    windows of whole frames, at most 8,192 cells each). per_frame: a video's frames are reduced
-    one by one, each to its share of the tokens. scoring_layer: vision layer of `saliency`,
-    None for the one whose output the projector gets (-2 in LLaVA-1.5, as published).
-    in_llm_only: reduces nothing before the language model.
-    proportional_attention: whether log(size) is added to the attention logits of a merged token
-    (ToMe, section 3); None, where the attention implementation takes a bias. A method that leaves
-    the choice to its user has a field of this name.
+    Class attributes describe a method to the runtime (see the module's text):
+
+    features_from: "pre_projector" or "post_projector", where the features are taken.
+    requires: fields of `VisualTokens` without which the method cannot run. A method whose
+        requirements depend on its options overrides `needs`.
+    wants: fields that are used if the model has them.
+    in_llm_needs: fields of `LayerTokens` that `select_in_llm` reads.
+    pairwise: the method builds an N x N table. Long videos are cut into windows of whole frames, at
+        most `windows.WINDOW` = 8,192 tokens each.
+    per_frame: the frames of a video are reduced one by one, each to its share of the tokens.
+    in_llm_only: nothing is reduced before the language model.
+    resizes_input: the vision encoder is given a smaller image instead: one of `input_side(grid,
+        keep)` patches a side, each of which stands for a block of `input_blocks(grid, keep)`.
+    repeats_anchors: two rows may stand for the same token.
     """
 
     features_from: ClassVar[str] = "post_projector"
@@ -77,11 +99,9 @@ class Method:
     in_llm_needs: ClassVar[frozenset[str]] = frozenset({"scores"})
     pairwise: ClassVar[bool] = False
     per_frame: ClassVar[bool] = False
-    scoring_layer: ClassVar[int | None] = None
     in_llm_only: ClassVar[bool] = False
-    repeats_anchors: ClassVar[bool] = False
     resizes_input: ClassVar[bool] = False
-    proportional_attention: ClassVar[bool | None] = False
+    repeats_anchors: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         """Raise TypeError for a field whose value is not of its type, ValueError if not finite."""
@@ -90,19 +110,32 @@ class Method:
             value, name = getattr(self, option.name), f"{type(self).__name__}: {option.name}"
             if not _fits(value, hints[option.name]):
                 raise TypeError(f"{name} is {value!r}; expected {option.type}")
-            parts = value if isinstance(value, tuple) else (value,)
-            if any(isinstance(part, float) and not math.isfinite(part) for part in parts):
+            values = value if isinstance(value, tuple) else (value,)
+            if any(isinstance(v, float) and not math.isfinite(v) for v in values):
                 raise ValueError(f"{name} is {value!r}; it must be finite")
 
     @property
     def needs(self) -> frozenset[str]:
-        """Fields of VisualTokens that this configuration must be given."""
+        """Fields of `VisualTokens` that this configuration must be given."""
         return self.requires
+
+    @property
+    def scoring_layer(self) -> int | None:
+        """Vision layer of `saliency`, `keys` and `attention`.
+
+        None: the layer whose output goes into the projector (-2 in LLaVA-1.5).
+        """
+        return None
 
     @property
     def saliency_rule(self) -> str:
         """Whose attention makes `saliency`: "cls", "received" or "auto"."""
         return "auto"
+
+    @property
+    def ordered(self) -> bool:
+        """Whether the rows of a pre-LLM reduction ascend by anchor: False for a released order."""
+        return True
 
     @property
     def query_rows(self) -> str:
@@ -122,19 +155,39 @@ class Method:
         """
         return "next"
 
+    @property
+    def proportional_attention(self) -> bool | None:
+        """Whether log(size) is added to the attention logits of a merged token (ToMe, section 3).
+
+        None: where the attention implementation takes a bias. A method that leaves the choice to
+        its user has a field of this name.
+        """
+        return False
+
+    def input_side(self, grid: Grid, keep: int) -> int:
+        """Patches a side of the image that the vision encoder is given, if `resizes_input`.
+
+        grid: of the dense tokens. Raises ValueError if inputs of this grid cannot be resized.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not resize its input")
+
+    def input_blocks(self, grid: Grid, keep: int) -> Tensor:
+        """(N,) int64: the patch of the smaller image that each dense token lies in."""
+        raise NotImplementedError(f"{type(self).__name__} does not resize its input")
+
     def schedule(self, keep: int, depth: int) -> Schedule:
-        """The schedule for `keep` tokens entering a language model of `depth` layers."""
+        """The in-LLM schedule for `keep` tokens that enter a language model of `depth` layers."""
         return ()
 
     def plans(self, dense: int, depth: int) -> Iterator[Plan]:
-        """Ways to turn a count into an allocation: the method's own, then its concessions.
+        """Functions from a count to an allocation, the method's own first.
 
-        `allocate` takes the first that can reach the budget. By default the free count is what
-        enters the language model; where the schedule takes too much to reach a high budget even
-        from all tokens, its last stages are given up one by one.
+        `allocate` takes the first one that can reach the budget. By default the count is the number
+        of tokens that enter the language model. A schedule may drop too much for a high budget to
+        be reached even if all tokens enter: its last pairs are then given up one by one.
         """
-        stages = len(self.schedule(dense, depth))
-        for left in range(stages, -1, -1):
+        pairs = len(self.schedule(dense, depth))
+        for left in range(pairs, -1, -1):
 
             def plan(count: int, left: int = left) -> Allocation:
                 return Allocation(dense, depth, count, self.schedule(count, depth)[:left])
@@ -142,10 +195,11 @@ class Method:
             yield plan
 
     def allocate(self, dense: int, depth: int, budget: int | float) -> Allocation:
-        """Counts whose mean over the decoder layers is the nearest reachable to `budget`.
+        """The allocation whose mean count over the decoder layers is nearest to `budget`.
 
-        dense: cells of the visual input; depth: decoder layers; budget: an int count or a float
-        fraction of `dense`. A budget of all cells is keep-all with no schedule.
+        dense: visual tokens of the input. depth: decoder layers. budget: a count (int) or a
+        fraction of `dense` (float in (0, 1]). A budget of all tokens keeps all and has no schedule.
+        Raises TypeError or ValueError for a budget that cannot be.
         """
         target = resolve_budget(budget, dense)
         if target == dense:
@@ -161,47 +215,47 @@ class Method:
     ) -> Reduction:
         """Reduce (B, N, D) to (B, keep, D) before the language model; keep == N is the identity.
 
-        Raises ValueError if `keep` is not in 1..N, if a needed field is absent, or if a value is
-        NaN or infinite.
+        check: look for values that are NaN or infinite, which waits once for a GPU. A caller that
+        passes False has looked at `VisualTokens.finite_sums` itself.
+
+        Raises TypeError or ValueError if `keep` is not an int in 1..N, ValueError if a needed field
+        is missing or a value is not finite.
         """
-        n = tokens.count
+        n, name = tokens.count, type(self).__name__
         if isinstance(keep, bool) or not isinstance(keep, int):
             raise TypeError(f"keep must be an int, got {keep!r}")
         if not 1 <= keep <= n:
-            raise ValueError(f"keep is {keep}; it must be 1..{n} (the cells given)")
+            raise ValueError(f"keep is {keep}; it must be 1..{n} (the tokens given)")
         if keep == n:
             return Reduction.identity(tokens.features, tokens.size)
-        name = type(self).__name__
         if self.in_llm_only:
             raise ValueError(
-                f"{name} reduces inside the language model only: keep must be {n} (all cells) "
-                f"before it, got {keep}"
+                f"{name} reduces in the language model only: before it, keep must be {n} (all "
+                f"tokens), got {keep}"
             )
-        for need in sorted(self.needs):
-            if getattr(tokens, need) is None:
-                raise ValueError(f"{name} needs {need}, which was not given")
+        _require(name, tokens, self.needs)
         if check:
             tokens.check_finite()
-        pick = partial(self.select, generator=generator)
+        select = partial(self.select, generator=generator)
         with torch.autocast(tokens.features.device.type, enabled=False):
             if self.per_frame and tokens.grid[0] > 1:
-                return windows.by_frame(tokens, keep, pick)
-            if self.pairwise and n > windows.CELLS:
-                return windows.by_window(tokens, keep, pick)
-            return pick(tokens, keep)
+                return windows.by_frame(tokens, keep, select)
+            if self.pairwise and n > windows.WINDOW:
+                return windows.by_window(tokens, keep, select)
+            return select(tokens, keep)
 
     def select(
         self, tokens: VisualTokens, keep: int, generator: torch.Generator | None
     ) -> Reduction:
-        """The method itself: 1 <= keep < N, fields checked."""
+        """The pre-LLM reduction itself: 1 <= keep < N, all needed fields given."""
         raise NotImplementedError(f"{type(self).__name__} has no reduction before the LLM")
 
     def reduce_in_llm(
         self, tokens: LayerTokens, count: int, generator: torch.Generator | None = None
     ) -> Reduction:
-        """Reduce n tokens to `count` at a stage of the schedule; 0 drops all, n keeps all.
+        """Reduce n tokens to `count` before a decoder layer; 0 drops all, n keeps all.
 
-        Raises ValueError if `count` is not in 0..n or a needed field is absent.
+        Raises ValueError if `count` is not in 0..n or a needed field is missing.
         """
         n = tokens.hidden.shape[1]
         if not 0 <= count <= n:
@@ -211,23 +265,25 @@ class Method:
         if count == 0:
             empty = tokens.anchor.new_empty(len(tokens.anchor), 0)
             return ops.prune(tokens.hidden, empty, tokens.size)
-        for need in sorted(self.in_llm_needs):
-            if getattr(tokens, need) is None:
-                raise ValueError(f"{type(self).__name__} needs {need}, which was not given")
+        _require(type(self).__name__, tokens, self.in_llm_needs)
         with torch.autocast(tokens.hidden.device.type, enabled=False):
             return self.select_in_llm(tokens, count, generator)
 
     def select_in_llm(
         self, tokens: LayerTokens, count: int, generator: torch.Generator | None
     ) -> Reduction:
-        """The rule at a stage: 1 <= count < n, fields checked. Here: the highest scores."""
+        """The in-LLM reduction itself: 1 <= count < n, all needed fields given.
+
+        By default the tokens with the highest scores stay.
+        """
         return ops.prune(tokens.hidden, ops.top(tokens.need("scores"), count), tokens.size)
 
     def salient_rows(self, text: Tensor, visual: Tensor, mask: Tensor | None = None) -> Tensor:
-        """(B, Q) bool: text rows used as queries when the schedule's query is "salient".
+        """(B, Q) bool: the query rows if `query_rows` is "salient".
 
-        text: (B, Q, D), visual: (B, n, D), as they enter layer 0; mask: (B, Q) real tokens.
-        The text tokens most attended from the image (`ops.text_raters`), and the last one.
+        text: (B, Q, D) and visual: (B, n, D) embeddings as they enter layer 0; Q may be 0. mask:
+        (B, Q) bool, True at real tokens. By default the text tokens that the visual tokens are most
+        similar to (`ops.text_raters`), and the last one. A sequence without text has no row.
         """
         mask = text.new_ones(text.shape[:2], dtype=torch.bool) if mask is None else mask
         rows = ops.text_raters(text, visual, mask)
@@ -238,10 +294,17 @@ class Method:
         return rows | (place == last)
 
 
-def _fits(value: object, hint: Any) -> bool:
-    """Whether a value is of a plain option's type; a whole number is a float too, a bool neither.
+def _require(name: str, tokens: VisualTokens | LayerTokens, needs: frozenset[str]) -> None:
+    """Raise ValueError, naming the method, for the first field that was not given."""
+    for need in sorted(needs):
+        if getattr(tokens, need) is None:
+            raise ValueError(f"{name} needs {need}, which was not given")
 
-    Types of other kinds, which a user's own method may have, are not looked at.
+
+def _fits(value: object, hint: Any) -> bool:
+    """Whether a value has the type of a field; an int is a float too, a bool is neither.
+
+    Types other than those of plain options, which a user's own method may have, are not checked.
     """
     kinds = get_args(hint)
     if get_origin(hint) is tuple:

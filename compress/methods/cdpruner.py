@@ -15,7 +15,7 @@ from compress.tokens import Reduction, VisualTokens
 
 
 def relevance(features: Tensor, query: Tensor, mask: Tensor | None) -> Tensor:
-    """(B, N): mean cosine of each cell to the real query tokens; 0 where there are none."""
+    """(B, N): mean cosine of each token to the real query tokens; 0 where there are none."""
     text = ops.unit(query)
     if mask is None:
         mask = torch.ones(query.shape[:2], dtype=torch.bool, device=query.device)
@@ -31,15 +31,15 @@ class CDPruner(Method):
 
     Kernel q_i q_j cos(x_i, x_j) of projected features, q the relevance to the question scaled to
     0..1 plus 1e-6; greedy MAP. `negate` flips the relevance, as the released code does with CLIP's
-    own text tower, in whose space the patches that match a text lie away from it. The kernel is
-    x x^T with x = q_i x_i / |x_i|, so it is never written down.
+    own text encoder, in whose space the patches that match a text lie away from it. The kernel is
+    x x^T with x = q_i x_i / |x_i|.
 
     Departures: relevance is taken to the question's embeddings in the language model's space (a
-    model need not carry CLIP's text tower) and scaled per input, not over the batch. Equal
-    relevance everywhere (no question) gives plain diversity. Needs the question before prefill.
+    model need not have CLIP's text encoder) and scaled per input, not over the batch. An input
+    without text has equal relevance everywhere, which gives plain diversity.
     """
 
-    requires: ClassVar[frozenset[str]] = frozenset({"text_query"})
+    wants: ClassVar[frozenset[str]] = frozenset({"text_query"})
     pairwise: ClassVar[bool] = True
 
     negate: bool = False
@@ -47,8 +47,11 @@ class CDPruner(Method):
     def select(
         self, tokens: VisualTokens, keep: int, generator: torch.Generator | None
     ) -> Reduction:
-        score = relevance(tokens.features, tokens.need("text_query"), tokens.text_query_mask)
-        quality = ops.minmax(-score if self.negate else score) + 1e-6
         x = ops.wide(tokens.features)
+        if tokens.text_query is None:
+            score = torch.zeros_like(x[..., 0])
+        else:
+            score = relevance(x, tokens.text_query, tokens.text_query_mask)
+        quality = ops.minmax(-score if self.negate else score) + 1e-6
         factors = x * (quality / x.norm(dim=2).clamp(min=1e-12))[..., None]
         return ops.prune(tokens.features, greedy.span(factors, keep))

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from itertools import zip_longest
+from dataclasses import dataclass, replace
+from itertools import accumulate, zip_longest
 from typing import ClassVar
 
 import torch
@@ -21,22 +21,22 @@ class ChatUniVi(Method):
     """Chat-UniVi (CVPR 2024, arXiv 2311.08046, section 3; code PKU-YuanGroup/Chat-UniVi).
 
     Image: DPC-KNN to 4 parts, those to 2 parts, those to 1 part of the count (64, 32, 16 of 112);
-    the rows of all three scales go on, the finest first. Video of more than two frames: frames are
-    clustered by their means into events, a sixteenth of their number (`events`); each frame has
+    the rows of all three scales are kept, the finest first. Video of more than two frames: frames
+    are clustered by their means into events, a sixteenth of their number (`events`); each frame has
     the three scales, and at each scale the rows of an event's frames are clustered together, so
-    that an event has an image's number of rows. Events follow each other by first frame; frames
-    of one need not be consecutive.
+    that an event has an image's number of rows. Events follow each other by first frame; frames of
+    one need not be consecutive.
 
-    A cell is in a row of each scale: `assign` has the finest, `more` the others, and sizes count
+    A token is in a row of each scale: `assign` has the finest, `more` the others, and sizes count
     it once a scale. Rows ascend within a scale only. Departures from the released code: means
-    count merged cells (it averages averages), ties go to the lower index (it adds noise). If an
-    event's finest scale would exceed a frame's cells, there are more events. An event of more than
-    2,048 tokens is first clustered in windows of whole frames, to 2,048 in all, so that time and
-    memory stay linear in the length of a video.
+    are weighted by size (it averages averages), ties go to the lower index (it adds noise). If an
+    event's finest scale would exceed the tokens of a frame, there are more events. An event of more
+    than 2,048 tokens is first clustered in windows of whole frames, to 2,048 in all, so that time
+    and memory stay linear in the length of a video.
     """
 
-    repeats_anchors: ClassVar[bool] = True
     features_from: ClassVar[str] = "pre_projector"
+    repeats_anchors: ClassVar[bool] = True
 
     neighbours: int = 5
     later_neighbours: int = 3
@@ -50,6 +50,10 @@ class ChatUniVi(Method):
         if not 0 < self.events <= 1:
             raise ValueError(f"ChatUniVi: events is {self.events}; it must be in (0, 1]")
 
+    @property
+    def ordered(self) -> bool:
+        return False
+
     @staticmethod
     def scales(keep: int) -> list[int]:
         """Rows of each scale, finest first: 4, 2 and 1 parts of seven."""
@@ -60,15 +64,13 @@ class ChatUniVi(Method):
         self, tokens: VisualTokens, keep: int, generator: torch.Generator | None
     ) -> Reduction:
         if tokens.grid[0] <= 2:
-            return _stack(self._levels(tokens.features, self.scales(keep)))
+            levels = self._levels(tokens.features, self.scales(keep))
+            starts = accumulate((level.count for level in levels), initial=0)
+            rows = [level.assign + start for level, start in zip(levels, starts, strict=False)]
+            return _joined(levels, rows, 1)
         samples = [self._video(x[None], tokens.grid, keep) for x in tokens.features]
-        return Reduction(
-            torch.cat([part.features for part in samples]),
-            torch.cat([part.assign for part in samples]),
-            torch.cat([part.anchor for part in samples]),
-            torch.cat([part.size for part in samples]),
-            tuple(torch.cat(level) for level in zip(*(p.more for p in samples), strict=True)),
-        )
+        maps = zip(*((sample.assign, *sample.more) for sample in samples), strict=True)
+        return _joined(samples, [torch.cat(level) for level in maps], 0)
 
     def _cluster(self, x: Tensor, size: Tensor | None, count: int, scale: int) -> Reduction:
         if count == x.shape[1]:
@@ -79,7 +81,7 @@ class ChatUniVi(Method):
 
     def _joint(self, x: Tensor, size: Tensor, count: int, scale: int, frames: int) -> Reduction:
         """The tokens of an event's frames (1, n, D) clustered together."""
-        most = max(count, windows.CELLS // 4)
+        most = max(count, windows.WINDOW // 4)
         if x.shape[1] <= most:
             return self._cluster(x, size, count, scale)
 
@@ -109,51 +111,39 @@ class ChatUniVi(Method):
 
     def _video(self, x: Tensor, grid: tuple[int, int, int], keep: int) -> Reduction:
         """One video, x (1, N, D)."""
-        t, cells = grid[0], grid[1] * grid[2]
+        t, n = grid[0], grid[1] * grid[2]
         least = min(keep, max(1, math.ceil(t * self.events)))
-        count = next(e for e in range(least, t + 1) if self.scales(-(-keep // e))[0] <= cells)
-        frames = x.unflatten(1, (t, cells))[0]
+        count = next(e for e in range(least, t + 1) if self.scales(-(-keep // e))[0] <= n)
+        frames = x.unflatten(1, (t, n))[0]
         wanted = [self.scales(share) for share in windows.shares(keep, count)]
         most = [max(counts) for counts in zip_longest(*wanted, fillvalue=0)]
         levels = self._levels(frames, most)
-        parts: list[Reduction] = []
-        maps = [torch.full((1, t * cells), -1, device=x.device) for _ in most]
-        row = 0
+        maps = [torch.full((1, t * n), -1, device=x.device) for _ in most]
+        parts, row = list[Reduction](), 0
         mean = ops.wide(frames).mean(1)[None]
         for counts, event in zip(wanted, self._events(mean, count), strict=True):
-            where = torch.tensor(event, device=x.device)
+            where = ops.on_device(event, x.device)
             start = torch.arange(len(event), device=x.device)[:, None]
-            cell = (where[:, None] * cells + torch.arange(cells, device=x.device)).flatten()
+            index = (where[:, None] * n + torch.arange(n, device=x.device)).flatten()
             for scale, number in enumerate(counts):
                 level = levels[scale]
                 size = level.size[where].reshape(1, -1)
                 x = level.features[where].flatten(0, 1)[None]
                 joint = self._joint(x, size, number, scale, len(event))
                 token = (level.assign[where] + start * most[scale]).flatten()
-                maps[scale][0, cell] = joint.assign[0, token] + row
-                home = (level.anchor[where] + where[:, None] * cells).reshape(1, -1)
-                anchor = home.gather(1, joint.anchor)
-                parts.append(Reduction(joint.features, joint.assign, anchor, joint.size))
+                maps[scale][0, index] = joint.assign[0, token] + row
+                anchor = (level.anchor[where] + where[:, None] * n).reshape(1, -1)
+                parts.append(replace(joint, anchor=anchor.gather(1, joint.anchor)))
                 row += number
-        return Reduction(
-            torch.cat([part.features for part in parts], 1),
-            maps[0],
-            torch.cat([part.anchor for part in parts], 1),
-            torch.cat([part.size for part in parts], 1),
-            tuple(maps[1:]),
-        )
+        return _joined(parts, maps, 1)
 
 
-def _stack(levels: list[Reduction]) -> Reduction:
-    """Reductions of the same tokens as one, their rows one after another."""
-    maps, row = [], 0
-    for level in levels:
-        maps.append(level.assign + row)
-        row += level.count
+def _joined(parts: list[Reduction], maps: list[Tensor], axis: int) -> Reduction:
+    """Rows of several reductions as one, with maps of the tokens to them, the finest first."""
     return Reduction(
-        torch.cat([level.features for level in levels], 1),
+        torch.cat([part.features for part in parts], axis),
         maps[0],
-        torch.cat([level.anchor for level in levels], 1),
-        torch.cat([level.size for level in levels], 1),
+        torch.cat([part.anchor for part in parts], axis),
+        torch.cat([part.size for part in parts], axis),
         tuple(maps[1:]),
     )

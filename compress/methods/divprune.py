@@ -19,7 +19,7 @@ class DivPrune(Method):
 
     Greedy farthest-point selection by cosine distance of projected features, from the token
     farthest from its nearest neighbour. Needs no attention. Kept tokens keep their positions
-    (the released code renumbers them); a video over 8,192 cells is cut into windows.
+    (the released code renumbers them); a video over 8,192 tokens is cut into windows.
     """
 
     pairwise: ClassVar[bool] = True

@@ -1,4 +1,4 @@
-"""DUET: dominant and contextual tokens before the language model, a schedule inside it."""
+"""DUET: dominant and contextual tokens before the language model, a schedule in it."""
 
 from __future__ import annotations
 
@@ -9,44 +9,57 @@ import torch
 from torch import Tensor
 
 from compress import ops
-from compress.budget import Allocation, Schedule, resolve_budget, stage_layers
+from compress.budget import Allocation, Schedule, resolve_budget, schedule_layers
 from compress.methods.base import Method, choose
 from compress.methods.duet_budgets import PUBLISHED, published_split
+from compress.methods.duet_clusters import by_attention, by_keys
 from compress.tokens import Reduction, VisualTokens
+
+OPTIONS = ("saliency", "cluster", "merge", "query", "order")
+VARIANTS = {
+    "released": ("auto", "pool", "add", "all", "rank"),
+    "paper": ("received", "attention", "mean", "last", "raster"),
+}
 
 
 @dataclass(frozen=True)
 class Duet(Method):
     """DUET (arXiv 2602.18846, section 3; code AMD-AGI/DUET-VLM).
 
-    Before the language model: the `dominant` most salient cells are kept, and of the rest `width`
-    cells per contextual token are merged into it. Inside it: n, then n/2 from half depth on, then
+    Pre-LLM: the `dominant` most salient tokens are kept, and of the rest `width` tokens for each
+    contextual token are merged into it. In-LLM: n tokens, then n/2 from half of the depth on, then
     none from three quarters on, so that the mean is 0.625 n.
 
-    variant: "paper" or "released", which sets what is left at None:
-        merge "mean" or "add" (anchor plus the mean of its other members, which conserves nothing),
-        query "last" or "all", order "raster" or "rank" (dominant, then contextual by saliency).
-    saliency: "cls", "received" (mean over all queries: the paper's text) or "auto".
-    cluster: "pool" (released: anchors are every `width`-th of the `width` * C most salient rest,
-        members the others of that pool, by cosine of keys), "attention" (the paper: centres are
-        the C most salient of the rest, members those they attend to most; needs `attention`) or
-        "visionzip" (anchors evenly spaced over all the rest in raster order, members all others).
-    contextual: share (float) or number (int) of contextual tokens; None: as published, linear
-        between. A video is reduced frame by frame, as Video-LLaVA's is.
-    layers, ratios: stages (int: layer, float: share of the depth), and shares kept of what entered.
+    variant: "released", what the code does, or "paper", what the paper says. It sets what is left
+        at None. On the embedded benchmark "released" is far better. The paper reads the last layer
+        of the vision encoder, the code the layer whose output goes into the projector.
+    saliency: "received", attention averaged over all queries (paper), "cls", or "auto", from the
+        class token where there is one (released).
+    cluster: "pool" (released): anchors are every `width`-th of the `width` * C most salient of the
+        rest, members the others of that pool, by cosine of keys. "attention" (paper): anchors are
+        the C most salient of the rest, members those they attend to most; needs `attention`.
+        "visionzip": anchors are evenly spaced over the rest, members all others.
+    merge: "mean" (paper), or "add" (released), the anchor plus the mean of the other members, which
+        conserves nothing.
+    query: text rows that rank tokens: "last" (paper), "all" (released) or "salient".
+    order: "raster" (paper), or "rank" (released): dominant, then contextual tokens by saliency.
+    contextual: share (float) or number (int) of contextual tokens. None: as published, linear in
+        between. A video is reduced frame by frame, as in Video-LLaVA.
+    layers, ratios: the in-LLM schedule: layers (int) or shares of the depth (float), and the share
+        of the tokens that entered which is left from there on.
 
-    Departures from the released code: the class token is not kept (its count of dominant tokens
-    includes it); ties go to the lower index; "attention" clusters do not overlap (a cell goes to
-    the centre that attends to it most); "salient" text is chosen by its likeness to the image
-    (`Method.salient_rows`), not by a part-of-speech tagger.
+    Departures from the released code: the class token is not kept (its number of dominant tokens
+    includes it); ties go to the lower index. From the paper: "attention" clusters do not overlap (a
+    token goes to the anchor that attends to it most). From both: "salient" text is chosen by its
+    similarity to the image (`Method.salient_rows`), not by a part-of-speech tagger.
     """
 
     features_from: ClassVar[str] = "pre_projector"
     per_frame: ClassVar[bool] = True
 
-    variant: str = "paper"
-    saliency: str = "auto"
-    cluster: str = "pool"
+    variant: str = "released"
+    saliency: str | None = None
+    cluster: str | None = None
     width: int = 4
     contextual: int | float | None = None
     merge: str | None = None
@@ -57,16 +70,12 @@ class Duet(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        choose(self, variant=("paper", "released"), saliency=("auto", "cls", "received"))
-        released = self.variant == "released"
-        for name, paper, code in (
-            ("merge", "mean", "add"),
-            ("query", "last", "all"),
-            ("order", "raster", "rank"),
-        ):
+        choose(self, variant=tuple(VARIANTS))
+        for name, value in zip(OPTIONS, VARIANTS[self.variant], strict=True):
             if getattr(self, name) is None:
-                object.__setattr__(self, name, code if released else paper)
-        choose(self, cluster=("pool", "attention", "visionzip"), merge=("mean", "add"))
+                object.__setattr__(self, name, value)
+        choose(self, saliency=("auto", "cls", "received"), merge=("mean", "add"))
+        choose(self, cluster=("pool", "attention", "visionzip"))
         choose(self, query=("last", "all", "salient"), order=("raster", "rank"))
         if self.width < 1:
             raise ValueError(f"Duet: width is {self.width}; it must be at least 1")
@@ -77,19 +86,26 @@ class Duet(Method):
 
     @property
     def needs(self) -> frozenset[str]:
-        swap = {"attention"} if self.cluster == "attention" else {"keys"}
-        return frozenset({"saliency"} | swap)
+        return frozenset({"saliency", "attention" if self.cluster == "attention" else "keys"})
+
+    @property
+    def scoring_layer(self) -> int | None:
+        return -1 if self.variant == "paper" else None
 
     @property
     def saliency_rule(self) -> str:
-        return self.saliency
+        return str(self.saliency)
+
+    @property
+    def ordered(self) -> bool:
+        return self.order == "raster"
 
     @property
     def query_rows(self) -> str:
-        return self.query or "last"
+        return str(self.query)
 
     def schedule(self, keep: int, depth: int) -> Schedule:
-        layers = stage_layers(depth, self.layers)
+        layers = schedule_layers(depth, self.layers)
         counts = (int(keep * ratio) for ratio in self.ratios)
         return tuple(zip(layers, counts, strict=False))
 
@@ -108,8 +124,7 @@ class Duet(Method):
         count = share if isinstance(share, int) else round(share * keep)
         if not 0 <= count <= keep:
             raise ValueError(f"Duet: contextual is {self.contextual}; it must lie in 0..{keep}")
-        count = min(count, keep - 1)
-        return keep - count, count
+        return (keep - count, count) if count < keep else (1, keep - 1)
 
     def select(
         self, tokens: VisualTokens, keep: int, generator: torch.Generator | None
@@ -122,36 +137,13 @@ class Duet(Method):
         anchors, assign = self._cluster(tokens, rest, contextual)
         anchor = torch.cat([first, anchors], 1)
         assign = torch.where(assign < 0, assign, assign + dominant)
-        raster = self.order == "raster"
-        return ops.merge(tokens.features, anchor, assign, rule=str(self.merge), raster=raster)
+        rule = str(self.merge)
+        return ops.merge(tokens.features, anchor, assign, rule=rule, raster=self.ordered)
 
     def _cluster(self, tokens: VisualTokens, rest: Tensor, count: int) -> tuple[Tensor, Tensor]:
-        """Anchors (B, count) among `rest` (by saliency, best first), and assign (B, N)."""
-        left = rest.shape[1]
-        pool = min(self.width * count, left)
+        """Anchors (B, count) of `rest` (by saliency, best first), and assign (B, N)."""
         if self.cluster == "attention":
-            assign = _by_attention(tokens.need("attention"), rest, count, self.width)
-            return rest[:, :count], assign
+            return by_attention(tokens.need("attention"), rest, count, self.width)
         if self.cluster == "visionzip":
-            rest, pool = rest.sort(dim=1).values, left
-        places = range(0, pool, max(1, pool // count))[:count]
-        stay = torch.tensor(sorted(set(range(pool)) - set(places)), dtype=torch.int64)
-        anchors = rest[:, torch.tensor(places, device=rest.device)]
-        members = rest[:, stay.to(rest.device)]
-        return anchors, ops.to_nearest(tokens.need("keys"), anchors, members)
-
-
-def _by_attention(attention: Tensor, rest: Tensor, count: int, width: int) -> Tensor:
-    """assign (B, N): for the first `count` of `rest`, the `width` - 1 cells they attend to most."""
-    b, n, _ = attention.shape
-    centres = rest[:, :count]
-    seen = ops.wide(ops.gather(attention, centres))  # (B, count, N)
-    free = torch.zeros(b, n, dtype=torch.bool, device=rest.device)
-    free.scatter_(1, rest[:, count:], True)
-    seen = seen.masked_fill(~free[:, None], -1.0)
-    order = seen.sort(dim=2, descending=True, stable=True).indices[..., : width - 1]
-    picked = torch.zeros_like(seen, dtype=torch.bool).scatter_(2, order, True)
-    best, row = seen.masked_fill(~picked, -1.0).max(dim=1)
-    assign = torch.where(best >= 0, row, -1)
-    own = torch.arange(count, device=rest.device).expand(b, count)
-    return assign.scatter(1, centres, own)
+            return by_keys(tokens.need("keys"), rest.sort(dim=1).values, count)
+        return by_keys(tokens.need("keys"), rest[:, : self.width * count], count)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from compress import ops
-from compress.budget import Schedule, stage_layers
+from compress.budget import Schedule, schedule_layers
 from compress.methods.base import Method, choose
 from compress.ops import greedy
 from compress.tokens import Reduction, VisualTokens
@@ -19,25 +19,27 @@ from compress.tokens import Reduction, VisualTokens
 class Foveate(Method):
     """Weighted coverage with merging; this package's own method.
 
-    What must be covered is a mixture of distributions over cells: `even` (all alike), `salient`
-    (attention received), `distinct` (squared distance from the mean feature) and `relevant` (mean
-    over the question's tokens of a softmax over cells of cosine / `text_temperature`). Each number is a
-    weight, 0 switches that part off; a part whose input is not given is left out.
+    What must be covered is a mixture of distributions over the tokens: `even` (all alike),
+    `salient` (attention received), `distinct` (squared distance from the mean feature) and
+    `relevant` (mean over the question's tokens of a softmax over visual tokens of cosine /
+    `text_temperature`). Each number is a weight; 0 switches that part off. A part whose input is
+    missing is left out, such as `relevant` for an input without text.
 
     Kept tokens cover it best under K_ij = exp(-|x_i - x_j|^2 / (2 (a s)^2) - |p_i - p_j|^2 /
-    (2 (b r)^2)): x features, s their root mean squared pair distance, a = `appearance`; p the
-    cell's place, r the spacing that the count would have on an even lattice, b = `place`. So equal
+    (2 (b r)^2)): x features, s their root mean squared pair distance, a = `appearance`; p the place
+    in the grid, r the spacing that the count would have on an even lattice, b = `place`. Equal
     things far apart are each kept, an attention sink costs one token, and a blank area few. `a` or
     `b` of None drops that factor. choice: "cover", greedy maximum of sum_i w_i max_j K_ij;
     "volume", greedy determinant of the kernel w_i K_ij w_j; "top", the largest weights.
 
-    merge: every other cell goes to its nearest kept token under K, as a size-weighted mean, unless
-    K is below `purity`; False drops them. proportional_attention: attention to a merged token is corrected by
-    log(size); None, where the attention implementation takes a bias (FlashAttention does not).
-    layers, ratios: stages inside the language model, by the last token's attention: 60% of what
-    enters goes on from a quarter of the depth, nothing from three quarters of it. The defaults were
-    chosen on the validation split of the embedded benchmark (docs/results.md), whose language model
-    has four layers.
+    merge: every other token is merged into its nearest kept token under K, as a size-weighted mean,
+        unless K is below `purity`; False drops them.
+    proportional_attention: log(size) is added to attention logits of merged tokens; None: where the
+        attention implementation takes a bias (FlashAttention does not).
+    layers, ratios: the in-LLM schedule, by the last token's attention: 60% of what enters is left
+        from a quarter of the depth, nothing from three quarters of it. The defaults were chosen on
+        the validation split of the embedded benchmark (docs/results.md), whose language model has
+        four layers.
 
     Sources of the parts: coverage, MMTok; determinant, CDPruner; saliency, VisionZip; merging and
     log(size), ToMe. New here: one mixture instead of separate quotas, and place in the kernel.
@@ -77,7 +79,7 @@ class Foveate(Method):
             raise ValueError(f"Foveate: layers {self.layers}, ratios {self.ratios} must pair up")
 
     def schedule(self, keep: int, depth: int) -> Schedule:
-        layers = stage_layers(depth, self.layers)
+        layers = schedule_layers(depth, self.layers)
         counts = (int(keep * ratio) for ratio in self.ratios)
         return tuple(zip(layers, counts, strict=False))
 
@@ -100,7 +102,7 @@ class Foveate(Method):
         return total / total.sum(1, keepdim=True).clamp(min=1e-30)
 
     def kernel(self, tokens: VisualTokens, keep: int) -> Tensor:
-        """(B, N, N) in 0..1, how well one cell stands for another."""
+        """(B, N, N) in 0..1, how well one token stands for another."""
         x = ops.wide(tokens.features)
         table = x.new_zeros(1, 1, 1)
         if self.appearance is not None:
@@ -111,8 +113,8 @@ class Foveate(Method):
         if self.place is not None:
             axes = max(1, sum(length > 1 for length in tokens.grid))
             reach = self.place * (tokens.count / keep) ** (1 / axes)
-            home = tokens.grid_cells.to(x.dtype)
-            table = table - torch.cdist(home, home).square() / (2 * reach**2)
+            place = tokens.grid_cells.to(x.dtype)
+            table = table - torch.cdist(place, place).square() / (2 * reach**2)
         return table.exp().expand(len(x), tokens.count, tokens.count)
 
     def select(
@@ -130,7 +132,7 @@ class Foveate(Method):
         return ops.merge(tokens.features, anchor, torch.cat(assigns), size=tokens.size)
 
     def _choose(self, tokens: VisualTokens, keep: int) -> tuple[Tensor, Tensor]:
-        """Kept cells (b, keep), and assign (b, N) to them."""
+        """Kept tokens (b, keep), and assign (b, N) to them."""
         weight = self.weights(tokens)
         near = self.kernel(tokens, keep)
         if self.choice == "cover":

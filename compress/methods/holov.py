@@ -17,13 +17,16 @@ from compress.tokens import Reduction, VisualTokens
 class HoloV(Method):
     """HoloV (code obananas/HoloV): quotas by chunk, then the most salient of each.
 
-    The raster sequence is cut into `chunks` stretches. A cell's content is 1000 times its saliency
-    plus `diversity` times the variance of its cosine similarities within its chunk, rescaled to
-    0..1 over the input; a chunk's quota is its share of the mean contents. Whole parts of quotas
-    go first, then the largest remainders, each to the most salient cells of the chunk.
-    Departures: the released code gives what is left to the chunks of highest content and pads a
-    short result with zeros; how it rescales the variance is read, not published. A video is
-    reduced frame by frame.
+    The raster sequence is cut into `chunks` stretches. The content of a token is 1000 times its
+    saliency plus `diversity` times the variance of its cosine similarities within its chunk,
+    rescaled to 0..1 over the input; the quota of a chunk is its share of the mean contents. Whole
+    parts of quotas are dealt first, then the largest remainders, each to the most salient tokens of
+    the chunk. A video is reduced frame by frame.
+
+    Departures from the released code: it rescales the variance chunk by chunk, to the mean of
+    1000 times the saliency there, which scales the contents of all chunks alike: its weight of 0.09
+    and a weight of 0 select the same tokens. It gives what is left of the count to
+    the chunks of highest content, and pads a short result with zeros.
     """
 
     features_from: ClassVar[str] = "pre_projector"
@@ -45,7 +48,7 @@ class HoloV(Method):
     ) -> Reduction:
         saliency, n = ops.wide(tokens.need("saliency")), tokens.count
         width = -(-n // min(self.chunks, n))
-        short = -n % width  # the last chunk is filled up with cells that are nothing
+        short = -n % width  # the last chunk is padded
 
         def cut(x: torch.Tensor, fill: float = 0.0) -> torch.Tensor:
             return functional.pad(x, (0, short), value=fill).unflatten(-1, (-1, width))

@@ -19,7 +19,7 @@ class Pool(Method):
 
     The rows of all frames are cut into strips, each strip into blocks, `keep` in all. A grid that
     divides evenly gives the usual pooling (24 x 24 to 64: blocks of 3 x 3). A block's anchor is
-    its middle cell. Strips cross frames only where there are fewer strips than frames.
+    its middle token. Strips cross frames only where there are fewer strips than frames.
     """
 
     def select(
@@ -27,13 +27,12 @@ class Pool(Method):
     ) -> Reduction:
         assign, anchor = self.blocks(tokens.grid, keep)
         b, device = len(tokens.features), tokens.features.device
-        return ops.merge(
-            tokens.features, anchor.to(device).expand(b, -1), assign.to(device).expand(b, -1)
-        )
+        anchor, assign = (ops.on_device(x, device).expand(b, -1) for x in (anchor, assign))
+        return ops.merge(tokens.features, anchor, assign)
 
     @staticmethod
     def blocks(grid: Grid, keep: int) -> tuple[Tensor, Tensor]:
-        """The block of each cell (N,), and each block's middle cell (keep,), int64."""
+        """The block of each token (N,), and the middle token of each block (keep,), int64."""
         t, h, w = grid
         lines = t * h
         strips = round((keep * lines / w) ** 0.5)

@@ -19,10 +19,10 @@ class PruMerge(Method):
 
     A quarter (`salient`) of the kept tokens are the most salient, the others evenly spaced over
     the rest (the "+"; the released stride makes about three spaced tokens for each salient one).
-    merge: "mean", every other cell merged into the kept one of most similar key, or "released":
+    merge: "mean", every other token merged into the kept one of most similar key, or "released":
     each kept token adds its `neighbours` nearest, weighted by saliency and not normalised
     (clusters overlap, nothing is conserved), and one more token is the sum of all others, weighted
-    likewise; it stands at the most salient of them.
+    likewise; it stands at the most salient of them and comes last.
 
     Departures: the count is given, not found from outliers; saliency is the attention averaged
     over heads and keys are head means (the released code treats the layer as a single head). A
@@ -32,7 +32,6 @@ class PruMerge(Method):
     features_from: ClassVar[str] = "pre_projector"
     requires: ClassVar[frozenset[str]] = frozenset({"saliency", "keys"})
     per_frame: ClassVar[bool] = True
-    scoring_layer: ClassVar[int | None] = -1
 
     salient: float = 0.25
     merge: str = "mean"
@@ -45,6 +44,14 @@ class PruMerge(Method):
             raise ValueError(f"PruMerge: salient is {self.salient}; it must be in 0..1")
         if self.neighbours < 0:
             raise ValueError(f"PruMerge: neighbours is {self.neighbours}; it must be 0 or more")
+
+    @property
+    def scoring_layer(self) -> int | None:
+        return -1
+
+    @property
+    def ordered(self) -> bool:
+        return self.merge != "released"
 
     def select(
         self, tokens: VisualTokens, keep: int, generator: torch.Generator | None
@@ -65,9 +72,9 @@ class PruMerge(Method):
         keys = tokens.need("keys")
         near = ops.cosine(ops.gather(keys, kept), keys).scatter(2, kept[..., None], -torch.inf)
         order = near.sort(dim=2, descending=True, stable=True).indices
-        picked = order[..., : min(self.neighbours, tokens.count - 1)]
+        nearest = order[..., : min(self.neighbours, tokens.count - 1)]
         weight = torch.zeros_like(near).scatter(
-            2, picked, saliency[:, None].expand_as(near).gather(2, picked)
+            2, nearest, saliency[:, None].expand_as(near).gather(2, nearest)
         )
         rows = ops.gather(x, kept) + weight @ x
         others = ops.others(kept, tokens.count)

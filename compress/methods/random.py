@@ -13,10 +13,10 @@ from compress.tokens import Reduction, VisualTokens
 
 @dataclass(frozen=True)
 class Random(Method):
-    """Keep cells drawn uniformly without replacement, each input on its own.
+    """Keep tokens drawn uniformly without replacement, each input on its own.
 
-    Without a generator the draw is seeded with `seed`, so that two calls agree and an input gets
-    in a batch the cells that it gets alone: all inputs of a call with no generator share a draw.
+    Without a generator the draw is seeded with `seed`, and all inputs of a call share it: two calls
+    agree, and an input gets in a batch what it gets alone.
     """
 
     seed: int = 0
@@ -30,5 +30,5 @@ class Random(Method):
             draw = draw.expand(b, n)
         else:
             draw = torch.rand(b, n, generator=generator, device=generator.device)
-        index = ops.top(draw.to(tokens.features.device), keep)
+        index = ops.top(ops.on_device(draw, tokens.features.device), keep)
         return ops.prune(tokens.features, index)

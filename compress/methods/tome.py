@@ -19,12 +19,12 @@ class ToMe(Method):
 
     A round deals the tokens alternately into sets A and B, links each of A to the one of B with
     the most similar key, and merges the r most similar links, features and keys by size-weighted
-    mean; at most half the tokens a round. `proportional_attention` adds log(size) to the attention logits of
-    merged tokens (proportional attention).
+    mean; at most half the tokens a round. proportional_attention: log(size) is added to the
+    attention logits of merged tokens.
 
-    Departures: merges the tower's output, where the paper merges r tokens in every block; a merged
-    token stands at its member of B from the last round. A video over 8,192 cells is cut into
-    windows. Merging across frames is allowed within a window.
+    Departures: merges the output of the vision encoder, where the paper merges r tokens in every
+    block; a merged token stands at its member of B from the last round. A video over 8,192 tokens
+    is cut into windows. Merging across frames is allowed within a window.
     """
 
     features_from: ClassVar[str] = "pre_projector"

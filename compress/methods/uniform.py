@@ -13,7 +13,7 @@ from compress.tokens import Reduction, VisualTokens
 
 @dataclass(frozen=True)
 class Uniform(Method):
-    """Keep cells evenly spaced in raster order: the middles of `keep` equal parts."""
+    """Keep tokens evenly spaced in raster order: the middles of `keep` equal parts."""
 
     def select(
         self, tokens: VisualTokens, keep: int, generator: torch.Generator | None

@@ -19,9 +19,9 @@ class VisPruner(Method):
 
     A share `important` of the kept tokens are the most salient. The rest, listed by saliency, is
     thinned `step` at a time: split by even and odd place, the even tokens most similar (cosine of
-    tower features) to an odd one go, the kept evens (most similar first) and then the odds are the
-    next list. As the released code, but similarities are computed once, and batched. A video is
-    reduced frame by frame.
+    pre-projector features) to an odd one go, the kept evens (most similar first) and then the odds
+    are the next list. As the released code, but similarities are computed once, and batched. A
+    video is reduced frame by frame.
     """
 
     features_from: ClassVar[str] = "pre_projector"
@@ -43,11 +43,11 @@ class VisPruner(Method):
     ) -> Reduction:
         salient = int(keep * self.important)
         ranked = ops.rank(tokens.need("saliency"))
-        picks = [
+        diverse = [
             self._diverse(tokens.features[part], ranked[part, salient:], keep - salient)
             for part in ops.batches(len(ranked), tokens.count)
         ]
-        index = torch.cat([ranked[:, :salient], torch.cat(picks)], 1)
+        index = torch.cat([ranked[:, :salient], torch.cat(diverse)], 1)
         return ops.prune(tokens.features, index)
 
     @torch.no_grad()

@@ -49,7 +49,8 @@ def _peaks(x: Tensor, neighbours: int, among: Tensor | None) -> Tensor:
     if among is not None:
         sparsity = sparsity.masked_fill(~among, torch.inf)
     deltas = []
-    for rows, table in [(rows, table)] if step >= n else similarity.distance_rows(x, step):
+    again = [(rows, table)] if step >= n else similarity.distance_rows(x, step)
+    for rows, table in again:
         here, there = sparsity[:, rows, None], sparsity[:, None]
         denser = (there < here) | ((there == here) & (place < place[rows, None]))
         delta = table.masked_fill(~denser, torch.inf).amin(2)

@@ -6,8 +6,8 @@ selection; ties go to the lower index. There are three ways, with the same resul
 - On CUDA, where each operation of a loop is a kernel launch, `volume`, `span` and `cover` are one
   Triton kernel each (`compress.ops.triton_greedy`); `farthest` takes three launches a selection.
 - Without Triton, or for a table above `FUSED` entries an input, an eager loop over the whole batch.
-- On a CPU, where looking at a value costs nothing, inputs go one by one, and work that cannot change
-  the next selection is put off.
+- On a CPU, where looking at a value costs nothing, inputs go one by one, and work that cannot
+  change the next selection is put off.
 """
 
 from __future__ import annotations
@@ -74,8 +74,8 @@ def volume(kernel: Tensor, count: int) -> Tensor:
     """Greedy MAP of a determinantal point process, its kernel (B, N, N) positive semi-definite.
 
     Each selected token has the largest part of its diagonal not yet spanned (Chen et al. 2018,
-    algorithm 1). Once what is left of a token is below 1e-5 of it (rank used up, or a duplicate), it
-    ranks after all others, by its diagonal. For a kernel x x^T see `span`.
+    algorithm 1). Once what is left of a token is below 1e-5 of it (rank used up, or a duplicate),
+    it ranks after all others, by its diagonal. For a kernel x x^T see `span`.
     """
     if (kernels := _fused(kernel)) is not None:
         found: Tensor = kernels.volume(kernel, count)
@@ -155,8 +155,8 @@ def cover(table: Tensor, count: int, together: bool | None = None) -> Tensor:
     """Greedy facility location: table (B, R, N) >= 0, what token j gives need r.
 
     Each selected token adds most to the sum over r of the largest table[r, j] of all selected j
-    (MMTok, section 3). A gain below 1e-6 of the first one counts as nothing. together: all inputs at
-    once. Default: on a GPU.
+    (MMTok, section 3). A gain below 1e-6 of the first one counts as nothing. together: all inputs
+    at once. Default: on a GPU.
     """
     together = similarity.on_gpu(table) if together is None else together
     if not together:

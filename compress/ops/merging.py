@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from compress.ops import similarity
 from compress.ops.selection import gather
-from compress.ops.similarity import on_gpu, rows_at_once, squared_distances, unit, wide
+from compress.ops.similarity import rows_at_once, squared_distances, unit, wide
 from compress.tokens import Reduction
 
 
@@ -19,7 +20,7 @@ def segment_sum(x: Tensor, assign: Tensor, count: int) -> Tensor:
     offset = torch.arange(b, device=x.device)[:, None] * (count + 1)
     where = (assign + 1 + offset).flatten()
     out = x.new_zeros(b * (count + 1), d)
-    if on_gpu(x):
+    if similarity.on_gpu(x):
         out = out.index_put((where,), x.reshape(-1, d), accumulate=True)
     else:
         out = out.index_add(0, where, x.reshape(-1, d))
@@ -49,12 +50,12 @@ def merge(
 ) -> Reduction:
     """Tokens merged into the rows of their anchors.
 
-    features: (B, N, D). anchor: (B, M) distinct tokens. assign: (B, N), the row of each token or -1;
-    an anchor is always in its own row. size: (B, N) int64, dense tokens merged in each token, default
-    one each. rule: "mean", the size-weighted mean, which conserves the size-weighted sum, or "add",
-    the anchor plus the mean of its other members (the released VisionZip and DUET), which conserves
-    nothing. raster: order rows by anchor. A row with one member is that token, bit for bit.
-    Raises ValueError for an unknown rule.
+    features: (B, N, D). anchor: (B, M) distinct tokens. assign: (B, N), the row of each token or
+    -1; an anchor is always in its own row. size: (B, N) int64, dense tokens merged in each token,
+    default one each. rule: "mean", the size-weighted mean, which conserves the size-weighted sum,
+    or "add", the anchor plus the mean of its other members (the released VisionZip and DUET), which
+    conserves nothing. raster: order rows by anchor. A row with one member is that token, bit for
+    bit. Raises ValueError for an unknown rule.
     """
     if rule not in ("mean", "add"):
         raise ValueError(f"rule is {rule!r}; it must be mean or add")

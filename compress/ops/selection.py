@@ -49,10 +49,10 @@ def spread(total: int, count: int, device: torch.device) -> Tensor:
 def by_quota(scores: Tensor, quota: Tensor, count: int, every: bool = True) -> Tensor:
     """(B, count) tokens: the highest scores of each frame, as many as its quota says.
 
-    scores: (B, T, n); quota: (B, T) float, summing to about `count`. Whole parts of quotas are dealt
-    first, then the largest remainders; what does not fit into a frame goes where the quota is
-    exceeded least. A score of -inf is taken only when nothing else is left. every: the best token of
-    each frame is taken first, if `count` allows. Exact, without a host sync.
+    scores: (B, T, n); quota: (B, T) float, summing to about `count`. Whole parts of quotas are
+    dealt first, then the largest remainders; what does not fit into a frame goes where the quota is
+    exceeded least. A score of -inf is taken only when nothing else is left. every: the best token
+    of each frame is taken first, if `count` allows. Exact, without a host sync.
     """
     order = scores.sort(dim=2, descending=True, stable=True).indices
     place = torch.arange(scores.shape[2], device=scores.device).expand_as(order)

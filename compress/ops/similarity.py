@@ -1,7 +1,8 @@
 """Similarities, distances and scales, in float32 or better whatever the type of the features.
 
 A table of all pairs is symmetric bit for bit: one triangle is computed and mirrored, since a matrix
-product rounds (i, j) and (j, i) differently and two tokens that are each other's nearest would not tie.
+product rounds (i, j) and (j, i) differently and two tokens that are each other's nearest would not
+tie.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ def rows_at_once(pairs_in_row: int) -> int:
 
 
 def batches(count: int, tokens: int) -> Iterator[slice]:
-    """Slices of a batch of `count` inputs whose N x N tables, N = `tokens`, fit in memory together."""
+    """Slices of a batch of `count` inputs whose N x N tables, N = `tokens`, fit in memory
+    together."""
     step = max(1, TABLES // (tokens * tokens))
     for start in range(0, count, step):
         yield slice(start, min(start + step, count))

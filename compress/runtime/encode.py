@@ -152,22 +152,23 @@ def _readers(settings: Settings, kind: str) -> dict[str, AttentionReader]:
 def _resized(encoded: Encoded) -> AbstractContextManager[None]:
     """Smaller pictures for the vision encoder, for methods that ask for them.
 
-    Raises ValueError where the inputs are not images of one square grid.
+    Raises ValueError where the inputs are not images of one grid, or the method refuses it.
     """
     settings, grids = encoded.settings, {item.grid for item in encoded.inputs}
     method = settings.method
     if not method.resizes_input or not grids:
         return nullcontext()
-    grid = grids.pop()
-    if grids or grid[0] != 1 or grid[1] != grid[2]:
+    if len(grids) > 1:
         raise ValueError(
-            f"{method!r} on inputs of the grids {sorted({grid, *grids})}: expected images of one "
-            "square grid"
+            f"{method!r} on inputs of the grids {sorted(grids)}: expected images of one grid"
         )
-    keep = settings.allocation(grid[1] * grid[2]).keep
-    if keep == grid[1] * grid[2]:
+    (grid,) = grids
+    dense = math.prod(grid)
+    keep = settings.allocation(dense).keep
+    side = method.input_side(grid, keep)
+    if keep == dense:
         return nullcontext()
-    return settings.adapter.resized(math.isqrt(keep), method.blocks(grid, keep)[0])
+    return settings.adapter.resized(side, method.input_blocks(grid, keep))
 
 
 @torch.no_grad()

@@ -53,7 +53,16 @@ def place(settings: Settings, placement: Placement) -> PositionTable:
         positions = numbers[..., None, None].expand(-1, -1, 1, 3)
         ends = numbers.masked_fill(~layout.mask, 0).amax(1) + 1
         return _table(settings, positions, placement.start, ends)
-    plans = _plans(settings, placement)
+    on_host = reductions_on_host(placement.reductions)
+    plans = _plans(settings, placement, [_ascending(reduction) for reduction in on_host])
+    table = _scheme_table(plans, placement, ends)
+    if settings.method.ordered:
+        return table
+    return replace(table, positions=_in_own_order(table.positions, layout, on_host))
+
+
+def _scheme_table(plans: Sequence[Plan], placement: Placement, ends: Tensor) -> PositionTable:
+    layout, dense = placement.layout, placement.dense
     if placement.prompt.host.samples is not None:
         return _packed(plans, layout, ends)
     table = PositionTable.from_plans(plans, layout.mask.cpu(), device=dense.device)
@@ -83,10 +92,33 @@ def _table(settings: Settings, positions: Tensor, start: int, following: Tensor)
     )
 
 
-def _plans(settings: Settings, placement: Placement) -> list[Plan]:
-    """A plan for each sample, in order, by the scheme that the user gave."""
+def _ascending(reduction: Reduction) -> Reduction:
+    """The same with rows in the order of their anchors; on the host, without a batch dimension."""
+    order = reduction.anchor.argsort(stable=True)
+    new = order.argsort()
+    assign = torch.where(reduction.assign < 0, -1, new[reduction.assign.clamp(min=0)])
+    return Reduction(reduction.features, assign, reduction.anchor[order], reduction.size[order])
+
+
+def _in_own_order(
+    positions: Tensor, layout: BatchLayout, reductions: Sequence[Reduction]
+) -> Tensor:
+    """Positions (B, W, K, 3) of tokens by ascending anchor, given to tokens in their own order."""
+    ranks = [
+        reduction.anchor.argsort(stable=True).argsort() + first
+        for reduction, first in zip(reductions, layout.offsets, strict=True)
+    ]
+    rank = torch.cat(ranks).to(positions.device)
+    own = positions[layout.rows, layout.columns[rank]]
+    return positions.index_put((layout.rows, layout.columns), own)
+
+
+def _plans(settings: Settings, placement: Placement, reductions: Sequence[Reduction]) -> list[Plan]:
+    """A plan for each sample, in order, by the scheme that the user gave.
+
+    reductions: on the host, rows by ascending anchor.
+    """
     begins = placement.begins.tolist()
-    on_host = reductions_on_host(placement.reductions)
     plans = []
     for number, (row, columns) in enumerate(placement.prompt.host.sample_columns):
         own = [n for n, item in enumerate(placement.prompt.inputs) if item.sample == number]
@@ -99,7 +131,7 @@ def _plans(settings: Settings, placement: Placement) -> list[Plan]:
         each, reduced = iter(keys), {}
         for n in own:
             planes = [next(each) for _ in placement.prompt.inputs[n].input.planes]
-            reduced[tuple(part for key in planes for part in key)] = on_host[n]
+            reduced[tuple(part for key in planes for part in key)] = reductions[n]
         scheme: Any = settings.positions
         planned = plan(segments, scheme, start=begins[row], generator=settings.generator)
         plans.append(planned.after(reduced, settings.slots))

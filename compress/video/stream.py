@@ -140,8 +140,6 @@ class Stream:
                 f"{self.method!r} needs the attention between all tokens, which a stream does not "
                 "keep: expected a method that reads features, keys or saliency"
             )
-        if "text_query" in self.method.needs and text_query is None:
-            raise ValueError(f"{type(self.method).__name__} needs text_query, which was not given")
         self.budget, self.total, self.window = budget, total, window
         self.shrink = Fraction(shrink).limit_denominator(1000)
         self.text_query, self.generator = text_query, generator

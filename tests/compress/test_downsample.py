@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from compress import compress, reduce
+from compress import compress
 from compress.runtime.attach import CompressionError
 from tests.compress.common import encodings
 from tests.tiny import CASES
@@ -79,10 +79,3 @@ def test_counts_are_squares_and_all_is_untouched() -> None:
 def test_other_towers_are_refused(name: str) -> None:
     with pytest.raises(CompressionError, match="smaller picture"):
         compress(BY_NAME[name].model("sdpa"), "downsample", 0.25)
-
-
-def test_on_bare_features_it_is_pooling() -> None:
-    features = torch.randn(2, 36, 5, generator=torch.Generator().manual_seed(0))
-    pooled, small = (reduce(features, m, 9, grid=(6, 6)) for m in ("pool", "downsample"))
-    assert torch.equal(pooled.features, small.features)
-    assert torch.equal(pooled.assign, small.assign)

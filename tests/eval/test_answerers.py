@@ -141,8 +141,8 @@ def test_what_is_no_budget(text: str) -> None:
 
 def test_methods_with_options() -> None:
     assert parse_method("duet") == "duet"
-    assert parse_method("duet(query='all')") == Duet(query="all")
-    assert parse_method("Duet(query='all')") == Duet(query="all")
+    assert parse_method("duet(query='last')") == Duet(query="last")
+    assert parse_method("Duet(query='last')") == Duet(query="last")
     assert split_list("duet, random(seed=1),duet(query='all')") == [
         "duet",
         "random(seed=1)",
@@ -177,7 +177,7 @@ def test_an_arm_has_a_budget_that_can_be(budget: float) -> None:
     [
         DENSE,
         Arm("duet", 64),
-        Arm(Duet(query="all"), 0.5),
+        Arm(Duet(query="last"), 0.5),
         Arm("random", 8, "compact"),
         Arm("pool", 8, slots=4, layout="strided"),
     ],

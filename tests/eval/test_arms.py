@@ -11,14 +11,20 @@ DUET = Arm("duet", 64)
 
 
 def test_arms_have_folders_of_their_own() -> None:
-    arms = [DENSE, DUET, Arm("duet", 0.5), Arm("duet", 64, "compact"), Arm(Duet(query="all"), 64)]
+    arms = [DENSE, DUET, Arm("duet", 0.5), Arm("duet", 64, "compact"), Arm(Duet(query="last"), 64)]
     assert len({arm.folder for arm in arms}) == len(arms)
     assert Arm("duet", 64).folder.startswith("duet-64-")
 
 
 @pytest.mark.parametrize(
     "arm",
-    [DENSE, DUET, Arm("duet", 0.5, "compact"), Arm(Duet(query="all"), 64), Arm("pool", 9, slots=4)],
+    [
+        DENSE,
+        DUET,
+        Arm("duet", 0.5, "compact"),
+        Arm(Duet(query="last"), 64),
+        Arm("pool", 9, slots=4),
+    ],
     ids=lambda arm: arm.title,
 )
 def test_a_description_reads_back_the_same(arm: Arm) -> None:

@@ -31,23 +31,24 @@ from compress.methods import (
 )
 from compress.reduce import reduce
 from compress.tokens import LayerTokens, VisualTokens
-from tests.compress import golden
-from tests.compress import golden_clusters as clusters
-from tests.compress.cases import check, check_inside, inputs, layer_tokens, sample
+from tests.compress.methods import golden
+from tests.compress.methods import golden_clusters as clusters
+from tests.compress.methods.cases import check, check_in_llm, inputs, layer_tokens, sample
 
 
 @pytest.mark.parametrize("released", [False, True])
 @pytest.mark.parametrize("cluster", ["pool", "attention", "visionzip"])
 @pytest.mark.parametrize(("keep", "contextual"), [(12, 3), (12, 0), (30, 10), (2, 1), (1, 0)])
 def test_duet(cluster, released, keep, contextual):
+    variant = "released" if released else "paper"
+    method = Duet(variant=variant, cluster=cluster, contextual=contextual, width=3)
+    check_duet(method, cluster, released, keep, contextual)
+
+
+def check_duet(method, cluster, released, keep, contextual):
     tokens = inputs()
-    method = Duet(
-        cluster=cluster,
-        contextual=contextual,
-        width=3,
-        variant="released" if released else "paper",
-    )
-    reduction = method.reduce(tokens, keep)
+    lacking = {name: None for name in ("keys", "attention") if name not in method.needs}
+    reduction = method.reduce(replace(tokens, **lacking), keep)
     for b in range(2):
         v = sample(tokens, b)
         rows = keep - contextual
@@ -56,10 +57,43 @@ def test_duet(cluster, released, keep, contextual):
             expected = golden.dropped(v["features"], ranked[:rows], raster=True)
         else:
             expected = golden.duet(
-                v["features"], v["keys"], v["saliency"], rows, contextual, 3, cluster, released,
-                v["attention"],
+                v["features"], v["keys"], v["saliency"], rows, contextual, method.width, cluster,
+                released, v["attention"],
             )  # fmt: skip
         check(reduction, b, expected)
+
+
+def test_duet_as_the_paper_says():
+    method = Duet(variant="paper", contextual=5)
+    check_duet(method, "attention", False, 14, 5)
+    assert method.needs == {"saliency", "attention"}
+    assert (method.saliency_rule, method.scoring_layer) == ("received", -1)
+    assert (method.query_rows, method.scored_by, method.ordered) == ("last", "next", True)
+
+
+@pytest.mark.parametrize("options", [{}, {"variant": "released"}])
+def test_duet_as_the_released_code_does(options):
+    method = Duet(contextual=5, **options)
+    check_duet(method, "pool", True, 14, 5)
+    assert method.needs == {"saliency", "keys"}
+    assert (method.saliency_rule, method.scoring_layer) == ("auto", None)
+    assert (method.query_rows, method.scored_by, method.ordered) == ("all", "next", False)
+
+
+def test_duet_options_override_the_variant():
+    method = Duet(variant="paper", cluster="pool", query="salient")
+    assert method.needs == {"saliency", "keys"}
+    assert (method.query, method.merge, method.order) == ("salient", "mean", "raster")
+
+
+def test_duet_video_with_attention_by_frame():
+    tokens = inputs(grid=(3, 2, 4))
+    frames = torch.stack([tokens.attention[:, i : i + 8, i : i + 8] for i in (0, 8, 16)], 1)
+    method = Duet(variant="paper", contextual=2)
+    whole = method.reduce(tokens, 13)
+    parts = method.reduce(replace(tokens, attention=frames), 13)
+    assert torch.equal(whole.assign, parts.assign)
+    assert torch.equal(whole.features, parts.features)
 
 
 def test_duet_ties_go_to_the_lower_index():
@@ -118,7 +152,8 @@ def references():
         ("visionzip-released", VisionZip(merge="add", order="rank"), image, 16,
          lambda v: golden.visionzip(v["features"], v["keys"], v["saliency"], 16, True)),
         ("divprune", DivPrune(), image, 9, lambda v: golden.divprune(v["features"], 9)),
-        ("cdpruner", CDPruner(), image, 7, lambda v: golden.cdpruner(v["features"], v["text_query"], 7)),
+        ("cdpruner", CDPruner(), image, 7,
+         lambda v: golden.cdpruner(v["features"], v["text_query"], 7)),
         ("cdpruner-negate", CDPruner(negate=True), image, 7,
          lambda v: golden.cdpruner(v["features"], v["text_query"], 7, True)),
         ("mmtok", MMTok(), image, 9,
@@ -140,13 +175,20 @@ def references():
         ("vscan", VScan(window=2), image, 22,
          lambda v: golden.vscan(v["features"], v["saliency"], v["shallow_saliency"], image, 22, 2)),
         ("vcast", VCast(), video, 13, lambda v: golden.vcast(v["features"], video, 13)),
+        ("vcast-released", VCast(0.1, "released"), video, 13,
+         lambda v: golden.vcast(v["features"], video, 13, 0.1, True)),
+        ("vcast-released-full", VCast(0.05, "released"), video, 33,
+         lambda v: golden.vcast(v["features"], video, 33, 0.05, True)),
         ("vcast-few", VCast(), video, 4, lambda v: golden.vcast(v["features"], video, 4)),
-        ("vidcom2", VidCom2(heat=0.5), video, 13,
+        ("vidcom2", VidCom2(temperature=0.5), video, 13,
          lambda v: golden.vidcom2(v["features"], video, 13, 0.5)),
         ("fastvid", FastVID(cuts=1, threshold=-0.2, every=2), video, 20,
          lambda v: clusters.fastvid(v["features"], v["saliency"], video, 20, 1, -0.2, 2)),
         ("fastvid-released", FastVID(cuts=2, threshold=-1, every=4, merge="released"), video, 15,
          lambda v: clusters.fastvid(v["features"], v["saliency"], video, 15, 2, -1, 4, True)),
+        ("fastvid-released-frames", FastVID(cuts=1, threshold=-1, every=2, merge="released"),
+         (8, 2, 4), 34,
+         lambda v: clusters.fastvid(v["features"], v["saliency"], (8, 2, 4), 34, 1, -1, 2, True)),
         ("cascade", Cascade(), image, 9, lambda v: clusters.cascade(v["features"], 9)),
         ("cascade-few", Cascade(), image, 2, lambda v: clusters.cascade(v["features"], 2)),
         ("chatunivi", ChatUniVi(), image, 14, lambda v: clusters.chatunivi(v["features"], 14)),
@@ -190,17 +232,17 @@ def test_rules_inside_the_language_model(count):
         scores = t.scores[b].numpy()
         top = golden.dropped(hidden[b], golden.best_first(scores)[:count])
         for method in (FastV(), PyramidDrop(), VScan(), Duet()):
-            check_inside(method.reduce_in_llm(t, count), b, top, t.size)
-        check_inside(
+            check_in_llm(method.reduce_in_llm(t, count), b, top, t.size)
+        check_in_llm(
             SparseVLM().reduce_in_llm(t, count), b,
             clusters.sparsevlm(hidden[b], scores, size[b], count), t.size,
         )  # fmt: skip
-        check_inside(
+        check_in_llm(
             DART().reduce_in_llm(t, count), b,
             golden.dart(hidden[b], t.keys[b].numpy(), t.text[b].double().numpy(),
                         t.text_keys[b].numpy(), count), t.size,
         )  # fmt: skip
-        check_inside(
+        check_in_llm(
             Cascade().reduce_in_llm(t, count), b,
             clusters.cascade(hidden[b], count, size=size[b]), t.size,
         )  # fmt: skip

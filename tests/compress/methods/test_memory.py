@@ -14,8 +14,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from compress.methods import get_method, list_methods
 from compress.ops import similarity, windows
 from compress.tokens import LayerTokens, VisualTokens
-from tests.compress.cases import inputs
-from tests.compress.test_contracts import BEFORE
+from tests.compress.methods.cases import inputs
+from tests.compress.methods.test_contracts import BEFORE
 from tests.marks import later
 
 GRID, CELLS, WINDOW = (64, 4, 4), 1024, 64
@@ -43,7 +43,7 @@ class Largest(TorchDispatchMode):
 
 @pytest.fixture(autouse=True)
 def small_windows(monkeypatch):
-    monkeypatch.setattr(windows, "CELLS", WINDOW)
+    monkeypatch.setattr(windows, "WINDOW", WINDOW)
     monkeypatch.setattr(similarity, "PAIRS", MOST // 4)
     monkeypatch.setattr(similarity, "TABLES", MOST // 4)
 
@@ -84,7 +84,7 @@ def test_inside_the_language_model(name):
 
 def test_the_probe_sees_a_full_table(monkeypatch):
     tokens = replace(video(still=False), grid=(1, 32, 32))
-    monkeypatch.setattr(windows, "CELLS", CELLS)
+    monkeypatch.setattr(windows, "WINDOW", CELLS)
     with Largest() as largest:
         get_method("divprune").reduce(tokens, 9)
     assert largest.entries == CELLS**2

@@ -138,9 +138,9 @@ def softmax(v):
     return e / e.sum()
 
 
-def mmtok(x, tower, query, keep, heat=0.02, weight=0.5):
+def mmtok(x, tower, query, keep, temperature=0.02, weight=0.5):
     n = len(x)
-    needs = [softmax(np.array([cos(q, v) for v in x]) / heat) / len(query) for q in query]
+    needs = [softmax(np.array([cos(q, v) for v in x]) / temperature) / len(query) for q in query]
     needs += [weight * softmax(np.array([cos(c, v) for v in tower]) / 0.2) / n for c in tower]
     picked = []
     while len(picked) < keep:
@@ -231,7 +231,7 @@ def deal(quota, scores, keep, every):
     return sorted(want, key=lambda c: (-want[c], c))[:keep]
 
 
-def vcast(x, grid, keep, heat=0.7):
+def vcast(x, grid, keep, temperature=0.7, released=False):
     t = grid[0]
     frames = x.reshape(t, -1, x.shape[1])
 
@@ -242,16 +242,24 @@ def vcast(x, grid, keep, heat=0.7):
     bend = [1.0] * t
     for i in range(1, t - 1):
         bend[i] = 1 - cos(centre[i] - centre[i - 1], centre[i + 1] - centre[i])
-    share = softmax(np.array(bend) / heat)
+    share = softmax(np.array(bend) / temperature)
     sure = 1 if keep >= t else 0
     scores = [
         [1 - cos(v, c) for v in f] + minmax(np.linalg.norm(f, axis=1))
         for f, c in zip(frames, centre, strict=True)
     ]
-    return dropped(x, deal(sure + share * (keep - sure * t), scores, keep, True))
+    quota = sure + share * (keep - sure * t)
+    if released:  # one token after another to the frame of largest remainder, until it is full
+        n = frames.shape[1]
+        counts = np.minimum(np.floor(quota), n)
+        remainder = quota - np.floor(quota)
+        while counts.sum() < keep:
+            counts[argmax([-1 if c == n else r for c, r in zip(counts, remainder)])] += 1  # noqa: B905
+        quota = counts
+    return dropped(x, deal(quota, scores, keep, True))
 
 
-def vidcom2(x, grid, keep, heat=0.01):
+def vidcom2(x, grid, keep, temperature=0.01):
     quiet = best_first(-x.var(0))[: x.shape[1] // 2]
     y = np.array([v[quiet] / np.linalg.norm(v[quiet]) for v in x])
     frames = y.reshape(grid[0], -1, len(quiet))
@@ -261,7 +269,7 @@ def vidcom2(x, grid, keep, heat=0.01):
 
     video = [[like(v, y.mean(0)) for v in f] for f in frames]
     own = [[like(v, f.mean(0)) for v in f] for f in frames]
-    rare = softmax(np.array([-np.mean(g) for g in video]) / heat)
+    rare = softmax(np.array([-np.mean(g) for g in video]) / temperature)
     quota = keep / grid[0] * (1 + rare - rare.mean())
     return dropped(x, deal(quota, -(np.array(video) + np.array(own)), keep, False))
 

@@ -67,7 +67,7 @@ def layer_tokens(n=20, d=8, seed=0, q=5, sizes=True):
     )
 
 
-def check_inside(reduction, b, expected, size):
+def check_in_llm(reduction, b, expected, size):
     rows, features = expected
     assert reduction.anchor[b].tolist() == [a for a, _ in rows]
     assert [reduction.members(i, b).tolist() for i in range(len(rows))] == [m for _, m in rows]

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from compress import reduce
 from compress.methods import METHODS, get_method, list_methods
 from compress.tokens import VisualTokens
-from tests.compress.cases import inputs
-from tests.compress.test_contracts import BEFORE, GRIDS
+from tests.compress.methods.cases import inputs
+from tests.compress.methods.test_contracts import BEFORE, GRIDS
 
 WIDE = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 TENSORS = (
@@ -153,5 +153,5 @@ def test_reduce_names_what_it_does_not_know():
     for shape in ((9, 4), (2, 9, 4, 1)):
         with pytest.raises(ValueError, match="features must be a tensor"):
             reduce(torch.zeros(shape), "random", 4)
-    with pytest.raises(ValueError, match="no cells"):
+    with pytest.raises(ValueError, match="no tokens"):
         VisualTokens(torch.zeros(1, 0, 4), (1, 1, 1))

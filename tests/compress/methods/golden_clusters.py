@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from tests.compress.golden import argmax, best_first, cos, deal, merged
+from tests.compress.methods.golden import argmax, best_first, cos, deal, merged
 
 
 def peaks(x, k):
@@ -95,7 +95,12 @@ def fastvid(x, s, grid, keep, cuts, threshold, every, released=False):
         mates = [j for j in range(t) if segment[j] == segment[i]]
         holding = [j for j in mates if (mates[-1] - j) % every == 0]
         quota.append((keep - count) * len(mates) / t / len(holding) if i in holding else -1e9)
-        score = peaks(frames[i], 4)
+        if released:  # the salient tokens are taken out first
+            rest = [c for c in range(n) if i * n + c not in salient]
+            score = np.full(n, -np.inf)
+            score[rest] = peaks(frames[i][rest], 4)
+        else:
+            score = peaks(frames[i], 4)
         scores.append([-np.inf if i * n + c in salient else score[c] for c in range(n)])
     want = {}
     for i in range(t):
@@ -109,11 +114,19 @@ def fastvid(x, s, grid, keep, cuts, threshold, every, released=False):
             groups[mates[argmax([cos(x[i], x[a]) for a in mates])]].append(i)
     rows, out = merged(x, groups)
     if released:
+        members = {a: [] for a in anchors}
+        for f in {a // n for a in anchors}:  # each anchor frame merges its whole segment
+            own = [a for a in anchors if a // n == f]
+            for i in range(len(x)):
+                if segment[i // n] == segment[f] and i not in salient:
+                    members[own[argmax([cos(x[i], x[a]) for a in own])]].append(i)
         out = []
-        for a, members in rows:
-            rest = [i for i in members if i != a]
-            weight = max(1 / len(members), 0.6)
-            out.append(weight * x[a] + (1 - weight) * x[rest].mean(0) if rest else x[a])
+        for a, _ in rows:
+            if a in salient:
+                out.append(x[a])
+            else:
+                weight = max(1 / (len(members[a]) + 1), 0.6)
+                out.append(weight * x[a] + (1 - weight) * x[members[a]].mean(0))
     return rows, np.array(out)
 
 
