@@ -135,6 +135,8 @@ def test_published_fastv_and_pyramiddrop():
 @given(dense=st.integers(1, 700), depth=st.integers(1, 48), share=st.floats(0.01, 1.0))
 @settings(max_examples=25, deadline=None, derandomize=True)
 def test_budgets_of_any_model(name, dense, depth, share):
+    if name == "downsample":
+        dense = math.isqrt(dense) ** 2  # images of one square grid
     method = get_method(name)
     allocation = method.allocate(dense, depth, share)
     assert allocation.counts[0] == allocation.keep
