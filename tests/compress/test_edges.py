@@ -163,7 +163,7 @@ def test_half_precision(case: Case) -> None:
 
     # The same cells, so that the choice is not what is compared.
     assert gap(case.budget) < 2 * gap(1.0)
-    half.gradient_checkpointing_enable({"use_reentrant": False})
+    half.activation_checkpointing_enable({"use_reentrant": False})
     with compress(half.train(), BOTH, budget=case.budget):
         half(**given16, labels=given["input_ids"]).loss.backward()
     assert all(bool(p.grad.isfinite().all()) for p in half.parameters() if p.grad is not None)

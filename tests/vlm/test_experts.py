@@ -205,7 +205,7 @@ def test_convnext_gives_its_last_stage_and_norms():
     assert output.grid == (2, 2)
 
 
-@pytest.mark.parametrize("family", towers.ADAPTERS)
+@pytest.mark.parametrize("family", towers.FAMILIES)
 def test_no_hook_is_left_and_scores_cost_nothing_in_the_features(family):
     expert = towers.expert(family)
     pixels = towers.pixels(expert)
@@ -216,7 +216,7 @@ def test_no_hook_is_left_and_scores_cost_nothing_in_the_features(family):
     assert not scored.keys.requires_grad and not scored.saliency.requires_grad
 
 
-@pytest.mark.parametrize("family", towers.ADAPTERS)
+@pytest.mark.parametrize("family", towers.FAMILIES)
 def test_frozen_or_trained(family):
     frozen = towers.expert(family).train()
     output = frozen(towers.pixels(frozen))
@@ -236,7 +236,7 @@ def test_another_resolution(family):
     assert expert(towers.pixels(expert)).features.shape == (2, 24, 16)
 
 
-@pytest.mark.parametrize("family", towers.ADAPTERS)
+@pytest.mark.parametrize("family", towers.FAMILIES)
 def test_copies_and_dicts_build_the_same_expert(family):
     expert = towers.expert(family)
     again = build_expert(expert.config.to_dict())

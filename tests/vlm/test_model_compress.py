@@ -98,7 +98,7 @@ def test_decoding_goes_on_where_one_forward_of_everything_would(fusion):
 
 @torch.no_grad()
 def test_all_families_give_their_scores():
-    model, processor = models.build(towers.ADAPTERS, {"window": {"sam": 4}})
+    model, processor = models.build(towers.FAMILIES, {"window": {"sam": 4}})
     inputs = ask(processor)
     with compress(model, "duet", budget=20):
         assert models.logits(model, inputs).isfinite().all()

@@ -41,7 +41,7 @@ def tower(family: str):
     return open_clip.configuration({"embed_dim": 8, "vision_cfg": vision})
 
 
-ADAPTERS = (
+FAMILIES = (
     "clip",
     "siglip",
     "siglip2",

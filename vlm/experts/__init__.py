@@ -14,10 +14,10 @@ from typing import Any
 from transformers import PreTrainedConfig
 
 from vlm.experts import clip, dinov2, layoutlmv3, mae, open_clip, sam, siglip, siglip2
-from vlm.experts.base import Expert, ExpertConfig, ExpertError, ExpertOutput, Family
+from vlm.experts.base import Expert, ExpertConfig, ExpertError, ExpertOutput, Family, get_family
 from vlm.experts.cache import FeatureCache
 
-ADAPTERS: dict[str, Family] = {
+FAMILIES: dict[str, Family] = {
     family.name: family
     for family in (
         clip.CLIP,
@@ -31,13 +31,6 @@ ADAPTERS: dict[str, Family] = {
         open_clip.OPEN_CLIP_CONV,
     )
 }
-
-
-def get_family(name: str) -> Family:
-    """The family of that name; ExpertError lists those that there are."""
-    if name not in ADAPTERS:
-        raise ExpertError(f"expert family {name!r}: expected one of {', '.join(ADAPTERS)}")
-    return ADAPTERS[name]
 
 
 def expert_config(
@@ -83,7 +76,7 @@ def load_expert(
 
 
 __all__ = [
-    "ADAPTERS",
+    "FAMILIES",
     "Expert",
     "ExpertConfig",
     "ExpertError",

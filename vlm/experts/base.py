@@ -47,7 +47,7 @@ class ExpertConfig:
     """How one expert is built and fed; everything that a checkpoint has to remember of it.
 
     name: of the expert in the model, a Python identifier.
-    family: one of `vlm.experts.ADAPTERS`.
+    family: one of `vlm.experts.FAMILIES`.
     tower: the family's own configuration of the tower (for transformers, `config.to_dict()`).
     image_size: (height, width) of the pixels it sees.
     mean, std: of the pixel normalisation, per channel, for pixels in 0..1.
@@ -149,11 +149,22 @@ class Family:
     resizable: bool = False
     defaults: Callable[[dict[str, Any]], dict[str, Any]] = lambda tower: {}
 
+    def __post_init__(self) -> None:
+        _KNOWN[self.name] = self
+
     def __reduce__(self) -> Any:
         # Copied and pickled by name: the functions above need not be picklable.
-        from vlm.experts import get_family
-
         return get_family, (self.name,)
+
+
+_KNOWN: dict[str, Family] = {}
+
+
+def get_family(name: str) -> Family:
+    """The family of that name; ExpertError lists those that there are."""
+    if name not in _KNOWN:
+        raise ExpertError(f"expert family {name!r}: expected one of {', '.join(_KNOWN)}")
+    return _KNOWN[name]
 
 
 class Expert(nn.Module):

@@ -19,7 +19,7 @@ from vlm.families.resize import smaller_pictures
 from vlm.fusion import Block
 from vlm.inputs import View, VisualInput
 from vlm.model.features import FoveateFeatures, blocks_of_images, blocks_of_videos, by_expert
-from vlm.model.positions import Placed, plan_batch
+from vlm.model.positions import plan_batch
 
 
 class FoveateAdapter(ModelAdapter):
@@ -125,7 +125,7 @@ class FoveateAdapter(ModelAdapter):
         for kind in self.kinds:
             blocks = self._blocks_of(kind, media)
             if blocks is not None:
-                placed[self.placeholder(kind)] = [Placed(one) for one in blocks]
+                placed[self.placeholder(kind)] = blocks
         if not placed:
             return None
         positions = torch.zeros(*ids.shape, 3, dtype=torch.float64)
