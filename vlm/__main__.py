@@ -147,9 +147,7 @@ def main(argv: list[str] | None = None) -> int:
         if args.stream:
             budget = STREAM_BUDGET if budget is None else budget
             if not isinstance(budget, int) or budget < 2:
-                raise ValueError(
-                    f"--budget is {args.budget}: --stream takes a count, 2 or more"
-                )
+                raise ValueError(f"--budget is {args.budget}: --stream takes a count, 2 or more")
             model, processor = vlm.load(args.model)
             options = {"method": method, "budget": budget, "fps": args.fps}
             told = stream(model, processor, args.video, args.question[0], **options)

@@ -34,17 +34,17 @@ FAMILIES: dict[str, Family] = {
 
 
 def expert_config(
-    name: str, family: str, tower: Mapping[str, Any] | PreTrainedConfig, **settings: Any
+    name: str, family: str, encoder: Mapping[str, Any] | PreTrainedConfig, **settings: Any
 ) -> ExpertConfig:
     """The configuration of an expert, with the family's defaults where `settings` are silent.
 
-    tower: a transformers configuration or its dict; `open_clip.configuration(...)` for open_clip.
+    encoder: a transformers configuration or its dict; `open_clip.configuration(...)` for open_clip.
     settings: fields of `ExpertConfig`.
     """
     found = get_family(family)
-    plain = tower.to_dict() if isinstance(tower, PreTrainedConfig) else dict(tower)
+    plain = encoder.to_dict() if isinstance(encoder, PreTrainedConfig) else dict(encoder)
     usual = {"image_size": found.native(plain), **found.defaults(plain)}
-    return ExpertConfig.of({"name": name, "family": family, "tower": plain, **usual, **settings})
+    return ExpertConfig.of({"name": name, "family": family, "encoder": plain, **usual, **settings})
 
 
 def build_expert(config: ExpertConfig | Mapping[str, Any]) -> Expert:
@@ -70,9 +70,9 @@ def load_expert(
     """
     found = get_family(family)
     loaded = found.load(path) if model is None else open_clip.load(path, model)
-    tower, plain, read = loaded
+    encoder, plain, read = loaded
     config = expert_config(name, family, plain, **{**read, **settings})
-    return Expert(config, found, tower)
+    return Expert(config, found, encoder)
 
 
 __all__ = [

@@ -47,7 +47,9 @@ class FoveateAdapter(ModelAdapter):
                     "model with layers, norm and rotary_emb, as Llama has"
                 )
         (expert, *others) = self.config.expert_configs
-        square = expert.family in ("clip", "siglip") and isinstance(expert.tower["patch_size"], int)
+        square = expert.family in ("clip", "siglip") and isinstance(
+            expert.encoder["patch_size"], int
+        )
         self.resizes = square and not others and expert.max_tiles == 1
 
     def placeholder(self, kind: str) -> int:
@@ -68,7 +70,7 @@ class FoveateAdapter(ModelAdapter):
     def vision_layers(self, kind: str) -> Sequence[int]:
         """Depths that every expert has: those of the first half counted from the front, the others
         from the back, since experts need not be equally deep."""
-        depth = min(len(e.family.layers(e.tower)) for e in self.core.experts.values())
+        depth = min(len(e.family.layers(e.encoder)) for e in self.core.experts.values())
         return [at if at < depth // 2 else at - depth for at in range(depth)]
 
     def feature_layer(self, kind: str) -> int:
@@ -89,7 +91,7 @@ class FoveateAdapter(ModelAdapter):
 
     def resized(self, side: int, block_of: Tensor) -> AbstractContextManager[None]:
         (expert,) = self.core.experts.values()
-        pixels = side * expert.config.tower["patch_size"]
+        pixels = side * expert.config.encoder["patch_size"]
 
         def spread(output: ExpertOutput) -> ExpertOutput:
             index = block_of.to(output.features.device)
@@ -98,7 +100,7 @@ class FoveateAdapter(ModelAdapter):
             )
             return ExpertOutput(output.features[:, index], output.grid, keys, saliency)
 
-        return smaller_pictures(expert.tower, (pixels, pixels), expert, spread)
+        return smaller_pictures(expert.encoder, (pixels, pixels), expert, spread)
 
     def inputs(self, kind: str, call: Mapping[str, Any]) -> list[VisualInput]:
         names, grids = list(self.core.experts), self.core.grids

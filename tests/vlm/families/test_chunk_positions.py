@@ -11,7 +11,7 @@ from torch import Tensor
 
 from compress import compress
 from tests.tiny import CASES, Case
-from tests.vlm import models, towers
+from tests.vlm import encoders, models
 from vlm import mini
 from vlm.families import adapter_of
 from vlm.model import FoveateConfig, FoveateForConditionalGeneration, FoveateProcessor
@@ -111,11 +111,11 @@ def test_foveate_with_mrope(side: str) -> None:
             hf.Qwen2VLTextConfig,
             rope_parameters={"rope_type": "default", "mrope_section": [2, 3, 3]},
         ),
-        experts=[towers.expert("clip").config],
+        experts=[encoders.expert("clip").config],
         fusion={"scheme": {"clip": {"type": "MRoPE"}}},
         image_token_id=4,
     )
-    model = towers.randomise(FoveateForConditionalGeneration(config), std=0.25).eval()
+    model = encoders.randomise(FoveateForConditionalGeneration(config), std=0.25).eval()
     processor = FoveateProcessor.for_model(config, mini.build_tokenizer())
     pictures = [models.picture(seed) for seed in range(3)]
     texts = ["<image> what is it", "<image> and then <image>"]

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from positions import PlannedRotary, PositionError
-from tests.vlm import models, towers
+from tests.vlm import encoders, models
 from vlm import mini
 from vlm.model import FoveateConfig, FoveateForConditionalGeneration, FoveateProcessor
 from vlm.model.positions import has_plan, packed_mask, real_tokens
@@ -229,7 +229,7 @@ def test_features_that_do_not_fit_their_blocks_are_refused(built):
     features = model.get_image_features(inputs.pop("pixel_values"))
     features.pooler_output = [features.pooler_output[0][:7]]
     dropped = (inputs["input_ids"] == model.config.image_token_id).cumsum(1) > 7
-    inputs = {"input_ids": inputs["input_ids"].masked_fill(dropped, 5)}
+    inputs = {"input_ids": inputs["input_ids"].masked_fill(dropped, 9)}
     with pytest.raises(ValueError, match=r"features of \[7\] tokens"):
         model(**inputs, mm_encoder_outputs={"image": features})
 
@@ -271,14 +271,14 @@ def test_rows_and_columns_in_a_host_with_three_axes():
 
     rope = {"rope_type": "default", "rope_theta": 100.0, "mrope_section": [2, 3, 3]}
     text = models.text_config(hf.Qwen2VLTextConfig, rope_parameters=rope)
-    expert = towers.expert("clip")
+    expert = encoders.expert("clip")
     config = FoveateConfig(
         text_config=text,
         experts=[expert.config],
         fusion={"scheme": {"clip": {"type": "MRoPE"}}},
         image_token_id=4,
     )
-    model = towers.randomise(FoveateForConditionalGeneration(config), std=0.25).eval()
+    model = encoders.randomise(FoveateForConditionalGeneration(config), std=0.25).eval()
     processor = FoveateProcessor.for_model(config, mini.build_tokenizer())
     inputs = processor(images=models.picture(), text="a <image> b")
     found = models.logits(model, inputs)[0]

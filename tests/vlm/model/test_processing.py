@@ -8,7 +8,7 @@ import torch
 import transformers as hf
 from PIL import Image
 
-from tests.vlm import models, towers
+from tests.vlm import encoders, models
 from vlm import mini
 from vlm.media import MediaError
 from vlm.model import FoveateProcessor
@@ -315,7 +315,7 @@ def test_a_user_cannot_write_a_placeholder():
 
 
 def test_views_of_every_expert_family():
-    model, p = models.build(towers.FAMILIES)
+    model, p = models.build(encoders.FAMILIES)
     inputs = p(images=models.picture(), text="<image>")
     total = sum(rows * columns for rows, columns in model.config.token_grids().values())
     assert holders(inputs, p.tokenizer) == [total]
