@@ -1,6 +1,8 @@
 """One process of `test_model_zero`: a few steps on batches of which some have no pictures.
 
-    python -m tests.vlm.model.zero_worker STAGE      (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT are set)
+    python -m tests.vlm.model.zero_worker STAGE
+
+RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT are set.
 
 Prints the mean losses of the steps, from rank 0.
 """
