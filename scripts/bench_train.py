@@ -127,7 +127,7 @@ def measure(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
         recipe = load_recipe("lora")
     freeze(model, recipe)
     if args.checkpointing:
-        base.gradient_checkpointing_enable({"use_reentrant": False})
+        base.activation_checkpointing_enable({"use_reentrant": False})
     optimizer = torch.optim.AdamW(optimizer_groups(model, recipe), foreach=False)
     batch = draw(args, base.config.text_config.vocab_size, base.dtype)
     adapter = adapter_of(base)

@@ -78,7 +78,7 @@ def experts() -> dict[str, Expert]:
     images = processor.image_processor
     settings = {"layer": -1, "mean": images.image_mean, "std": images.image_std}
     coarse = build_expert(expert_config("coarse", "clip", tower.config, **settings))
-    coarse.tower.load_state_dict(tower.state_dict())
+    coarse.encoder.load_state_dict(tower.state_dict())
     config = CLIPVisionConfig.from_dict(
         {**tower.config.to_dict(), "image_size": SIZE, "patch_size": 16}
     )
@@ -86,7 +86,7 @@ def experts() -> dict[str, Expert]:
     weights = tower.state_dict()
     (kernel,) = (name for name in weights if name.endswith("patch_embedding.weight"))
     spread = weights[kernel].repeat_interleave(2, 2).repeat_interleave(2, 3) / 4
-    fine.tower.load_state_dict({**weights, kernel: spread})
+    fine.encoder.load_state_dict({**weights, kernel: spread})
     return {"coarse": coarse, "fine": fine}
 
 
@@ -153,26 +153,26 @@ def teach_fine(coarse: Expert, fine: Expert, work: Path) -> list[dict[str, Any]]
     """The fine expert learns what each cell shows."""
     path = work / "tower.safetensors"
     if path.is_file():
-        fine.tower.load_state_dict(load_file(path))
+        fine.encoder.load_state_dict(load_file(path))
         return json.loads(path.with_suffix(".json").read_text())
     torch.manual_seed(0)
     heads = CellHeads(fine.width)
-    fine.tower.requires_grad_(True)
+    fine.encoder.requires_grad_(True)
     _, processor = build(("coarse", "fine"), "all", {"coarse": coarse, "fine": fine})
 
     def loss_of(seeds: np.ndarray, _: np.random.Generator) -> tuple[Tensor, Any]:
         fields = torch.tensor(np.stack([cell_labels(make_scene(int(seed))) for seed in seeds]))
         pixels = processor(images=pictures(seeds))["pixel_values"]
-        hidden = fine.tower(pixels["fine"]).last_hidden_state
+        hidden = fine.encoder(pixels["fine"]).last_hidden_state
         with torch.no_grad():
-            near = coarse.tower(pixels["coarse"]).last_hidden_state
+            near = coarse.encoder(pixels["coarse"]).last_hidden_state
         loss, right = heads.loss(hidden, fields)
         apart = functional.mse_loss(hidden, near) / near.var()
         return apart + 0.1 * loss, {k: round(float(v), 3) for k, v in right.items()}
 
-    log = learn("tower", [fine.tower, heads], VISION, loss_of)
+    log = learn("tower", [fine.encoder, heads], VISION, loss_of)
     fine.freeze()
-    save_file(fine.tower.state_dict(), path)
+    save_file(fine.encoder.state_dict(), path)
     path.with_suffix(".json").write_text(json.dumps(log))
     return log
 

@@ -134,7 +134,8 @@ def described(case: Case) -> list[str]:
     reader = family.reader(layers[family.scoring_layer(family.kinds[0], None)])
     saliency = "class token" if reader.has_class_token else "received attention"
     shown = {part[0] for layout in case.layouts for part in layout if not isinstance(part, int)}
-    inputs = "s, ".join(kind for kind in family.kinds if kind in shown) + "s"
+    kinds = [*family.kinds, "video"] if family.frames_are_images else family.kinds
+    inputs = "s, ".join(kind for kind in kinds if kind in shown) + "s"
     where = (
         "before the projector" if family.projector_input(family.kinds[0]) else "after the projector"
     )

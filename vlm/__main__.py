@@ -121,33 +121,35 @@ def main(argv: list[str] | None = None) -> int:
     ask.add_argument("--video", type=Path, action="append", default=[], help="may be repeated")
     ask.add_argument("--frames", type=int, default=8, help="frames of each video")
     ask.add_argument("--model", default="mini", help="'mini', a folder, or a hub model's name")
-    ask.add_argument(
-        "--method", default="duet", help="how tokens are reduced, if --budget is given"
-    )
+    ask.add_argument("--method", help="how tokens are reduced, if --budget is given (duet)")
     ask.add_argument("--budget", help="tokens (64) or a share (0.11, 1/9); default: dense")
     ask.add_argument("--max-new-tokens", type=int, default=64)
     ask.add_argument(
         "--stream",
         action="store_true",
         help="long videos: reduced before the language model while they are decoded, to --budget "
-        "tokens (a count; 8192 if not given)",
+        "tokens (a count; 8192 by default)",
     )
     ask.add_argument("--fps", type=float, default=1.0, help="frames a second, with --stream")
     args = parser.parse_args(argv)
     # A command may use a room that lies further on; the library does not.
     from compress import compress
+    from compress.defaults import METHOD, STREAM_BUDGET
     from compress.parse import parse_budget, parse_method
 
     try:
         budget = parse_budget(args.budget) if args.budget else None
-        method = parse_method(args.method)
+        method = parse_method(args.method or METHOD)
         if args.stream and (args.image or not args.video):
             raise ValueError("--stream is for videos alone: expected --video and no --image")
         if not (args.image or args.video) and budget is not None:
             raise ValueError(f"budget is {args.budget}, but there is no --image and no --video")
         if args.stream:
+            budget = STREAM_BUDGET if budget is None else budget
+            if not isinstance(budget, int) or budget < 2:
+                raise ValueError(f"--budget is {args.budget}: --stream takes a count, 2 or more")
             model, processor = vlm.load(args.model)
-            options = {"method": method, "budget": budget or 8192, "fps": args.fps}
+            options = {"method": method, "budget": budget, "fps": args.fps}
             told = stream(model, processor, args.video, args.question[0], **options)
             converse(model, processor, *told, args.question, args.max_new_tokens)
             return 0

@@ -1,9 +1,9 @@
 """The embedded model: small enough to ship, and yet it looks things up in what it sees.
 
 `build` makes it untrained, with its processor; `train.mini` trains it; `vlm.load("mini")` loads the
-checkpoint that lies in this package, `vlm.load("mini-1d")` its sibling, a stock LLaVA. A CLIP tower
-sees a 96 px picture, or a frame of a video, as 12 x 12 cells, and a small language model with
-positions on three axes (M-RoPE, as Qwen2.5-VL), or on one, answers about it.
+checkpoint in this package, `vlm.load("mini-1d")` its sibling, a stock LLaVA. A CLIP encoder sees a
+picture of 96 px, or a frame of a video, as 12 x 12 tokens. A small language model answers, with
+positions on three axes (M-RoPE, as Qwen2.5-VL) or on one.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from vlm.scenes import COLOURS, IMAGE_SIZE, SHAPES
 Axes = Literal["mrope", "1d"]
 PATCH_SIZE = 8
 GRID = IMAGE_SIZE // PATCH_SIZE
-WIDTH, HEAD, LAYERS = 128, 32, 4  # of tower and language model
+WIDTH, HEAD, LAYERS = 128, 32, 4  # of encoder and language model
 SPECIAL_TOKENS = ("<pad>", "<s>", "</s>", "<unk>", "<image>", "<video>")
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}"
@@ -85,7 +85,7 @@ def build_config(axes: Axes = "mrope") -> FoveateConfig:
     axes: "mrope" for a language model with positions (t, h, w), "1d" for one whose visual tokens
         stand in a row as LLaVA's do (`vlm.model.to_llava` makes a stock LLaVA of it).
     """
-    tower = CLIPVisionConfig(
+    encoder = CLIPVisionConfig(
         hidden_size=WIDTH,
         intermediate_size=4 * WIDTH,
         num_hidden_layers=LAYERS,
@@ -122,7 +122,7 @@ def build_config(axes: Axes = "mrope") -> FoveateConfig:
         # With biases, as the other has them: its weights are a place to begin from.
         text = LlamaConfig(**shared, rope_parameters=rope, attention_bias=True)
     seen = {"layer": -1, "scoring_layer": -1, "fit": "squash", "frozen": False}
-    expert = expert_config("clip", "clip", tower, **seen)
+    expert = expert_config("clip", "clip", encoder, **seen)
     return FoveateConfig(
         text_config=text,
         experts=[expert],

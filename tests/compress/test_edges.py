@@ -119,7 +119,8 @@ def test_a_video_of_one_frame(case: Case) -> None:
     with compress(model, BOTH, budget=budget) as c:
         out = answer(model, case.inputs([sample]))
         assert int(c.export()[0]["grid"][0]) == 1
-    assert int((sample.ids == VIDEO_TOKEN).sum()) > budget
+    placeholders = torch.tensor([IMAGE_TOKEN, VIDEO_TOKEN])
+    assert int(torch.isin(sample.ids, placeholders).sum()) > budget
     torch.testing.assert_close(torch.cat(out.logits), logits, **CLOSE)
     assert torch.equal(out.sequences[0, -NEW:], ids)
 
@@ -162,7 +163,7 @@ def test_half_precision(case: Case) -> None:
 
     # The same cells, so that the choice is not what is compared.
     assert gap(case.budget) < 2 * gap(1.0)
-    half.gradient_checkpointing_enable({"use_reentrant": False})
+    half.activation_checkpointing_enable({"use_reentrant": False})
     with compress(half.train(), BOTH, budget=case.budget):
         half(**given16, labels=given["input_ids"]).loss.backward()
     assert all(bool(p.grad.isfinite().all()) for p in half.parameters() if p.grad is not None)

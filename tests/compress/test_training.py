@@ -127,7 +127,7 @@ def test_gradient_checkpointing_changes_nothing(case: Case, reentrant: bool) -> 
         plain = model(**given).loss
         plain.backward()
         before = gradients(model)
-        model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+        model.activation_checkpointing_enable({"use_reentrant": reentrant})
         model.enable_input_require_grads()
         again = model(**given).loss
         again.backward()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, ClassVar
@@ -50,7 +50,8 @@ class Case:
     text and (kind, variant) in turn. projector, vision: paths of modules below the core. pools:
     rows of the tower that the projector makes one token of, None where that is done before it.
     has_cls: whether the tower has a class token. feature_layer: the vision layer whose output
-    the projector gets, or the last that sees whole images. experts: names of several towers, whose
+    the projector gets, or the last that sees whole images. frames: of a family whose processor
+    gives videos as images, the frames of each variant. experts: names of several encoders, whose
     `vision` paths these are (then `by_token` and `positions` say what the reference cannot read off
     the stock model).
     """
@@ -63,6 +64,7 @@ class Case:
     has_cls: ClassVar[bool] = False
     experts: ClassVar[tuple[str, ...]] = ()
     feature_layer: ClassVar[int] = -1
+    frames: ClassVar[Mapping[str, int]] = {}
     budget: ClassVar[int] = 12
     layouts: ClassVar[Sequence[Sequence[Any]]] = (
         (3, ("image", "a"), 7),
@@ -138,11 +140,22 @@ class Case:
         model.generation_config.eos_token_id = None
         return model
 
+    def laid_out(self, layout: Sequence[Any]) -> list[Any]:
+        """A layout with each video that comes as images in its place: a time stamp and an image a
+        frame."""
+        parts: list[Any] = []
+        for part in layout:
+            if not isinstance(part, int) and part[0] == "video" and part[1] in self.frames:
+                parts += [2, ("image", "frame")] * self.frames[part[1]]
+            else:
+                parts.append(part)
+        return parts
+
     def sample(self, layout: Sequence[Any], seed: int = 0) -> Sample:
         """A prompt of text runs (their lengths) and inputs (kind, variant)."""
         draw = torch.Generator().manual_seed(seed)
         parts, shown = [], []
-        for number, part in enumerate(layout):
+        for number, part in enumerate(self.laid_out(layout)):
             if isinstance(part, int):
                 parts.append(torch.randint(FIRST_WORD, WORDS, (part,), generator=draw))
             else:

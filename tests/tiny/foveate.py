@@ -32,7 +32,7 @@ VISION = {
 class Foveate(Case):
     name = "foveate"
     model_class = "FoveateForConditionalGeneration"
-    vision = ("experts.clip.tower", "experts.siglip.tower")
+    vision = ("experts.clip.encoder", "experts.siglip.encoder")
     projector = "fusion"
     pools = None
     has_cls = True  # of the first expert

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,7 @@ from transformers import InternVLConfig, InternVLVisionConfig, Qwen2Config
 
 from tests.tiny.base import IMAGE_TOKEN, Case, View, noise, text
 
-TILES = {"a": 3, "b": 1}
+TILES = {"a": 3, "b": 1, "frame": 1}
 
 
 class InternVL(Case):
@@ -19,7 +19,9 @@ class InternVL(Case):
     model_class = "InternVLForConditionalGeneration"
     has_cls = True
     pools = 4
+    frames: ClassVar[dict[str, int]] = {"v": 2, "one": 1}
     budget = 9
+    layouts = (*Case.layouts, (2, ("video", "v"), 3))
 
     def config(self, depth: int) -> Any:
         return InternVLConfig(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,9 @@ class SmolVLM(Case):
     vision = ("vision_model",)
     projector = "connector"
     pools = 4
+    frames: ClassVar[dict[str, int]] = {"v": 2, "one": 1}
     budget = 9
+    layouts = (*Case.layouts, (2, ("video", "v"), 3))
 
     def config(self, depth: int) -> Any:
         return SmolVLMConfig(

@@ -7,7 +7,7 @@ import torch
 import transformers as hf
 from PIL import Image
 
-from tests.vlm import towers
+from tests.vlm import encoders
 from vlm import mini
 from vlm.model import FoveateProcessor, assemble
 
@@ -36,9 +36,9 @@ def build(experts=("clip",), fusion=None, text=None, template="v1", **settings):
     """
     tokenizer = mini.build_tokenizer()
     causal = hf.AutoModelForCausalLM.from_config(text or text_config())
-    made = [towers.expert(e, **settings) if isinstance(e, str) else e for e in experts]
-    model = assemble(towers.randomise(causal, std=0.25), made, tokenizer, fusion)
-    towers.randomise(model.model.fusion, seed=1, std=0.3)
+    made = [encoders.expert(e, **settings) if isinstance(e, str) else e for e in experts]
+    model = assemble(encoders.randomise(causal, std=0.25), made, tokenizer, fusion)
+    encoders.randomise(model.model.fusion, seed=1, std=0.3)
     model.generation_config.pad_token_id = 0
     return model, FoveateProcessor.for_model(model.config, tokenizer, template=template)
 
@@ -59,7 +59,7 @@ def stock_llava():
     ours = mini.build_config("1d")
     (expert,) = ours.expert_configs
     config = hf.LlavaConfig(
-        vision_config=hf.CLIPVisionConfig.from_dict(expert.tower),
+        vision_config=hf.CLIPVisionConfig.from_dict(expert.encoder),
         text_config=ours.text_config,
         image_token_index=ours.image_token_id,
         vision_feature_layer=-1,

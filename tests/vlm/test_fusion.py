@@ -1,4 +1,4 @@
-"""Windows, MLP and Q-Former, blocks with their own positions, the canvas."""
+"""Windows, MLP and Q-Former, blocks with their own positions."""
 
 from __future__ import annotations
 
@@ -7,9 +7,7 @@ import torch
 from torch.nn.functional import gelu
 
 from positions import MRoPE, PositionError, Text, plan
-from vlm import canvas
 from vlm.fusion import (
-    Block,
     Fusion,
     FusionConfig,
     FusionError,
@@ -137,70 +135,3 @@ def test_bad_fusions_say_what_would_be_right():
         Fusion(FusionConfig(window={"x": 2}), {"a": 2}, 4)
     with pytest.raises(FusionError, match="heads=8"):
         Fusion(FusionConfig("qformer"), {"a": 2}, 4)
-
-
-# --- the canvas ---
-
-
-def test_cells_stand_in_the_middle_of_what_they_cover():
-    blocks = (Block("sam", (1, 4, 4)), Block("clip", (1, 2, 2)))
-    at = canvas.places(blocks)
-    assert at[:4].tolist() == [[0, 0, 0], [0, 0, 1], [0, 0, 2], [0, 0, 3]]
-    assert at[16:].tolist() == [[0, 0.5, 0.5], [0, 0.5, 2.5], [0, 2.5, 0.5], [0, 2.5, 2.5]]
-    n, size = 3, 7
-    middle = canvas.places((Block("a", (1, n, 1)),), (size, 1))[:, 1]
-    assert middle.tolist() == [(i + 0.5) * size / n - 0.5 for i in range(n)]
-
-
-def test_saliency_of_experts_is_made_comparable():
-    blocks = (Block("a", (1, 1, 2)), Block("b", (1, 1, 2)))
-    joint = canvas.join(blocks, torch.zeros(1, 4, 3), torch.tensor([[1.0, 3.0, 100.0, 300.0]]))
-    assert joint.saliency.tolist() == [[0.5, 1.5, 0.5, 1.5]]
-    assert joint.block.tolist() == [0, 0, 1, 1]
-
-
-def test_joint_reduction_merges_across_experts_by_place():
-    blocks = (Block("fine", (1, 2, 2)), Block("coarse", (1, 1, 1)), Block("line", (1, 1, 2)))
-    features = torch.arange(7.0).view(1, 7, 1)
-    saliency = torch.tensor([[9.0, 0, 0, 5.0, 1.0, 1.0, 1.0]])
-    found = canvas.reduce(canvas.join(blocks, features, saliency), 2)
-    assert found.anchor.tolist() == [[0, 3]]
-    # (0, 1), (1, 0) and the coarse (0.5, 0.5) are equally near to both: the first has them.
-    assert found.assign.tolist() == [[0, 0, 0, 1, 0, 0, 1]]
-    assert found.size.tolist() == [[5, 2]]
-    torch.testing.assert_close(found.features.flatten(), torch.tensor([12 / 5, 4.5]))
-    weighted = (found.features * found.size[..., None]).sum()
-    torch.testing.assert_close(weighted, features.sum())
-
-
-def test_joint_reduction_goes_into_a_plan_of_several_segments():
-    blocks = (Block("a", (1, 2, 2)), Block("b", (1, 1, 3)))
-    generator = torch.Generator().manual_seed(0)
-    joint = canvas.join(
-        blocks, torch.randn(1, 7, 4, generator=generator), torch.rand(1, 7, generator=generator)
-    )
-    found = canvas.reduce(joint, 3)
-    segments = [Text(2), *(b.segment(None) for b in blocks), Text(1)]
-    row = canvas.JointReduction(found.features[0], found.assign[0], found.anchor[0], found.size[0])
-    after = plan(segments).after({(1, 2): row})
-    assert len(after) == 2 + 3 + 1 and after.next_position == 10
-    assert after.positions[2:5, 0, 0].tolist() == (found.anchor[0] + 2).tolist()
-
-
-def test_keeping_all_changes_nothing():
-    blocks = (Block("a", (1, 2, 2)), Block("b", (1, 1, 3)))
-    features = torch.randn(2, 7, 4)
-    found = canvas.reduce(canvas.join(blocks, features, torch.rand(2, 7)), 7)
-    assert torch.equal(found.features, features)
-    assert found.assign.tolist() == [list(range(7))] * 2
-
-
-def test_bad_joint_inputs():
-    blocks = (Block("a", (1, 2, 2)),)
-    joint = canvas.join(blocks, torch.zeros(1, 4, 1))
-    with pytest.raises(FusionError, match="no saliency"):
-        canvas.reduce(joint, 2)
-    with pytest.raises(FusionError, match="keep=5"):
-        canvas.reduce(canvas.join(blocks, torch.zeros(1, 4, 1), torch.ones(1, 4)), 5)
-    with pytest.raises(FusionError, match=r"\(B, 4, D\)"):
-        canvas.join(blocks, torch.zeros(1, 3, 1))

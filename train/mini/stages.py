@@ -105,7 +105,7 @@ class Trainer:
         text: Any = self.model.config.text_config
         self.noise = 0.5 * text.initializer_range
         expert: Any = self.model.model.experts["clip"]
-        self.tower = expert.tower
+        self.tower = expert.encoder
         self.heads = CellHeads(mini.WIDTH)
         self.symbols = Symbols(text.hidden_size, text.initializer_range)
         tower = {"tower": self.tower, "heads": self.heads}

@@ -14,10 +14,10 @@ from typing import Any
 from transformers import PreTrainedConfig
 
 from vlm.experts import clip, dinov2, layoutlmv3, mae, open_clip, sam, siglip, siglip2
-from vlm.experts.base import Expert, ExpertConfig, ExpertError, ExpertOutput, Family
+from vlm.experts.base import Expert, ExpertConfig, ExpertError, ExpertOutput, Family, get_family
 from vlm.experts.cache import FeatureCache
 
-ADAPTERS: dict[str, Family] = {
+FAMILIES: dict[str, Family] = {
     family.name: family
     for family in (
         clip.CLIP,
@@ -33,25 +33,18 @@ ADAPTERS: dict[str, Family] = {
 }
 
 
-def get_family(name: str) -> Family:
-    """The family of that name; ExpertError lists those that there are."""
-    if name not in ADAPTERS:
-        raise ExpertError(f"expert family {name!r}: expected one of {', '.join(ADAPTERS)}")
-    return ADAPTERS[name]
-
-
 def expert_config(
-    name: str, family: str, tower: Mapping[str, Any] | PreTrainedConfig, **settings: Any
+    name: str, family: str, encoder: Mapping[str, Any] | PreTrainedConfig, **settings: Any
 ) -> ExpertConfig:
     """The configuration of an expert, with the family's defaults where `settings` are silent.
 
-    tower: a transformers configuration or its dict; `open_clip.configuration(...)` for open_clip.
+    encoder: a transformers configuration or its dict; `open_clip.configuration(...)` for open_clip.
     settings: fields of `ExpertConfig`.
     """
     found = get_family(family)
-    plain = tower.to_dict() if isinstance(tower, PreTrainedConfig) else dict(tower)
+    plain = encoder.to_dict() if isinstance(encoder, PreTrainedConfig) else dict(encoder)
     usual = {"image_size": found.native(plain), **found.defaults(plain)}
-    return ExpertConfig.of({"name": name, "family": family, "tower": plain, **usual, **settings})
+    return ExpertConfig.of({"name": name, "family": family, "encoder": plain, **usual, **settings})
 
 
 def build_expert(config: ExpertConfig | Mapping[str, Any]) -> Expert:
@@ -77,13 +70,13 @@ def load_expert(
     """
     found = get_family(family)
     loaded = found.load(path) if model is None else open_clip.load(path, model)
-    tower, plain, read = loaded
+    encoder, plain, read = loaded
     config = expert_config(name, family, plain, **{**read, **settings})
-    return Expert(config, found, tower)
+    return Expert(config, found, encoder)
 
 
 __all__ = [
-    "ADAPTERS",
+    "FAMILIES",
     "Expert",
     "ExpertConfig",
     "ExpertError",

@@ -1,6 +1,6 @@
 """The one interface of all vision encoders: pixels -> features, grid, keys and saliency.
 
-A *family* says where the parts of one kind of tower are; `Expert` is the same for all of them.
+A *family* says where the parts of one kind of encoder are; `Expert` is the same for all of them.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from vlm.attention import Call, SaliencyRule, SegmentHeads, Segments, watching
 
 Pair = tuple[int, int]
-# An nn.Module, a tower or a part of one, whose attributes its family knows.
-Tower = Any
+# An nn.Module, an encoder or a part of one, whose attributes its family knows.
+Encoder = Any
 Layer = int | Literal["last"]
 
 
@@ -47,14 +47,14 @@ class ExpertConfig:
     """How one expert is built and fed; everything that a checkpoint has to remember of it.
 
     name: of the expert in the model, a Python identifier.
-    family: one of `vlm.experts.ADAPTERS`.
-    tower: the family's own configuration of the tower (for transformers, `config.to_dict()`).
+    family: one of `vlm.experts.FAMILIES`.
+    encoder: the family's own configuration of the encoder (for transformers, `config.to_dict()`).
     image_size: (height, width) of the pixels it sees.
     mean, std: of the pixel normalisation, per channel, for pixels in 0..1.
-    layer: which features: an index into the tower's hidden states as in LLaVA's
+    layer: which features: an index into the encoder's hidden states as in LLaVA's
         `vision_feature_layer` (-1 the last layer's output before the closing norm; 0, the
         embeddings, is not offered), a list of such indices (concatenated), or "last", what the
-        tower itself gives out.
+        encoder itself gives out.
     scoring_layer: the layer, as an index into the layers, that keys and saliency come from.
     saliency: which attention is a cell's saliency, see `vlm.attention.Heads.saliency`.
     fit: how an image gets to `image_size`: "squash" it, "pad" it to the aspect ratio with the mean
@@ -67,7 +67,7 @@ class ExpertConfig:
 
     name: str
     family: str
-    tower: dict[str, Any]
+    encoder: dict[str, Any]
     image_size: Pair
     mean: Sequence[float] = (0.5, 0.5, 0.5)
     std: Sequence[float] = (0.5, 0.5, 0.5)
@@ -83,7 +83,7 @@ class ExpertConfig:
         if not re.fullmatch(r"[A-Za-z_]\w*", self.name):
             raise ExpertError(f"name={self.name!r}: expected a Python identifier, such as 'clip'")
         # As it comes back from JSON, where keys are strings and sequences are lists.
-        self.tower = json.loads(json.dumps(self.tower, default=str))
+        self.encoder = json.loads(json.dumps(self.encoder, default=str))
         self.image_size = (int(self.image_size[0]), int(self.image_size[1]))
         if min(self.image_size) < 1:
             raise ExpertError(f"image_size={self.image_size}: expected (height, width) above 0")
@@ -105,7 +105,9 @@ class ExpertConfig:
             return value
         unknown = set(value) - {f.name for f in fields(cls)}
         if unknown:
-            raise ExpertError(f"unknown expert settings {sorted(unknown)}")
+            renamed = "'tower' is 'encoder' now, in config.json and in the weights' names"
+            hint = f" ({renamed})" if "tower" in unknown else ""
+            raise ExpertError(f"unknown expert settings {sorted(unknown)}{hint}")
         return cls(**value)
 
     def to_dict(self) -> dict[str, Any]:
@@ -115,64 +117,75 @@ class ExpertConfig:
 
 @dataclass(frozen=True)
 class Family:
-    """Where the parts of one kind of tower are.
+    """Where the parts of one kind of encoder are.
 
-    build: a tower from its own configuration, randomly initialised.
-    load: a tower from a local checkpoint; its configuration; and the fields of `ExpertConfig` that
-        the checkpoint settles.
-    native: the (height, width) of pixels that the tower was built for.
+    build: an encoder from its own configuration, randomly initialised.
+    load: an encoder from a local checkpoint, its configuration, and the fields of `ExpertConfig`
+        that the checkpoint settles.
+    native: the (height, width) of pixels that the encoder was built for.
     grid: the (rows, columns) of cells that it makes of (height, width) pixels.
-    run: what the tower gives out for pixels (B, 3, H, W).
+    run: what the encoder gives out for pixels (B, 3, H, W).
     layers: its layers in order.
     tokens: a layer's output as (B, S, D), the shape that `run` returns.
     width: D of `layer` (an index, or "last").
     prefix: how many of the S tokens come before the cells.
     watch: the modules of a layer that scoring must see; attention: its queries and keys from what
-        was seen. Towers without attention have None: their keys are the scoring layer's features
+        was seen. Encoders without attention have None: their keys are the scoring layer's features
         and their saliency the features' L2 norm.
-    resizable: whether pixels of another size than the tower's own can be seen.
-    defaults: fields of `ExpertConfig` for a tower of this configuration.
+    resizable: whether pixels of another size than the encoder's own can be seen.
+    defaults: fields of `ExpertConfig` for an encoder of this configuration.
     """
 
     name: str
-    build: Callable[[dict[str, Any]], Tower]
-    load: Callable[[str], tuple[Tower, dict[str, Any], dict[str, Any]]]
+    build: Callable[[dict[str, Any]], Encoder]
+    load: Callable[[str], tuple[Encoder, dict[str, Any], dict[str, Any]]]
     native: Callable[[dict[str, Any]], Pair]
     grid: Callable[[dict[str, Any], Pair], Pair]
-    run: Callable[[Tower, Tensor], Tensor]
-    layers: Callable[[Tower], Sequence[Tower]]
-    width: Callable[[Tower, Layer], int]
-    prefix: Callable[[Tower], int] = lambda tower: 0
+    run: Callable[[Encoder, Tensor], Tensor]
+    layers: Callable[[Encoder], Sequence[Encoder]]
+    width: Callable[[Encoder, Layer], int]
+    prefix: Callable[[Encoder], int] = lambda encoder: 0
     tokens: Callable[[Tensor], Tensor] = lambda output: output
-    watch: Callable[[Tower], dict[str, Tower]] | None = None
-    attention: Callable[[Tower, dict[str, Call]], Segments] | None = None
+    watch: Callable[[Encoder], dict[str, Encoder]] | None = None
+    attention: Callable[[Encoder, dict[str, Call]], Segments] | None = None
     resizable: bool = False
-    defaults: Callable[[dict[str, Any]], dict[str, Any]] = lambda tower: {}
+    defaults: Callable[[dict[str, Any]], dict[str, Any]] = lambda encoder: {}
+
+    def __post_init__(self) -> None:
+        _KNOWN[self.name] = self
 
     def __reduce__(self) -> Any:
         # Copied and pickled by name: the functions above need not be picklable.
-        from vlm.experts import get_family
-
         return get_family, (self.name,)
 
 
+_KNOWN: dict[str, Family] = {}
+
+
+def get_family(name: str) -> Family:
+    """The family of that name; ExpertError lists those that there are."""
+    if name not in _KNOWN:
+        raise ExpertError(f"expert family {name!r}: expected one of {', '.join(_KNOWN)}")
+    return _KNOWN[name]
+
+
 class Expert(nn.Module):
-    """One vision encoder. `tower` holds its weights, `config` all its settings."""
+    """One vision encoder. `encoder` holds its weights, `config` all its settings."""
 
     def __init__(
-        self, config: ExpertConfig, family: Family, tower: nn.Module | None = None
+        self, config: ExpertConfig, family: Family, encoder: nn.Module | None = None
     ) -> None:
         super().__init__()
         self.config = config
         self.family = family
-        native = family.native(config.tower)
+        native = family.native(config.encoder)
         if not family.resizable and native != config.image_size:
             raise ExpertError(
                 f"expert {config.name!r}: image_size={config.image_size}, but this {family.name} "
-                f"tower sees pixels of its own size alone, {native}"
+                f"encoder sees pixels of its own size alone, {native}"
             )
-        self.tower = family.build(config.tower) if tower is None else tower
-        layers = len(family.layers(self.tower))
+        self.encoder = family.build(config.encoder) if encoder is None else encoder
+        layers = len(family.layers(self.encoder))
         for index in self._indices:
             if not (-layers <= index < 0 or 0 < index <= layers):
                 raise ExpertError(
@@ -183,19 +196,19 @@ class Expert(nn.Module):
                 f"expert {config.name!r}: scoring_layer={config.scoring_layer}, expected one of "
                 f"{layers} layers"
             )
-        if config.saliency == "cls" and not family.prefix(self.tower):
+        if config.saliency == "cls" and not family.prefix(self.encoder):
             raise ExpertError(
-                f"expert {config.name!r}: saliency='cls', but this {family.name} tower has no "
+                f"expert {config.name!r}: saliency='cls', but this {family.name} encoder has no "
                 "class token; expected 'received' or 'auto'"
             )
-        self.grid = family.grid(config.tower, config.image_size)
+        self.grid = family.grid(config.encoder, config.image_size)
         self.freeze()
 
     def freeze(self) -> None:
-        """Take a frozen tower out of training; loading weights puts it back in."""
+        """Take a frozen encoder out of training; loading weights puts it back in."""
         if self.config.frozen:
-            self.tower.requires_grad_(False)
-            self.tower.eval()
+            self.encoder.requires_grad_(False)
+            self.encoder.eval()
 
     @property
     def _indices(self) -> list[int]:
@@ -208,13 +221,13 @@ class Expert(nn.Module):
     def width(self) -> int:
         """D of the features."""
         layers: list[Layer] = [*self._indices] or ["last"]
-        return sum(self.family.width(self.tower, layer) for layer in layers)
+        return sum(self.family.width(self.encoder, layer) for layer in layers)
 
     def train(self, mode: bool = True) -> Expert:
-        """As for any module, but a frozen tower stays in evaluation mode."""
+        """As for any module, but a frozen encoder stays in evaluation mode."""
         super().train(mode)
         if self.config.frozen:
-            self.tower.eval()
+            self.encoder.eval()
         return self
 
     def forward(self, pixels: Tensor, scores: bool = True) -> ExpertOutput:
@@ -229,16 +242,16 @@ class Expert(nn.Module):
                 f"pixels of shape {tuple(pixels.shape)} for expert {self.config.name!r}: expected "
                 f"(B, 3, {self.config.image_size[0]}, {self.config.image_size[1]})"
             )
-        family, layers = self.family, self.family.layers(self.tower)
+        family, layers = self.family, self.family.layers(self.encoder)
         scoring = layers[self.config.scoring_layer]
         modules = {f"layer {i}": layers[i if i < 0 else i - 1] for i in self._indices}
         if scores:
             modules |= {"scoring": scoring} if family.watch is None else family.watch(scoring)
-        dtype = next(p.dtype for p in self.tower.parameters() if p.is_floating_point())
+        dtype = next(p.dtype for p in self.encoder.parameters() if p.is_floating_point())
         grad = torch.is_grad_enabled() and not self.config.frozen
         with torch.set_grad_enabled(grad), watching(modules) as seen:
-            last = family.run(self.tower, pixels.to(dtype))
-        prefix = family.prefix(self.tower)
+            last = family.run(self.encoder, pixels.to(dtype))
+        prefix = family.prefix(self.encoder)
         parts = [family.tokens(_tensor(seen[f"layer {i}"])) for i in self._indices] or [last]
         features = torch.cat(parts, dim=-1)[:, prefix:]
         if not scores:

@@ -34,7 +34,7 @@ class FeatureCache:
         self._marks: dict[int, tuple[tuple[int, ...], str]] = {}
 
     def __call__(self, expert: Expert, pixels: Tensor, scores: bool = True) -> ExpertOutput:
-        """`expert(pixels, scores)`, running the tower only for images not seen before.
+        """`expert(pixels, scores)`, running the encoder only for images not seen before.
 
         pixels: (B, 3, H, W). Raises ExpertError for an expert that is trained.
         """
@@ -68,7 +68,7 @@ class FeatureCache:
 
     def _mark(self, expert: Expert) -> str:
         """A name for the expert's settings and weights, computed again when a weight changes."""
-        weights = list(expert.tower.state_dict().values())
+        weights = list(expert.encoder.state_dict().values())
         versions = tuple(part for w in weights for part in (w.data_ptr(), w._version))
         known = self._marks.get(id(expert))
         if known is None or known[0] != versions:

@@ -1,4 +1,4 @@
-"""CLIP's vision tower (transformers)."""
+"""CLIP's vision encoder (transformers)."""
 
 from transformers import CLIPVisionModel
 
@@ -7,14 +7,14 @@ from vlm.experts import hf
 CLIP = hf.family(
     "clip",
     CLIPVisionModel,
-    run=lambda tower, x: (
-        tower(
-            x, interpolate_pos_encoding=tuple(x.shape[-2:]) != hf.side(tower.config.image_size)
+    run=lambda encoder, x: (
+        encoder(
+            x, interpolate_pos_encoding=tuple(x.shape[-2:]) != hf.side(encoder.config.image_size)
         ).last_hidden_state
     ),
-    layers=lambda tower: tower.encoder.layers,
-    prefix=lambda tower: 1,
+    layers=lambda encoder: encoder.encoder.layers,
+    prefix=lambda encoder: 1,
     **hf.watcher(lambda layer: layer.self_attn),
     resizable=True,
-    defaults=lambda tower: {"mean": hf.CLIP_MEAN, "std": hf.CLIP_STD, "layer": -2, "fit": "pad"},
+    defaults=lambda encoder: {"mean": hf.CLIP_MEAN, "std": hf.CLIP_STD, "layer": -2, "fit": "pad"},
 )

@@ -1,4 +1,4 @@
-"""What the families of transformers towers share: building, loading, and reading settings."""
+"""What the families of transformers encoders share: building, loading, and reading settings."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from safetensors import SafetensorError
 from transformers import CLIPImageProcessor, PreTrainedConfig, PreTrainedModel
 
 from vlm.attention import Call, Segments, split_heads
-from vlm.experts.base import ExpertError, Family, Pair, Tower
+from vlm.experts.base import Encoder, ExpertError, Family, Pair
 
 # What transformers raises for a checkpoint that it cannot read.
 UNREADABLE = (OSError, ValueError, RuntimeError, SafetensorError)
 
-Loaded = tuple[Tower, dict[str, Any], dict[str, Any]]
+Loaded = tuple[Encoder, dict[str, Any], dict[str, Any]]
 CLIP_MEAN, CLIP_STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
 IMAGENET_MEAN, IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 
 
-def builder(model: type[PreTrainedModel]) -> Callable[[dict[str, Any]], Tower]:
+def builder(model: type[PreTrainedModel]) -> Callable[[dict[str, Any]], Encoder]:
     """The function that builds `model` from `config.to_dict()`, with SDPA where it has it."""
     config_class = model.config_class
     if config_class is None:
         raise TypeError(f"{model.__name__} names no configuration class")
-    return lambda tower: model._from_config(config_class.from_dict(tower))
+    return lambda encoder: model._from_config(config_class.from_dict(encoder))
 
 
 def loader(model: type[PreTrainedModel]) -> Callable[[str], Loaded]:
@@ -33,16 +33,16 @@ def loader(model: type[PreTrainedModel]) -> Callable[[str], Loaded]:
 
 
 def load_pretrained(model: type[PreTrainedModel], path: str) -> Loaded:
-    """A tower with all its weights from safetensors; weights of other parts are left out.
+    """An encoder with all its weights from safetensors; weights of other parts are left out.
 
     path: a local folder, or a name that `from_pretrained` resolves.
     Raises ExpertError where the checkpoint is missing, is of another kind, holds no safetensors (a
-    pickle file is never opened), wants code of its own to run, or lacks weights of the tower.
+    pickle file is never opened), wants code of its own to run, or lacks weights of the encoder.
     """
     config_class = model.config_class
     try:
         kind = PreTrainedConfig.get_config_dict(path)[0].get("model_type", "")
-        # A whole CLIP ("clip") holds a CLIP tower ("clip_vision_model").
+        # A whole CLIP ("clip") holds a CLIP encoder ("clip_vision_model").
         if config_class is None or not kind or not config_class.model_type.startswith(kind):
             raise ValueError(f"its config.json names the model type {kind!r}")
         loaded: Any = model.from_pretrained(
@@ -50,13 +50,13 @@ def load_pretrained(model: type[PreTrainedModel], path: str) -> Loaded:
         )
     except UNREADABLE as error:
         raise ExpertError(f"cannot load {model.__name__} from {path}: {error}") from error
-    tower, info = loaded
+    encoder, info = loaded
     if missing := sorted(info["missing_keys"]):
         raise ExpertError(
             f"{path} lacks {len(missing)} weights of {model.__name__}, the first being "
-            f"{missing[0]}: expected a checkpoint of this kind of tower"
+            f"{missing[0]}: expected a checkpoint of this kind of encoder"
         )
-    return tower, tower.config.to_dict(), preprocessing(path)
+    return encoder, encoder.config.to_dict(), preprocessing(path)
 
 
 def preprocessing(path: str) -> dict[str, Any]:
@@ -74,34 +74,34 @@ def side(value: int | list[int] | tuple[int, ...]) -> Pair:
     return (value, value) if isinstance(value, int) else (value[0], value[1])
 
 
-def native(tower: dict[str, Any]) -> Pair:
-    """The image size in a tower's configuration."""
-    return side(tower["image_size"])
+def native(encoder: dict[str, Any]) -> Pair:
+    """The image size in an encoder's configuration."""
+    return side(encoder["image_size"])
 
 
-def patch_grid(tower: dict[str, Any], size: Pair) -> Pair:
+def patch_grid(encoder: dict[str, Any], size: Pair) -> Pair:
     """Whole patches in `size`."""
-    patch = side(tower["patch_size"])
+    patch = side(encoder["patch_size"])
     return size[0] // patch[0], size[1] // patch[1]
 
 
-def hidden_size(tower: Tower, layer: int | str) -> int:
+def hidden_size(encoder: Encoder, layer: int | str) -> int:
     """Width of all features of a plain ViT."""
-    config: PreTrainedConfig = tower.config
+    config: PreTrainedConfig = encoder.config
     return int(config.hidden_size)
 
 
-def watcher(attention: Callable[[Tower], Tower]) -> dict[str, Any]:
+def watcher(attention: Callable[[Encoder], Encoder]) -> dict[str, Any]:
     """The fields `watch` and `attention` of a family whose layers have q_proj and k_proj.
 
     attention: from a layer to its attention module.
     """
 
-    def watch(layer: Tower) -> dict[str, Tower]:
+    def watch(layer: Encoder) -> dict[str, Encoder]:
         module = attention(layer)
         return {"query": module.q_proj, "key": module.k_proj}
 
-    def scored(layer: Tower, seen: dict[str, Call]) -> Segments:
+    def scored(layer: Encoder, seen: dict[str, Call]) -> Segments:
         module = attention(layer)
         width = module.head_dim
         heads = seen["query"].output.shape[-1] // width

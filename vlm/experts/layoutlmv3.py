@@ -9,12 +9,12 @@ from transformers import LayoutLMv3Model
 
 from vlm.attention import Call, Segments, split_heads
 from vlm.experts import hf
-from vlm.experts.base import Tower
+from vlm.experts.base import Encoder
 
 
-def _build(tower: dict[str, Any]) -> Tower:
+def _build(encoder: dict[str, Any]) -> Encoder:
     # Without the word and box embeddings, which pixels never reach.
-    return hf.builder(LayoutLMv3Model)({**tower, "text_embed": False, "visual_embed": True})
+    return hf.builder(LayoutLMv3Model)({**encoder, "text_embed": False, "visual_embed": True})
 
 
 def _load(path: str) -> hf.Loaded:
@@ -24,7 +24,7 @@ def _load(path: str) -> hf.Loaded:
     return model, {**config, "text_embed": False}, found
 
 
-def _attention(layer: Tower, seen: dict[str, Call]) -> Segments:
+def _attention(layer: Encoder, seen: dict[str, Call]) -> Segments:
     module = layer.attention.self
     heads, scale = module.num_attention_heads, module.attention_head_size**-0.5
     query, key = (split_heads(seen[name].output, heads) for name in ("query", "key"))
@@ -39,7 +39,7 @@ def _attention(layer: Tower, seen: dict[str, Call]) -> Segments:
     return Segments(query, key, scale, bias=bias if biases else None)
 
 
-def _watch(layer: Tower) -> dict[str, Tower]:
+def _watch(layer: Encoder) -> dict[str, Encoder]:
     module = layer.attention.self
     return {"query": module.query, "key": module.key, "self": module}
 
@@ -49,10 +49,10 @@ LAYOUTLMV3 = hf.family(
     LayoutLMv3Model,
     build=_build,
     load=_load,
-    native=lambda tower: hf.side(tower["input_size"]),
-    run=lambda tower, x: tower(pixel_values=x).last_hidden_state,
-    layers=lambda tower: tower.encoder.layer,
-    prefix=lambda tower: 1,
+    native=lambda encoder: hf.side(encoder["input_size"]),
+    run=lambda encoder, x: encoder(pixel_values=x).last_hidden_state,
+    layers=lambda encoder: encoder.encoder.layer,
+    prefix=lambda encoder: 1,
     watch=_watch,
     attention=_attention,
 )

@@ -9,11 +9,11 @@ from torch import Tensor
 from transformers import ViTMAEModel
 
 from vlm.experts import hf
-from vlm.experts.base import Tower
+from vlm.experts.base import Encoder
 
 
-def _build(tower: dict[str, Any]) -> Tower:
-    return hf.builder(ViTMAEModel)({**tower, "mask_ratio": 0.0})
+def _build(encoder: dict[str, Any]) -> Encoder:
+    return hf.builder(ViTMAEModel)({**encoder, "mask_ratio": 0.0})
 
 
 def _load(path: str) -> hf.Loaded:
@@ -22,14 +22,14 @@ def _load(path: str) -> hf.Loaded:
     return model, {**config, "mask_ratio": 0.0}, found
 
 
-def _run(tower: Tower, pixels: Tensor) -> Tensor:
+def _run(encoder: Encoder, pixels: Tensor) -> Tensor:
     size = tuple(pixels.shape[-2:])
-    rows, columns = hf.patch_grid(tower.config.to_dict(), (size[0], size[1]))
-    # The tower sorts patches by this noise, at random unless given: in order, here.
+    rows, columns = hf.patch_grid(encoder.config.to_dict(), (size[0], size[1]))
+    # The encoder sorts patches by this noise, at random unless given: in order, here.
     order = torch.arange(rows * columns, device=pixels.device, dtype=torch.float32)
-    resized = size != hf.side(tower.config.image_size)
+    resized = size != hf.side(encoder.config.image_size)
     noise = order.expand(len(pixels), -1)
-    return tower(pixels, noise=noise, interpolate_pos_encoding=resized).last_hidden_state
+    return encoder(pixels, noise=noise, interpolate_pos_encoding=resized).last_hidden_state
 
 
 MAE = hf.family(
@@ -38,9 +38,9 @@ MAE = hf.family(
     build=_build,
     load=_load,
     run=_run,
-    layers=lambda tower: tower.layers,
-    prefix=lambda tower: 1,
+    layers=lambda encoder: encoder.layers,
+    prefix=lambda encoder: 1,
     **hf.watcher(lambda layer: layer.attention),
     resizable=True,
-    defaults=lambda tower: {"mean": hf.IMAGENET_MEAN, "std": hf.IMAGENET_STD},
+    defaults=lambda encoder: {"mean": hf.IMAGENET_MEAN, "std": hf.IMAGENET_STD},
 )

@@ -1,7 +1,7 @@
-"""Towers of open_clip, by its own names, from a local safetensors file: ViT, ConvNeXt, ResNet.
+"""Encoders of open_clip, by its own names, from a local safetensors file: ViT, ConvNeXt, ResNet.
 
-The tower configuration is open_clip's own entry of that name, copied, so that a checkpoint of ours
-does not depend on open_clip's list. The package is imported only when such a tower is built.
+The configuration is a copy of open_clip's own entry of that name, so that a checkpoint of ours does
+not depend on open_clip's list. The package is imported only when such an encoder is built.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from vlm.attention import Call, Segments, split_heads
-from vlm.experts.base import ExpertError, Family, Pair, Tower
+from vlm.experts.base import Encoder, ExpertError, Family, Pair
 from vlm.experts.hf import CLIP_MEAN, CLIP_STD, side
 
 
 def configuration(model: str | dict[str, Any]) -> dict[str, Any]:
-    """The tower configuration of an open_clip model.
+    """The encoder configuration of an open_clip model.
 
     model: a name that open_clip ships, such as "ViT-B-16" or "convnext_base_w", or a dict like
         open_clip's own JSON files, with "vision_cfg" and "embed_dim".
@@ -32,11 +32,11 @@ def configuration(model: str | dict[str, Any]) -> dict[str, Any]:
         try:
             import open_clip
         except ImportError as error:
-            raise ExpertError("open_clip towers need the package open_clip_torch") from error
+            raise ExpertError("open_clip encoders need the package open_clip_torch") from error
         found = open_clip.get_model_config(model)
     if found is None:
         raise ExpertError(f"open_clip does not know {model!r}; see open_clip.list_models()")
-    tower = {
+    encoder = {
         "vision_cfg": {
             **found["vision_cfg"],
             "timm_model_pretrained": False,
@@ -45,51 +45,53 @@ def configuration(model: str | dict[str, Any]) -> dict[str, Any]:
         "embed_dim": found["embed_dim"],
         "quick_gelu": found.get("quick_gelu", False),
     }
-    # timm's names say nothing of the patch size, so the tower is asked, once.
-    stride = _stride(_build(tower))
-    size = side(tower["vision_cfg"].get("image_size", 224))
-    return {**tower, "image_size": list(size), "grid": [size[0] // stride, size[1] // stride]}
+    # timm's names say nothing of the patch size, so the encoder is asked, once.
+    stride = _stride(_build(encoder))
+    size = side(encoder["vision_cfg"].get("image_size", 224))
+    return {**encoder, "image_size": list(size), "grid": [size[0] // stride, size[1] // stride]}
 
 
-def load(path: str, model: str | dict[str, Any]) -> tuple[Tower, dict[str, Any], dict[str, Any]]:
-    """The vision tower of `model` with its weights from a safetensors file of the whole model.
+def load(path: str, model: str | dict[str, Any]) -> tuple[Encoder, dict[str, Any], dict[str, Any]]:
+    """The vision encoder of `model` with its weights from a safetensors file of the whole model.
 
     Raises ExpertError where the file is missing or not safetensors (a pickle file is never
-    opened), or holds other weights than the tower's.
+    opened), or holds other weights than the encoder's.
     """
     if Path(path).suffix != ".safetensors" or not Path(path).is_file():
         raise ExpertError(f"{path}: expected an existing .safetensors file; pickles are not opened")
-    tower = configuration(model)
-    visual = _build(tower)
+    encoder = configuration(model)
+    visual = _build(encoder)
     weights = {k[7:]: v for k, v in load_file(path).items() if k.startswith("visual.")}
     try:
         visual.load_state_dict(weights)
     except RuntimeError as error:
         raise ExpertError(f"{path} does not fit open_clip's {model!r}: {error}") from error
-    return visual, tower, {}
+    return visual, encoder, {}
 
 
-def _build(tower: dict[str, Any]) -> Tower:
+def _build(encoder: dict[str, Any]) -> Encoder:
     try:
         from open_clip.model import _build_vision_tower
     except ImportError as error:
-        raise ExpertError("open_clip towers need the package open_clip_torch") from error
-    visual = _build_vision_tower(tower["embed_dim"], dict(tower["vision_cfg"]), tower["quick_gelu"])
+        raise ExpertError("open_clip encoders need the package open_clip_torch") from error
+    visual = _build_vision_tower(
+        encoder["embed_dim"], dict(encoder["vision_cfg"]), encoder["quick_gelu"]
+    )
     for module in visual.modules():
-        # open_clip initialises its own towers; transformers shall not do it again in its own way.
+        # open_clip initialises its own encoders; transformers shall not do it again in its own way.
         module._is_hf_initialized = True
     return visual
 
 
-def _stride(tower: Tower) -> int:
+def _stride(encoder: Encoder) -> int:
     """Pixels between neighbouring cells."""
-    if hasattr(tower, "transformer"):
-        return side(tower.patch_size)[0]
-    if hasattr(tower, "layer4"):
+    if hasattr(encoder, "transformer"):
+        return side(encoder.patch_size)[0]
+    if hasattr(encoder, "layer4"):
         return 32
-    if hasattr(tower.trunk, "patch_embed"):
-        return side(tower.trunk.patch_embed.patch_size)[0]
-    return int(tower.trunk.feature_info[-1]["reduction"])
+    if hasattr(encoder.trunk, "patch_embed"):
+        return side(encoder.trunk.patch_embed.patch_size)[0]
+    return int(encoder.trunk.feature_info[-1]["reduction"])
 
 
 def _no_name(path: str) -> Any:
@@ -99,33 +101,33 @@ def _no_name(path: str) -> Any:
     )
 
 
-def _blocks(tower: Tower) -> Sequence[Tower]:
-    if hasattr(tower, "transformer"):
-        return tower.transformer.resblocks
-    blocks = getattr(tower.trunk, "blocks", None) if hasattr(tower, "trunk") else None
+def _blocks(encoder: Encoder) -> Sequence[Encoder]:
+    if hasattr(encoder, "transformer"):
+        return encoder.transformer.resblocks
+    blocks = getattr(encoder.trunk, "blocks", None) if hasattr(encoder, "trunk") else None
     if blocks is None or not hasattr(blocks[0], "attn"):
         raise ExpertError(
-            f"this {type(tower).__name__} is no ViT: expected family 'open_clip_conv' for ConvNeXt "
-            "and ResNet"
+            f"this {type(encoder).__name__} is no ViT: expected family 'open_clip_conv' for "
+            "ConvNeXt and ResNet"
         )
     return blocks
 
 
-def _run_vit(tower: Tower, pixels: Tensor) -> Tensor:
-    if hasattr(tower, "trunk"):
-        return tower.trunk.forward_features(pixels)
+def _run_vit(encoder: Encoder, pixels: Tensor) -> Tensor:
+    if hasattr(encoder, "trunk"):
+        return encoder.trunk.forward_features(pixels)
     found: list[Tensor] = []
-    last = tower.transformer.resblocks[-1]
+    last = encoder.transformer.resblocks[-1]
     handle = last.register_forward_hook(lambda module, args, output: found.append(output))
     try:
-        tower(pixels)
+        encoder(pixels)
     finally:
         handle.remove()
     # An attention pool (CoCa) puts its queries, not the cells, through the closing norm.
-    return found[0] if tower.attn_pool is not None else tower.ln_post(found[0])
+    return found[0] if encoder.attn_pool is not None else encoder.ln_post(found[0])
 
 
-def _watch(layer: Tower) -> dict[str, Tower]:
+def _watch(layer: Encoder) -> dict[str, Encoder]:
     attn = layer.attn
     if type(attn).__name__ not in ("Attention", "MultiheadAttention"):
         raise ExpertError(
@@ -135,7 +137,7 @@ def _watch(layer: Tower) -> dict[str, Tower]:
     return {"qkv": attn.qkv} if hasattr(attn, "qkv") else {"attn": attn}
 
 
-def _attention(layer: Tower, seen: dict[str, Call]) -> Segments:
+def _attention(layer: Encoder, seen: dict[str, Call]) -> Segments:
     module = layer.attn
     if "qkv" in seen:
         query, key, _ = seen["qkv"].output.chunk(3, dim=-1)
@@ -154,11 +156,11 @@ def _attention(layer: Tower, seen: dict[str, Call]) -> Segments:
     return Segments(query, key, query.shape[-1] ** -0.5)
 
 
-def _run_conv(tower: Tower, pixels: Tensor) -> Tensor:
-    if hasattr(tower, "trunk"):
-        return _raster(tower.trunk.forward_features(pixels))
-    x = tower.stem(pixels)
-    for stage in (tower.layer1, tower.layer2, tower.layer3, tower.layer4):
+def _run_conv(encoder: Encoder, pixels: Tensor) -> Tensor:
+    if hasattr(encoder, "trunk"):
+        return _raster(encoder.trunk.forward_features(pixels))
+    x = encoder.stem(pixels)
+    for stage in (encoder.layer1, encoder.layer2, encoder.layer3, encoder.layer4):
         x = stage(x)
     return _raster(x)
 
@@ -167,24 +169,24 @@ def _raster(x: Tensor) -> Tensor:
     return x.flatten(2).mT
 
 
-def _last_stage(tower: Tower) -> Sequence[Tower]:
-    if hasattr(tower, "layer4"):
-        return [tower.layer4]
-    stages = getattr(tower.trunk, "stages", None) if hasattr(tower, "trunk") else None
+def _last_stage(encoder: Encoder) -> Sequence[Encoder]:
+    if hasattr(encoder, "layer4"):
+        return [encoder.layer4]
+    stages = getattr(encoder.trunk, "stages", None) if hasattr(encoder, "trunk") else None
     if stages is None:
         raise ExpertError(
-            f"this {type(tower).__name__} has no stages: expected ConvNeXt or ResNet (a ViT is of "
-            "the family 'open_clip')"
+            f"this {type(encoder).__name__} has no stages: expected ConvNeXt or ResNet (a ViT is "
+            "of the family 'open_clip')"
         )
     return [stages[-1]]
 
 
-def _native(tower: dict[str, Any]) -> Pair:
-    return side(tower["image_size"])
+def _native(encoder: dict[str, Any]) -> Pair:
+    return side(encoder["image_size"])
 
 
-def _grid(tower: dict[str, Any], size: Pair) -> Pair:
-    return side(tower["grid"])
+def _grid(encoder: dict[str, Any], size: Pair) -> Pair:
+    return side(encoder["grid"])
 
 
 OPEN_CLIP = Family(
@@ -195,13 +197,15 @@ OPEN_CLIP = Family(
     grid=_grid,
     run=_run_vit,
     layers=_blocks,
-    width=lambda tower, layer: (
-        tower.transformer.width if hasattr(tower, "transformer") else tower.trunk.embed_dim
+    width=lambda encoder, layer: (
+        encoder.transformer.width if hasattr(encoder, "transformer") else encoder.trunk.embed_dim
     ),
-    prefix=lambda tower: 1 if hasattr(tower, "transformer") else int(tower.trunk.num_prefix_tokens),
+    prefix=lambda encoder: (
+        1 if hasattr(encoder, "transformer") else int(encoder.trunk.num_prefix_tokens)
+    ),
     watch=_watch,
     attention=_attention,
-    defaults=lambda tower: {"mean": CLIP_MEAN, "std": CLIP_STD, "layer": -2},
+    defaults=lambda encoder: {"mean": CLIP_MEAN, "std": CLIP_STD, "layer": -2},
 )
 
 OPEN_CLIP_CONV = Family(
@@ -213,8 +217,10 @@ OPEN_CLIP_CONV = Family(
     run=_run_conv,
     layers=_last_stage,
     tokens=_raster,
-    width=lambda tower, layer: (
-        tower.trunk.num_features if hasattr(tower, "trunk") else tower.layer4[-1].bn3.num_features
+    width=lambda encoder, layer: (
+        encoder.trunk.num_features
+        if hasattr(encoder, "trunk")
+        else encoder.layer4[-1].bn3.num_features
     ),
-    defaults=lambda tower: {"mean": CLIP_MEAN, "std": CLIP_STD, "scoring_layer": -1},
+    defaults=lambda encoder: {"mean": CLIP_MEAN, "std": CLIP_STD, "scoring_layer": -1},
 )

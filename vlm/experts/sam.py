@@ -14,10 +14,10 @@ from transformers import SamVisionModel
 
 from vlm.attention import Call, Segments
 from vlm.experts import hf
-from vlm.experts.base import ExpertError, Tower
+from vlm.experts.base import Encoder, ExpertError
 
 
-def _attention(layer: Tower, seen: dict[str, Call]) -> Segments:
+def _attention(layer: Encoder, seen: dict[str, Call]) -> Segments:
     module = layer.attn
     rows, columns = seen["qkv"].output.shape[1:3]
     heads = module.num_attention_heads
@@ -36,28 +36,28 @@ def _attention(layer: Tower, seen: dict[str, Call]) -> Segments:
     return Segments(query, key, module.scale, bias=bias if module.use_rel_pos else None)
 
 
-def _watch(layer: Tower) -> dict[str, Tower]:
+def _watch(layer: Encoder) -> dict[str, Encoder]:
     if layer.window_size:
         raise ExpertError(
             "scoring_layer is a SAM layer that attends within windows; expected one of the "
-            "tower's global_attn_indexes"
+            "encoder's global_attn_indexes"
         )
     return {"qkv": layer.attn.qkv}
 
 
-def _defaults(tower: dict[str, Any]) -> dict[str, Any]:
-    last_global = {"scoring_layer": max(tower["global_attn_indexes"], default=-1)}
+def _defaults(encoder: dict[str, Any]) -> dict[str, Any]:
+    last_global = {"scoring_layer": max(encoder["global_attn_indexes"], default=-1)}
     return {"mean": hf.IMAGENET_MEAN, "std": hf.IMAGENET_STD, "fit": "pad", **last_global}
 
 
 SAM = hf.family(
     "sam",
     SamVisionModel,
-    run=lambda tower, x: tower(x).last_hidden_state.flatten(2).mT,
-    layers=lambda tower: tower.vision_encoder.layers,
+    run=lambda encoder, x: encoder(x).last_hidden_state.flatten(2).mT,
+    layers=lambda encoder: encoder.vision_encoder.layers,
     tokens=lambda output: output.flatten(1, 2),
-    width=lambda tower, layer: (
-        tower.config.output_channels if layer == "last" else tower.config.hidden_size
+    width=lambda encoder, layer: (
+        encoder.config.output_channels if layer == "last" else encoder.config.hidden_size
     ),
     watch=_watch,
     attention=_attention,

@@ -29,8 +29,8 @@ class ExpertsReader(AttentionReader):
         self.layers = {}
         for name, expert in core.experts.items():
             own = expert.config.scoring_layer if expert.config.family == "sam" else depth
-            self.layers[name] = expert.family.layers(expert.tower)[own]
-        prefixes = [e.family.prefix(e.tower) for e in core.experts.values()]
+            self.layers[name] = expert.family.layers(expert.encoder)[own]
+        prefixes = [e.family.prefix(e.encoder) for e in core.experts.values()]
         self.has_class_token = all(prefix > 0 for prefix in prefixes)
 
     def attach(self) -> list[Any]:
@@ -82,7 +82,7 @@ class ExpertHeads:
         self._heads: dict[str, SegmentHeads | None] = {}
         self._features: dict[str, Tensor] = {}
         for name, expert in self.core.experts.items():
-            family, prefix = expert.family, expert.family.prefix(expert.tower)
+            family, prefix = expert.family, expert.family.prefix(expert.encoder)
             if family.attention is None:
                 self._heads[name] = None
                 self._features[name] = family.tokens(calls[name][""].output).float()

@@ -19,7 +19,7 @@ from vlm.families.resize import smaller_pictures
 from vlm.fusion import Block
 from vlm.inputs import View, VisualInput
 from vlm.model.features import FoveateFeatures, blocks_of_images, blocks_of_videos, by_expert
-from vlm.model.positions import Placed, plan_batch
+from vlm.model.positions import plan_batch
 
 
 class FoveateAdapter(ModelAdapter):
@@ -47,7 +47,9 @@ class FoveateAdapter(ModelAdapter):
                     "model with layers, norm and rotary_emb, as Llama has"
                 )
         (expert, *others) = self.config.expert_configs
-        square = expert.family in ("clip", "siglip") and isinstance(expert.tower["patch_size"], int)
+        square = expert.family in ("clip", "siglip") and isinstance(
+            expert.encoder["patch_size"], int
+        )
         self.resizes = square and not others and expert.max_tiles == 1
 
     def placeholder(self, kind: str) -> int:
@@ -68,7 +70,7 @@ class FoveateAdapter(ModelAdapter):
     def vision_layers(self, kind: str) -> Sequence[int]:
         """Depths that every expert has: those of the first half counted from the front, the others
         from the back, since experts need not be equally deep."""
-        depth = min(len(e.family.layers(e.tower)) for e in self.core.experts.values())
+        depth = min(len(e.family.layers(e.encoder)) for e in self.core.experts.values())
         return [at if at < depth // 2 else at - depth for at in range(depth)]
 
     def feature_layer(self, kind: str) -> int:
@@ -89,7 +91,7 @@ class FoveateAdapter(ModelAdapter):
 
     def resized(self, side: int, block_of: Tensor) -> AbstractContextManager[None]:
         (expert,) = self.core.experts.values()
-        pixels = side * expert.config.tower["patch_size"]
+        pixels = side * expert.config.encoder["patch_size"]
 
         def spread(output: ExpertOutput) -> ExpertOutput:
             index = block_of.to(output.features.device)
@@ -98,7 +100,7 @@ class FoveateAdapter(ModelAdapter):
             )
             return ExpertOutput(output.features[:, index], output.grid, keys, saliency)
 
-        return smaller_pictures(expert.tower, (pixels, pixels), expert, spread)
+        return smaller_pictures(expert.encoder, (pixels, pixels), expert, spread)
 
     def inputs(self, kind: str, call: Mapping[str, Any]) -> list[VisualInput]:
         names, grids = list(self.core.experts), self.core.grids
@@ -125,7 +127,7 @@ class FoveateAdapter(ModelAdapter):
         for kind in self.kinds:
             blocks = self._blocks_of(kind, media)
             if blocks is not None:
-                placed[self.placeholder(kind)] = [Placed(one) for one in blocks]
+                placed[self.placeholder(kind)] = blocks
         if not placed:
             return None
         positions = torch.zeros(*ids.shape, 3, dtype=torch.float64)

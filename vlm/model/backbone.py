@@ -105,12 +105,12 @@ class FoveateModel(FoveatePreTrainedModel):
 
     @property
     def vision_tower(self) -> nn.Module:
-        """The tower of the only expert, where stock LLaVA has it."""
+        """The encoder of the only expert, where stock LLaVA has it."""
         if len(self.experts) != 1:
             raise AttributeError(f"there are {len(self.experts)} experts, see model.experts")
         expert: Any = next(iter(self.experts.values()))
-        tower: nn.Module = expert.tower
-        return tower
+        encoder: nn.Module = expert.encoder
+        return encoder
 
     @property
     def multi_modal_projector(self) -> nn.Module:

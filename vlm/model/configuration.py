@@ -66,7 +66,7 @@ class FoveateConfig(PreTrainedConfig):
         fusion = self.fusion_settings
         return {
             expert.name: fusion.grid(
-                expert.name, get_family(expert.family).grid(expert.tower, expert.image_size)
+                expert.name, get_family(expert.family).grid(expert.encoder, expert.image_size)
             )
             for expert in self.expert_configs
         }

@@ -22,7 +22,7 @@ from vlm.model.modeling import FoveateForConditionalGeneration
 
 # Prefixes of weights: stock LLaVA's, ours. `{}` is the expert's name.
 _NAMES = (
-    ("model.vision_tower.", "model.experts.{}.tower."),
+    ("model.vision_tower.", "model.experts.{}.encoder."),
     ("model.multi_modal_projector.linear_1.", "model.fusion.first.{}."),
     ("model.multi_modal_projector.linear_2.", "model.fusion.second."),
 )
@@ -34,8 +34,8 @@ def from_llava(
     """A stock LLaVA as this model: one expert, the MLP fusion, equal logits.
 
     source: a model, or a checkpoint's path or name (kwargs go to `from_pretrained`).
-    Raises CheckpointError for LLaVAs that this model is not: with a vision tower other than CLIP or
-    SigLIP, with the class token among the features, or of several sizes in one batch.
+    Raises CheckpointError for LLaVAs that this model is not: with a vision encoder other than CLIP
+    or SigLIP, with the class token among the features, or of several sizes in one batch.
     """
     stock: Any = source
     if not isinstance(source, LlavaForConditionalGeneration):
@@ -95,7 +95,7 @@ def to_llava(model: FoveateForConditionalGeneration) -> LlavaForConditionalGener
         raise CheckpointError("stock LLaVA takes hidden states by index: expected layer to be one")
     stock: Any = LlavaForConditionalGeneration(
         LlavaConfig(
-            vision_config=vision(**expert.tower),
+            vision_config=vision(**expert.encoder),
             text_config=config.text_config,
             image_token_index=config.image_token_id,
             image_seq_length=model.model.grids[expert.name][0] * model.model.grids[expert.name][1],

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from vlm.canvas import Joint, JointReduction, join
 from vlm.experts import FeatureCache
 from vlm.fusion import Block, Fusion, Pair, image_blocks, video_blocks
 
@@ -26,35 +25,12 @@ class FoveateFeatures(BaseModelOutputWithPooling):
     blocks: for each visual input, which tokens are which expert's and in what grid.
     saliency: for each visual input (N,) float32, and cell_keys: for each visual input a tensor
         (n, Dk) for each block; both without gradient, None unless scores were asked for.
-    reductions: for each visual input the reduction that its tokens went through, or None.
     """
 
     pooler_output: Any = None
     blocks: list[tuple[Block, ...]] | None = None
     saliency: list[Tensor] | None = None
     cell_keys: list[list[Tensor]] | None = None
-    reductions: list[JointReduction | None] | None = None
-
-    def joint(self, index: int) -> Joint:
-        """The tokens of one visual input on one canvas, as a batch of one (see `vlm.canvas`)."""
-        found = None if self.saliency is None else self.saliency[index][None]
-        return join((self.blocks or [])[index], (self.pooler_output or [])[index][None], found)
-
-    def reduced(self, reductions: Sequence[Any]) -> FoveateFeatures:
-        """The same visual inputs after a reduction of each (of a batch of one), or none (None).
-
-        Text for them has as many placeholders as rows are left (`processor(..., keep=...)`). Kept
-        tokens stand where they stood, and text where it would have stood, dense.
-        """
-        old = list(self.pooler_output or [])
-        if len(reductions) != len(old):
-            raise ValueError(f"{len(reductions)} reductions for {len(old)} visual inputs")
-        tokens = [t if r is None else r.features[0] for t, r in zip(old, reductions, strict=True)]
-        rows = [
-            r and JointReduction(r.features[0], r.assign[0], r.anchor[0], r.size[0])
-            for r in reductions
-        ]
-        return FoveateFeatures(pooler_output=tokens, blocks=self.blocks, reductions=rows)
 
     def part(self, start: int, stop: int) -> FoveateFeatures:
         """Visual inputs start..stop-1 alone."""

@@ -114,7 +114,7 @@ class FoveateForConditionalGeneration(FoveatePreTrainedModel, GenerationMixin):
         for modality, found in mm_encoder_output.items():
             index = {id(tokens): place for place, tokens in enumerate(before[modality])}
             order = [index[id(tokens)] for tokens in found.pooler_output]
-            for name in ("blocks", "saliency", "cell_keys", "reductions"):
+            for name in ("blocks", "saliency", "cell_keys"):
                 if (items := getattr(found, name, None)) is not None:
                     setattr(found, name, [items[place] for place in order])
         return mm_encoder_output

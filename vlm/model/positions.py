@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,30 +15,22 @@ from torch import Tensor, nn
 from transformers import Cache
 
 from positions import Plan, PlannedRotary, PositionTable, Segment, Text, plan
-from vlm.canvas import JointReduction
 from vlm.fusion import Block, Fusion
 
 _ON_CACHE = "foveate_positions"
 
 
-@dataclass(frozen=True)
-class Placed:
-    """One visual input in a sequence: its blocks, and a reduction of all their tokens together."""
+# The blocks of one visual input, in the order of the sequence.
+Blocks = tuple[Block, ...]
 
-    blocks: tuple[Block, ...]
-    reduction: JointReduction | None = None
 
-    @property
-    def tokens(self) -> int:
-        """Placeholders in the sequence."""
-        if self.reduction is not None:
-            return int(self.reduction.anchor.shape[-1])
-        return sum(block.tokens for block in self.blocks)
+def _tokens(blocks: Blocks) -> int:
+    return sum(block.tokens for block in blocks)
 
 
 def placed(
     outputs: Mapping[str, Any], placeholders: Mapping[str, int | None]
-) -> dict[int, list[Placed]]:
+) -> dict[int, list[Blocks]]:
     """The visual inputs of a batch in order, by placeholder id.
 
     outputs: `FoveateFeatures` by modality. Raises ValueError where they hold other tokens than
@@ -51,21 +42,20 @@ def placed(
         if found is None or token_id is None or getattr(found, "blocks", None) is None:
             continue
         counts = [len(tokens) for tokens in found.pooler_output]
-        cuts = found.reductions or [None] * len(found.blocks)
-        items = [Placed(*pair) for pair in zip(found.blocks, cuts, strict=True)]
-        if [item.tokens for item in items] != counts:
+        expected = [_tokens(blocks) for blocks in found.blocks]
+        if expected != counts:
             raise ValueError(
-                f"{modality} features of {counts} tokens do not fit their blocks: reduce them by "
-                "FoveateFeatures.reduced, and do not split the prefill into chunks"
+                f"{modality} features of {counts} tokens and blocks of {expected} tokens: expected "
+                "equal numbers; do not drop features or split the prefill into chunks"
             )
-        inputs[token_id] = items
+        inputs[token_id] = list(found.blocks)
     return inputs
 
 
 def plan_batch(
     ids: Tensor,
     valid: Tensor,
-    inputs: Mapping[int, list[Placed]],
+    inputs: Mapping[int, list[Blocks]],
     fusion: Fusion,
     starts: Sequence[float] | None = None,
 ) -> list[Plan]:
@@ -80,27 +70,23 @@ def plan_batch(
 
 
 def _plan_row(
-    ids: list[int], queues: dict[int, list[Placed]], fusion: Fusion, start: float
+    ids: list[int], queues: dict[int, list[Blocks]], fusion: Fusion, start: float
 ) -> Plan:
     segments: list[Segment] = []
-    reductions: dict[Any, Any] = {}
     at = text = 0
     while at < len(ids):
         queue = queues.get(ids[at])
         if not queue:
             at, text = at + 1, text + 1
             continue
-        item = queue.pop(0)
+        blocks = queue.pop(0)
         segments.append(Text(text))
-        first, text = len(segments), 0
-        for block in item.blocks:
+        text = 0
+        for block in blocks:
             segments.append(block.segment(fusion.config.scheme_of(block.expert)))
-        if item.reduction is not None:
-            reductions[tuple(range(first, len(segments)))] = item.reduction
-        at += item.tokens
+        at += _tokens(blocks)
     segments.append(Text(text))
-    dense = plan(segments, start=start, generator=fusion.generator)
-    return dense.after(reductions) if reductions else dense
+    return plan(segments, start=start, generator=fusion.generator)
 
 
 def place(
@@ -109,7 +95,7 @@ def place(
     position_ids: Tensor | None,
     mask: Tensor | dict[str, Tensor] | None,
     cache: Cache | None,
-    inputs: Mapping[int, list[Placed]],
+    inputs: Mapping[int, list[Blocks]],
     fusion: Fusion,
 ) -> tuple[PositionTable, Tensor] | None:
     """Where cached and new tokens stand, and which of the table's tokens the new ones are.
@@ -120,8 +106,7 @@ def place(
     before, or where the caller has given real positions.
     """
     known: PositionTable | None = getattr(cache, _ON_CACHE, None)
-    reduced = any(item.reduction is not None for items in inputs.values() for item in items)
-    if known is None and not reduced and not (fusion.config.scheme and inputs):
+    if known is None and not (fusion.config.scheme and inputs):
         return None
     if position_ids is not None and (position_ids.ndim != 2 or position_ids.is_floating_point()):
         return None
@@ -157,7 +142,7 @@ def packed_samples(
 
 
 def place_packed(
-    ids: Tensor | None, samples: Tensor, inputs: Mapping[int, list[Placed]], fusion: Fusion
+    ids: Tensor | None, samples: Tensor, inputs: Mapping[int, list[Blocks]], fusion: Fusion
 ) -> tuple[PositionTable, Tensor] | None:
     """As `place`, of rows of packed samples, each planned by itself. samples: (B, S)."""
     if ids is None or not inputs or not fusion.config.scheme:

@@ -93,7 +93,6 @@ class FoveateProcessor(ProcessorMixin):
         images: Any = None,
         text: str | Sequence[str] | None = None,
         videos: Any = None,
-        keep: int | Sequence[int] | None = None,
         return_tensors: str | None = "pt",
         **kwargs: Any,
     ) -> FoveateInputs:
@@ -104,8 +103,6 @@ class FoveateProcessor(ProcessorMixin):
         text: one or several, with one <image> for each image and one <video> for each video.
         videos: likewise; a video is what `vlm.read_video` returns, its path, a list of frames, or
             an array (frames, H, W, 3).
-        keep: tokens that a reduction leaves of each visual input (one number, or one for each:
-            images first, then videos), where they are reduced before they come to `forward`.
         kwargs: to the tokenizer (padding=True, padding_side="right", ...).
 
         Returns input_ids, attention_mask, pixel_values and pixel_values_videos (a tensor for one
@@ -125,12 +122,10 @@ class FoveateProcessor(ProcessorMixin):
         more, video_tokens = self._videos(_flat(videos, _is_video, texts, self.video_token))
         data |= more
         if texts is not None:
-            counts = _kept(image_tokens + video_tokens, keep)
-            first = len(image_tokens)
             expanded, offsets = self.get_text_with_replacements(
                 texts,
-                [self.image_token * count for count in counts[:first]],
-                [self.video_token * count for count in counts[first:]],
+                [self.image_token * count for count in image_tokens],
+                [self.video_token * count for count in video_tokens],
             )
             with_offsets = kwargs.pop("return_text_replacement_offsets", False)
             kwargs = {"padding": len(texts) > 1, **kwargs}
@@ -233,15 +228,3 @@ def _frames(video: Any) -> tuple[Sequence[Any], np.ndarray | None]:
     if len(frames) == 0:
         raise ValueError("a video without frames: expected one frame or more")
     return frames, None if times is None else np.asarray(times, dtype=np.float64)
-
-
-def _kept(dense: list[int], keep: int | Sequence[int] | None) -> list[int]:
-    """Tokens of each visual input after a reduction."""
-    if keep is None:
-        return dense
-    counts = [keep] * len(dense) if isinstance(keep, int) else list(keep)
-    if len(counts) != len(dense) or not all(
-        1 <= k <= n for k, n in zip(counts, dense, strict=True)
-    ):
-        raise ValueError(f"keep={keep!r} for visual inputs of {dense} tokens: expected 1 to those")
-    return counts

@@ -1,4 +1,4 @@
-"""What each cell of a picture shows, as the training of the vision tower is told."""
+"""What each cell of a picture shows, as the training of the vision encoder is told."""
 
 from __future__ import annotations
 

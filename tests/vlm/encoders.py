@@ -1,4 +1,4 @@
-"""Tiny random towers of every expert family, for the tests of experts, fusion and the model."""
+"""Tiny random encoders of every expert family, for the tests of experts, fusion and the model."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ SMALL = {
 }
 
 
-def tower(family: str):
-    """The tiny tower's configuration."""
+def encoder(family: str):
+    """The tiny encoder's configuration."""
     if family == "clip":
         return hf.CLIPVisionConfig(image_size=16, **SMALL)
     if family == "siglip":
@@ -41,7 +41,7 @@ def tower(family: str):
     return open_clip.configuration({"embed_dim": 8, "vision_cfg": vision})
 
 
-ADAPTERS = (
+FAMILIES = (
     "clip",
     "siglip",
     "siglip2",
@@ -65,7 +65,7 @@ def randomise(module, seed: int = 0, std: float = 0.3):
 
 def expert(family: str, name: str | None = None, **settings) -> Expert:
     """A tiny expert with random weights."""
-    config = expert_config(name or family, family, tower(family), **settings)
+    config = expert_config(name or family, family, encoder(family), **settings)
     return randomise(build_expert(config)).eval()
 
 

@@ -18,7 +18,7 @@ def train(stage, tmp_path):
         port = free.getsockname()[1]
     shared = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1"}
     shared |= {"MASTER_PORT": str(port), "TORCH_EXTENSIONS_DIR": str(tmp_path / "built")}
-    command = [sys.executable, "-m", "tests.vlm.zero_worker", str(stage)]
+    command = [sys.executable, "-m", "tests.vlm.model.zero_worker", str(stage)]
     workers = [
         subprocess.Popen(
             command,

@@ -12,7 +12,7 @@ from compress.tokens import VisualTokens
 from eval.answerers import ModelAnswerer, Question
 from eval.arms import DENSE, Arm
 from tests.compress.common import encodings
-from tests.vlm import models, towers
+from tests.vlm import encoders, models
 from vlm.experts import FeatureCache
 from vlm.families import UnknownFamily, adapter_of
 from vlm.model import from_llava
@@ -33,7 +33,7 @@ def ask(processor, count=2, **kwargs):
 @torch.no_grad()
 def test_one_expert_is_reduced_as_stock_llava_is(method):
     stock, processor = models.stock_llava()
-    towers.randomise(stock, std=0.15)
+    encoders.randomise(stock, std=0.15)
     ours = from_llava(stock)
     inputs = ask(processor, padding=True, return_tensors="pt")
     found = []
@@ -99,7 +99,7 @@ def test_decoding_goes_on_where_one_forward_of_everything_would(fusion):
 
 @torch.no_grad()
 def test_all_families_give_their_scores():
-    model, processor = models.build(towers.ADAPTERS, {"window": {"sam": 4}})
+    model, processor = models.build(encoders.FAMILIES, {"window": {"sam": 4}})
     inputs = ask(processor)
     with compress(model, "duet", budget=20):
         assert models.logits(model, inputs).isfinite().all()
@@ -123,7 +123,7 @@ def test_a_map_of_attention_is_one_block_a_view():
 
 @torch.no_grad()
 def test_one_experts_video_is_merged_before_the_fusion():
-    """The features of the video are the fusion of what the method makes of the tower's."""
+    """The features of the video are the fusion of what the method makes of the encoder's."""
     model, processor = models.build(("clip",))
     frames = [models.picture(seed) for seed in range(3)]
     inputs = processor(videos=[frames], text="<video> what")
@@ -203,7 +203,7 @@ def test_cached_features_have_no_scores(tmp_path):
 
 @torch.no_grad()
 def test_an_evaluation_that_shares_vision_answers_the_same():
-    """The runner of benchmarks hands tower outputs from one configuration to the next."""
+    """The runner of benchmarks hands encoder outputs from one configuration to the next."""
     for experts in (("clip",), ("clip", "sam"), ("open_clip_conv",)):
         model, processor = models.build(experts)
         asked = [Question("What is it?", (models.picture(seed),), 4) for seed in range(2)]

@@ -1,6 +1,8 @@
 """One process of `test_model_zero`: a few steps on batches of which some have no pictures.
 
-    python -m tests.vlm.zero_worker STAGE      (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT are set)
+    python -m tests.vlm.model.zero_worker STAGE
+
+RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT are set.
 
 Prints the mean losses of the steps, from rank 0.
 """
@@ -14,13 +16,13 @@ import deepspeed
 import torch
 from torch import distributed
 
-from tests.vlm import models, towers
+from tests.vlm import encoders, models
 
 
 def main(stage: int) -> None:
     deepspeed.init_distributed("gloo")
     torch.manual_seed(0)
-    experts = [towers.expert("clip", frozen=False), towers.expert("sam")]
+    experts = [encoders.expert("clip", frozen=False), encoders.expert("sam")]
     fusion = {"window": {"sam": 2}, "scheme": {"sam": {"type": "Compact", "by": "row"}}}
     model, processor = models.build(experts, fusion)
     config = {

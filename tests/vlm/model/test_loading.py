@@ -12,7 +12,7 @@ import transformers as hf
 from safetensors.torch import load_file, save_file
 
 import vlm
-from tests.vlm import models, towers
+from tests.vlm import encoders, models
 from vlm import mini
 from vlm.model import CheckpointError, FoveateForConditionalGeneration, assemble
 
@@ -118,7 +118,7 @@ def test_code_in_a_language_models_folder_is_never_run(tmp_path):
     )
     (tmp_path / "evil.py").write_text("raise SystemExit('the code was run')")
     with pytest.raises(CheckpointError, match="cannot load a language model"):
-        assemble(tmp_path, [towers.expert("clip")], mini.build_tokenizer())
+        assemble(tmp_path, [encoders.expert("clip")], mini.build_tokenizer())
 
 
 def test_a_language_model_that_lacks_weights(tmp_path):
@@ -127,7 +127,7 @@ def test_a_language_model_that_lacks_weights(tmp_path):
     del weights["model.layers.1.mlp.up_proj.weight"]
     causal.save_pretrained(tmp_path, state_dict=weights)
     with pytest.raises(CheckpointError, match="lacks weights of LlamaForCausalLM"):
-        assemble(tmp_path, [towers.expert("clip")], mini.build_tokenizer())
+        assemble(tmp_path, [encoders.expert("clip")], mini.build_tokenizer())
 
 
 def test_other_models_and_no_models(tmp_path):

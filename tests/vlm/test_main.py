@@ -53,6 +53,7 @@ def test_a_long_video_is_streamed(tmp_path: Path, capsys: pytest.CaptureFixture[
         (["--stream", "--image", "{}/scene.png"], "expected --video and no --image"),
         (["--stream", "--video", "{}/clip.mp4"], "clip.mp4"),
         (["--stream", "--video", "{}/clip.mp4", "--budget", "0.5"], "budget is 0.5"),
+        (["--stream", "--video", "{}/clip.mp4", "--budget", "0"], "budget is 0: --stream takes"),
         (["--model", "{}"], "config.json"),
     ],
 )

@@ -10,7 +10,7 @@ import transformers as hf
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 
-from tests.vlm import models, towers
+from tests.vlm import encoders, models
 from vlm import mini
 from vlm.experts import ExpertError, FeatureCache, expert_config
 from vlm.fusion import FusionConfig
@@ -86,8 +86,6 @@ def test_scores_come_with_the_tokens_if_asked(pair):
     features = model.get_image_features(pixels, visual_scores=True)
     assert [s.shape for s in features.saliency] == [(32,)] * 3
     assert [[k.shape for k in keys] for keys in features.cell_keys] == [[(16, 8), (16, 8)]] * 3
-    joint = features.joint(0)
-    assert joint.places.shape == (32, 3) and joint.saliency.shape == (1, 32)
 
 
 def test_tiles_are_put_together_in_raster_order():
@@ -173,10 +171,10 @@ LANGUAGE_MODELS = {
 def test_any_causal_lm(name, tmp_path):
     kind, settings = LANGUAGE_MODELS[name]
     config = models.text_config(kind, **settings)
-    causal = towers.randomise(hf.AutoModelForCausalLM.from_config(config), std=0.2).eval()
+    causal = encoders.randomise(hf.AutoModelForCausalLM.from_config(config), std=0.2).eval()
     reference = copy.deepcopy(causal)
     tokenizer = mini.build_tokenizer()
-    model = assemble(causal, [towers.expert("clip")], tokenizer)
+    model = assemble(causal, [encoders.expert("clip")], tokenizer)
     ids = torch.randint(5, 200, (2, 9), generator=torch.Generator().manual_seed(0))
     found = models.logits(model, {"input_ids": ids})[..., : config.vocab_size]
     torch.testing.assert_close(found, models.logits(reference, {"input_ids": ids}))
@@ -205,9 +203,9 @@ def test_rope_scaling_is_the_language_models_own(tmp_path):
 
 
 def test_a_language_model_from_a_folder(tmp_path):
-    causal = towers.randomise(hf.LlamaForCausalLM(models.text_config()), std=0.2)
+    causal = encoders.randomise(hf.LlamaForCausalLM(models.text_config()), std=0.2)
     causal.save_pretrained(tmp_path)
-    model = assemble(tmp_path, [towers.expert("clip")], mini.build_tokenizer())
+    model = assemble(tmp_path, [encoders.expert("clip")], mini.build_tokenizer())
     weight = model.model.language_model.layers[1].mlp.up_proj.weight
     assert torch.equal(weight, causal.model.layers[1].mlp.up_proj.weight)
     assert not any(w.is_meta for w in [*model.parameters(), *model.buffers()])
@@ -219,7 +217,7 @@ def test_placeholders_get_rows_of_their_own():
     tokenizer = hf.PreTrainedTokenizerFast(tokenizer_object=table, pad_token="<pad>")
     before = len(tokenizer)
     text = models.text_config(vocab_size=before)
-    model = assemble(text, [towers.expert("clip")], tokenizer)
+    model = assemble(text, [encoders.expert("clip")], tokenizer)
     assert len(tokenizer) == before + 1  # <image> was there, <video> was not
     assert model.config.image_token_id == 4 and model.config.video_token_id == before
     assert model.get_input_embeddings().num_embeddings == before + 1
@@ -229,7 +227,7 @@ def test_placeholders_get_rows_of_their_own():
 
 def test_a_head_that_is_more_than_a_matrix_is_refused():
     causal = hf.LlamaForCausalLM(models.text_config())
-    towers.randomise(causal)
+    encoders.randomise(causal)
 
     class Squashed(type(causal)):
         def forward(self, *args, **kwargs):
@@ -239,7 +237,7 @@ def test_a_head_that_is_more_than_a_matrix_is_refused():
 
     causal.__class__ = Squashed
     with pytest.raises(CheckpointError, match="plain head"):
-        assemble(causal, [towers.expert("clip")], mini.build_tokenizer())
+        assemble(causal, [encoders.expert("clip")], mini.build_tokenizer())
 
 
 # --- saving and loading ---
@@ -247,9 +245,9 @@ def test_a_head_that_is_more_than_a_matrix_is_refused():
 
 def test_all_families_together_saved_and_loaded(tmp_path):
     fusion = FusionConfig(window={"sam": 4, "open_clip_conv": 2})
-    model, processor = models.build(towers.ADAPTERS, fusion)
+    model, processor = models.build(encoders.FAMILIES, fusion)
     inputs = batch(processor)
-    assert list(inputs["pixel_values"]) == list(towers.ADAPTERS)
+    assert list(inputs["pixel_values"]) == list(encoders.FAMILIES)
     logits = models.logits(model, inputs)
     model.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
@@ -262,7 +260,7 @@ def test_all_families_together_saved_and_loaded(tmp_path):
     assert type(reader) is FoveateProcessor
     found = batch(reader)
     assert torch.equal(found["input_ids"], inputs["input_ids"])
-    for name in towers.ADAPTERS:
+    for name in encoders.FAMILIES:
         assert torch.equal(found["pixel_values"][name], inputs["pixel_values"][name])
     assert type(hf.AutoConfig.from_pretrained(tmp_path)) is FoveateConfig
     assert not again.training and not any(w.requires_grad for w in again.model.experts.parameters())
@@ -300,7 +298,7 @@ def test_a_model_can_be_copied(pair):
 
 
 def test_only_what_is_not_frozen_is_trained():
-    experts = [towers.expert("clip", frozen=False), towers.expert("sam")]
+    experts = [encoders.expert("clip", frozen=False), encoders.expert("sam")]
     model, processor = models.build(experts, WINDOWS)
     model.train()
     inputs = batch(processor)
@@ -308,25 +306,25 @@ def test_only_what_is_not_frozen_is_trained():
     model(**inputs, labels=labels.masked_fill(labels == -1, -100)).loss.backward()
     core = model.model
     assert core.fusion.first["sam"].weight.grad.abs().sum() > 0
-    assert core.experts["clip"].tower.encoder.layers[0].mlp.fc1.weight.grad.abs().sum() > 0
+    assert core.experts["clip"].encoder.encoder.layers[0].mlp.fc1.weight.grad.abs().sum() > 0
     assert all(w.grad is None for w in core.experts["sam"].parameters())
     assert core.language_model.layers[0].mlp.up_proj.weight.grad.abs().sum() > 0
 
 
 @pytest.mark.parametrize("reentrant", [True, False])
 def test_gradient_checkpointing_changes_nothing(reentrant):
-    experts = [towers.expert("clip", frozen=False), towers.expert("dinov2", frozen=False)]
+    experts = [encoders.expert("clip", frozen=False), encoders.expert("dinov2", frozen=False)]
     model, processor = models.build(experts)
     inputs = batch(processor)
     grads = []
     for on in (False, True):
         model.train()
         if on:
-            model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+            model.activation_checkpointing_enable({"use_reentrant": reentrant})
         model.zero_grad()
         model(**inputs, labels=inputs["input_ids"]).loss.backward()
         grads.append({n: w.grad.clone() for n, w in model.named_parameters() if w.grad is not None})
-    name = "model.experts.clip.tower.encoder.layers.0.self_attn.q_proj.weight"
+    name = "model.experts.clip.encoder.encoder.layers.0.self_attn.q_proj.weight"
     assert name in grads[0] and set(grads[0]) == set(grads[1])
     for weight, grad in grads[0].items():
         torch.testing.assert_close(grads[1][weight], grad, atol=1e-6, rtol=1e-4)
@@ -389,7 +387,7 @@ def test_features_of_frozen_experts_from_disk(pair, tmp_path):
     inputs = batch(processor)
     expected = models.logits(model, inputs)
     ran = []
-    handle = model.model.experts["sam"].tower.register_forward_hook(lambda *a: ran.append(1))
+    handle = model.model.experts["sam"].encoder.register_forward_hook(lambda *a: ran.append(1))
     model.model.feature_cache = FeatureCache(tmp_path)
     try:
         for _ in range(2):
@@ -474,7 +472,7 @@ def test_pixels_that_do_not_fit(pair):
 
 
 def test_configurations_that_make_no_sense():
-    twice = [expert_config("e", "clip", towers.tower("clip"))] * 2
+    twice = [expert_config("e", "clip", encoders.encoder("clip"))] * 2
     with pytest.raises(ExpertError, match="each name once"):
         FoveateConfig(experts=twice)
     with pytest.raises(ValueError, match="experts is empty"):

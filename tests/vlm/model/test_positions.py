@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from positions import PlannedRotary, PositionError
-from tests.vlm import models, towers
-from vlm import canvas, mini
+from tests.vlm import encoders, models
+from vlm import mini
 from vlm.model import FoveateConfig, FoveateForConditionalGeneration, FoveateProcessor
 from vlm.model.positions import has_plan, packed_mask, real_tokens
 
@@ -220,76 +220,18 @@ def test_training_with_schemes_has_gradients_of_the_reference(built):
     torch.testing.assert_close(*losses, atol=1e-5, rtol=1e-3)
 
 
-# --- reductions ---
+# --- encoded inputs ---
 
 
-def cut(features, keep):
-    """Every visual input reduced over its experts, on the canvas."""
-    count = len(features.pooler_output)
-    return features.reduced([canvas.reduce(features.joint(i), keep) for i in range(count)])
-
-
-@pytest.mark.parametrize("fusion", [FUSION, {"window": {"sam": 2}}])
-@torch.no_grad()
-def test_reduced_tokens_stand_where_they_stood(fusion):
-    model, processor = models.build(("clip", "sam"), fusion)
-    inputs = batch(processor, keep=7)
-    assert int((inputs["input_ids"] == model.config.image_token_id).sum()) == 3 * 7
-    features = model.get_image_features(inputs.pop("pixel_values"), visual_scores=True)
-    reduced = cut(features, 7)
-    logits = models.logits(model, inputs, mm_encoder_outputs={"image": reduced})
-    dense = batch(processor)
-    for row, own in enumerate([[0], [1, 2], []]):
-        real = inputs["attention_mask"][row].bool()
-        ids = dense["input_ids"][row][dense["attention_mask"][row].bool()]
-        at = torch.arange(len(ids))[None].float() if "scheme" not in fusion else None
-        at = by_hand(model, ids)[0] if at is None else at
-        place = (ids == model.config.image_token_id).nonzero()[:, 0].split(32)
-        keep = torch.ones_like(ids, dtype=torch.bool)
-        embeds = model.get_input_embeddings()(ids)
-        for cells, index in zip(place, own, strict=False):
-            keep[cells] = False
-            kept = cells[reduced.reductions[index].anchor]
-            keep[kept] = True
-            embeds[kept] = reduced.pooler_output[index]
-        hidden = model.model.language_model(
-            inputs_embeds=embeds[None, keep],
-            position_ids=at[:, keep],
-            attention_mask=torch.ones(1, int(keep.sum()), dtype=torch.long),
-        ).last_hidden_state
-        expected = model.lm_head(hidden)[0]
-        torch.testing.assert_close(logits[row][real], expected, atol=5e-5, rtol=1e-3)
-
-
-@torch.no_grad()
-def test_generating_from_reduced_tokens_with_beams(built):
+def test_features_that_do_not_fit_their_blocks_are_refused(built):
     model, processor = built
-    inputs = batch(processor, TEXTS[:2], keep=[5, 6, 7])
-    features = model.get_image_features(inputs.pop("pixel_values"), visual_scores=True)
-    items = [canvas.reduce(features.joint(i), k) for i, k in enumerate((5, 6, 7))]
-
-    def given(which):
-        part = features.part(which.start, which.stop)
-        return {"image": part.reduced(items[which])}
-
-    how = {"max_new_tokens": 4, "num_beams": 2}
-    both = model.generate(**inputs, mm_encoder_outputs=given(slice(0, 3)), **how)
-    for row, which in enumerate([slice(0, 1), slice(1, 3)]):
-        real = inputs["attention_mask"][row].bool()
-        alone = {"input_ids": inputs["input_ids"][row][real][None]}
-        own = model.generate(**alone, mm_encoder_outputs=given(which), **how)
-        assert torch.equal(both[row, -4:], own[0, -4:])
-
-
-def test_features_cut_by_other_hands_are_refused(built):
-    model, processor = built
-    inputs = batch(processor, TEXTS[:1], keep=7)
+    inputs = batch(processor, TEXTS[:1])
     features = model.get_image_features(inputs.pop("pixel_values"))
     features.pooler_output = [features.pooler_output[0][:7]]
-    with pytest.raises(ValueError, match=r"FoveateFeatures\.reduced"):
+    dropped = (inputs["input_ids"] == model.config.image_token_id).cumsum(1) > 7
+    inputs = {"input_ids": inputs["input_ids"].masked_fill(dropped, 9)}
+    with pytest.raises(ValueError, match=r"features of \[7\] tokens"):
         model(**inputs, mm_encoder_outputs={"image": features})
-    with pytest.raises(ValueError, match="2 reductions for 1"):
-        features.reduced([None, None])
 
 
 # --- masks and hosts ---
@@ -329,14 +271,14 @@ def test_rows_and_columns_in_a_host_with_three_axes():
 
     rope = {"rope_type": "default", "rope_theta": 100.0, "mrope_section": [2, 3, 3]}
     text = models.text_config(hf.Qwen2VLTextConfig, rope_parameters=rope)
-    expert = towers.expert("clip")
+    expert = encoders.expert("clip")
     config = FoveateConfig(
         text_config=text,
         experts=[expert.config],
         fusion={"scheme": {"clip": {"type": "MRoPE"}}},
         image_token_id=4,
     )
-    model = towers.randomise(FoveateForConditionalGeneration(config), std=0.25).eval()
+    model = encoders.randomise(FoveateForConditionalGeneration(config), std=0.25).eval()
     processor = FoveateProcessor.for_model(config, mini.build_tokenizer())
     inputs = processor(images=models.picture(), text="a <image> b")
     found = models.logits(model, inputs)[0]

@@ -6,7 +6,7 @@ import pytest
 import torch
 import transformers as hf
 
-from tests.vlm import models, towers
+from tests.vlm import encoders, models
 from vlm.model import (
     CheckpointError,
     FoveateForConditionalGeneration,
@@ -25,7 +25,7 @@ TEXTS = [
 @pytest.fixture(scope="module")
 def stock():
     model, processor = models.stock_llava()
-    return towers.randomise(model, std=0.15), processor
+    return encoders.randomise(model, std=0.15), processor
 
 
 @pytest.fixture(scope="module")
@@ -148,7 +148,7 @@ def test_the_processor_of_a_stock_llava(stock, ours):
 
 
 def test_a_siglip_llava_with_several_feature_layers():
-    vision = hf.SiglipVisionConfig(image_size=16, **towers.SMALL)
+    vision = hf.SiglipVisionConfig(image_size=16, **encoders.SMALL)
     config = hf.LlavaConfig(
         vision_config=vision,
         text_config=models.text_config(),
@@ -158,7 +158,7 @@ def test_a_siglip_llava_with_several_feature_layers():
         projector_hidden_act="relu",
         multimodal_projector_bias=False,
     )
-    stock = towers.randomise(hf.LlavaForConditionalGeneration(config)).eval()
+    stock = encoders.randomise(hf.LlavaForConditionalGeneration(config)).eval()
     ours = from_llava(stock)
     ids = torch.tensor([[5, *[4] * 16, 6, 7]])
     batch = {"input_ids": ids, "pixel_values": torch.randn(1, 3, 16, 16)}

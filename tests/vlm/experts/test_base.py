@@ -9,7 +9,7 @@ import torch
 import transformers as hf
 from torch import nn
 
-from tests.vlm import towers
+from tests.vlm import encoders
 from vlm.attention import heads
 from vlm.experts import ExpertError, build_expert, expert_config
 
@@ -28,11 +28,11 @@ RECEIVED = ("siglip", "siglip2", "sam")
 def stock(expert):
     """The same weights in the stock class with eager attention, and its outputs."""
     family = expert.config.family
-    config = copy.deepcopy(expert.tower.config)
+    config = copy.deepcopy(expert.encoder.config)
     config._attn_implementation = "eager"
     model = CLASSES[family](config).eval()
-    model.load_state_dict(expert.tower.state_dict())
-    pixels = towers.pixels(expert)
+    model.load_state_dict(expert.encoder.state_dict())
+    pixels = encoders.pixels(expert)
     extra = {}
     if family == "mae":
         cells = expert.grid[0] * expert.grid[1]
@@ -63,8 +63,8 @@ def _patches(pixels, size):
 
 @pytest.mark.parametrize("family", sorted(CLASSES))
 def test_last_features_are_the_towers_own(family):
-    expert = towers.expert(family, layer="last")
-    output = expert(towers.pixels(expert))
+    expert = encoders.expert(family, layer="last")
+    output = expert(encoders.pixels(expert))
     expected = stock(expert).last_hidden_state
     if family == "sam":
         expected = expected.flatten(2).mT
@@ -77,8 +77,8 @@ def test_last_features_are_the_towers_own(family):
 @pytest.mark.parametrize("family", sorted(set(CLASSES) - {"layoutlmv3"}))
 @pytest.mark.parametrize("layer", [-2, 1, [-1, -3]])
 def test_layers_are_the_hidden_states_of_that_index(family, layer):
-    expert = towers.expert(family, layer=layer)
-    output = expert(towers.pixels(expert), scores=False)
+    expert = encoders.expert(family, layer=layer)
+    output = expert(encoders.pixels(expert), scores=False)
     states = stock(expert).hidden_states
     chosen = [states[i] for i in ([layer] if isinstance(layer, int) else layer)]
     expected = torch.cat(chosen, dim=-1)
@@ -92,10 +92,10 @@ def test_layers_are_the_hidden_states_of_that_index(family, layer):
 
 @pytest.mark.parametrize("family", sorted(CLASSES))
 def test_saliency_is_the_attention_of_the_scoring_layer(family):
-    expert = towers.expert(family)
+    expert = encoders.expert(family)
     if family not in ("sam", "layoutlmv3"):  # SAM has sdpa by class, LayoutLMv3 eager alone
-        assert expert.tower.config._attn_implementation == "sdpa"
-    output = expert(towers.pixels(expert))
+        assert expert.encoder.config._attn_implementation == "sdpa"
+    output = expert(encoders.pixels(expert))
     maps = stock(expert).attentions[expert.config.scoring_layer]
     if family == "sam":
         cells = expert.grid[0] * expert.grid[1]
@@ -108,15 +108,15 @@ def test_saliency_is_the_attention_of_the_scoring_layer(family):
 
 def test_layoutlmv3_biases_count():
     """Relative positions are part of LayoutLMv3's attention."""
-    config = towers.tower("layoutlmv3")
+    config = encoders.encoder("layoutlmv3")
     assert config.has_relative_attention_bias and config.has_spatial_attention_bias
 
 
 @pytest.mark.parametrize("family", ["clip", "dinov2", "sam"])
 @pytest.mark.parametrize("rows", [1, 7])
 def test_received_saliency_in_parts_is_the_whole(family, rows, monkeypatch):
-    expert = towers.expert(family, saliency="received")
-    pixels = towers.pixels(expert)
+    expert = encoders.expert(family, saliency="received")
+    pixels = encoders.pixels(expert)
     whole = expert(pixels).saliency
     cells = expert.grid[0] * expert.grid[1]
     monkeypatch.setattr(heads, "LOGITS", rows * 2 * 2 * (cells + 1))
@@ -125,13 +125,13 @@ def test_received_saliency_in_parts_is_the_whole(family, rows, monkeypatch):
 
 @pytest.mark.parametrize("family", sorted(CLASSES))
 def test_keys_are_the_head_mean_of_the_scoring_layers_keys(family):
-    expert = towers.expert(family)
+    expert = encoders.expert(family)
     caught = []
-    layer = expert.family.layers(expert.tower)[expert.config.scoring_layer]
+    layer = expert.family.layers(expert.encoder)[expert.config.scoring_layer]
     names = {"sam": "attn.qkv", "layoutlmv3": "attention.self.key", "dinov2": "attention.k_proj"}
     name = names.get(family, "attention.k_proj" if family == "mae" else "self_attn.k_proj")
     handle = layer.get_submodule(name).register_forward_hook(lambda m, a, o: caught.append(o))
-    output = expert(towers.pixels(expert))
+    output = expert(encoders.pixels(expert))
     handle.remove()
     keys = caught[0].flatten(1, -2)
     keys = keys[..., 16:32] if family == "sam" else keys
@@ -142,21 +142,21 @@ def test_keys_are_the_head_mean_of_the_scoring_layers_keys(family):
 
 def test_mae_sees_every_patch_in_order():
     """mask_ratio 0.75 in the checkpoint, and a random order by default: neither reaches us."""
-    expert = towers.expert("mae")
-    pixels = towers.pixels(expert)
+    expert = encoders.expert("mae")
+    pixels = encoders.pixels(expert)
     output = expert(pixels)
     assert output.features.shape[1] == 16
     torch.testing.assert_close(expert(pixels).features, output.features)
-    assert expert.tower.config.mask_ratio == 0
+    assert expert.encoder.config.mask_ratio == 0
 
 
 def test_open_clip_vit_against_its_own_attention():
-    expert = towers.expert("open_clip", layer=-1, scoring_layer=-2)
-    pixels = towers.pixels(expert)
+    expert = encoders.expert("open_clip", layer=-1, scoring_layer=-2)
+    pixels = encoders.pixels(expert)
     caught = {}
-    block = expert.tower.transformer.resblocks[-2]
+    block = expert.encoder.transformer.resblocks[-2]
     block.attn.register_forward_pre_hook(lambda m, a: caught.update(x=a[0]))
-    last = expert.tower.transformer.resblocks[-1]
+    last = expert.encoder.transformer.resblocks[-1]
     last.register_forward_hook(lambda m, a, o: caught.update(y=o))
     output = expert(pixels)
     x = caught["x"]
@@ -168,11 +168,11 @@ def test_open_clip_vit_against_its_own_attention():
 
 
 def test_open_clip_last_features_are_what_the_pooled_token_is_made_from():
-    expert = towers.expert("open_clip", layer="last")
-    pixels = towers.pixels(expert)
-    tower = expert.tower
-    tower.output_tokens = True
-    torch.testing.assert_close(expert(pixels).features, tower(pixels)[1])
+    expert = encoders.expert("open_clip", layer="last")
+    pixels = encoders.pixels(expert)
+    encoder = expert.encoder
+    encoder.output_tokens = True
+    torch.testing.assert_close(expert(pixels).features, encoder(pixels)[1])
 
 
 def test_timm_vit_of_open_clip_against_its_own_attention():
@@ -180,10 +180,10 @@ def test_timm_vit_of_open_clip_against_its_own_attention():
 
     vision = {"timm_model_name": "test_vit", "timm_pool": "token", "image_size": 160}
     config = open_clip.configuration({"embed_dim": 8, "vision_cfg": vision})
-    expert = towers.randomise(build_expert(expert_config("t", "open_clip", config))).eval()
-    pixels = towers.pixels(expert)
+    expert = encoders.randomise(build_expert(expert_config("t", "open_clip", config))).eval()
+    pixels = encoders.pixels(expert)
     caught = {}
-    attn = expert.tower.trunk.blocks[-2].attn
+    attn = expert.encoder.trunk.blocks[-2].attn
     attn.register_forward_pre_hook(lambda m, a: caught.update(x=a[0]))
     output = expert(pixels)
     qkv = attn.qkv(caught["x"]).unflatten(-1, (3, attn.num_heads, -1)).permute(2, 0, 3, 1, 4)
@@ -194,10 +194,10 @@ def test_timm_vit_of_open_clip_against_its_own_attention():
 
 
 def test_convnext_gives_its_last_stage_and_norms():
-    expert = towers.expert("open_clip_conv")
-    pixels = towers.pixels(expert)
+    expert = encoders.expert("open_clip_conv")
+    pixels = encoders.pixels(expert)
     output = expert(pixels)
-    trunk = expert.tower.trunk
+    trunk = expert.encoder.trunk
     stage = trunk.stages(trunk.stem(pixels)).flatten(2).mT
     torch.testing.assert_close(output.keys, stage)
     torch.testing.assert_close(output.saliency, stage.norm(dim=-1))
@@ -205,10 +205,10 @@ def test_convnext_gives_its_last_stage_and_norms():
     assert output.grid == (2, 2)
 
 
-@pytest.mark.parametrize("family", towers.ADAPTERS)
+@pytest.mark.parametrize("family", encoders.FAMILIES)
 def test_no_hook_is_left_and_scores_cost_nothing_in_the_features(family):
-    expert = towers.expert(family)
-    pixels = towers.pixels(expert)
+    expert = encoders.expert(family)
+    pixels = encoders.pixels(expert)
     plain, scored = expert(pixels, scores=False), expert(pixels)
     assert torch.equal(plain.features, scored.features)
     for module in expert.modules():
@@ -216,32 +216,32 @@ def test_no_hook_is_left_and_scores_cost_nothing_in_the_features(family):
     assert not scored.keys.requires_grad and not scored.saliency.requires_grad
 
 
-@pytest.mark.parametrize("family", towers.ADAPTERS)
+@pytest.mark.parametrize("family", encoders.FAMILIES)
 def test_frozen_or_trained(family):
-    frozen = towers.expert(family).train()
-    output = frozen(towers.pixels(frozen))
+    frozen = encoders.expert(family).train()
+    output = frozen(encoders.pixels(frozen))
     assert not output.features.requires_grad
     assert not any(w.requires_grad for w in frozen.parameters())
-    assert frozen.training and not frozen.tower.training
-    trained = towers.expert(family, frozen=False).train()
-    assert trained.tower.training
-    trained(towers.pixels(trained)).features.square().mean().backward()
+    assert frozen.training and not frozen.encoder.training
+    trained = encoders.expert(family, frozen=False).train()
+    assert trained.encoder.training
+    trained(encoders.pixels(trained)).features.square().mean().backward()
     assert sum(w.grad is not None and w.grad.abs().sum() > 0 for w in trained.parameters()) > 5
 
 
 @pytest.mark.parametrize("family", ["clip", "siglip", "siglip2", "dinov2", "mae"])
 def test_another_resolution(family):
-    expert = towers.expert(family, image_size=(24, 16))
+    expert = encoders.expert(family, image_size=(24, 16))
     assert expert.grid == (6, 4)
-    assert expert(towers.pixels(expert)).features.shape == (2, 24, 16)
+    assert expert(encoders.pixels(expert)).features.shape == (2, 24, 16)
 
 
-@pytest.mark.parametrize("family", towers.ADAPTERS)
+@pytest.mark.parametrize("family", encoders.FAMILIES)
 def test_copies_and_dicts_build_the_same_expert(family):
-    expert = towers.expert(family)
+    expert = encoders.expert(family)
     again = build_expert(expert.config.to_dict())
     again.load_state_dict(expert.state_dict())
-    pixels = towers.pixels(expert)
+    pixels = encoders.pixels(expert)
     expected = expert(pixels)
     for other in (again.eval(), copy.deepcopy(expert)):
         assert torch.equal(other(pixels).features, expected.features)
@@ -265,19 +265,19 @@ def test_settings_that_make_no_sense(settings, words):
 
 
 def _clip():
-    return {"family": "clip", "tower": towers.tower("clip")}
+    return {"family": "clip", "encoder": encoders.encoder("clip")}
 
 
 def test_what_a_family_cannot_do_is_said():
     with pytest.raises(ExpertError, match="no class token"):
-        towers.expert("siglip", saliency="cls")
+        encoders.expert("siglip", saliency="cls")
     with pytest.raises(ExpertError, match="own size"):
-        towers.expert("sam", image_size=(64, 64))
+        encoders.expert("sam", image_size=(64, 64))
     with pytest.raises(ExpertError, match="global_attn_indexes"):
-        expert = towers.expert("sam", scoring_layer=0)
-        expert(towers.pixels(expert))
+        expert = encoders.expert("sam", scoring_layer=0)
+        expert(encoders.pixels(expert))
     with pytest.raises(ExpertError, match="expected one of clip"):
         expert_config("e", "vgg", {})
-    expert = towers.expert("clip")
+    expert = encoders.expert("clip")
     with pytest.raises(ExpertError, match=r"expected \(B, 3, 16, 16\)"):
         expert(torch.zeros(1, 3, 8, 8))

@@ -9,49 +9,49 @@ import torch
 import transformers as hf
 from safetensors.torch import load_file, save_file
 
-from tests.vlm import towers
-from tests.vlm.test_experts import CLASSES
+from tests.vlm import encoders
+from tests.vlm.experts.test_base import CLASSES
 from vlm.experts import ExpertError, FeatureCache, load_expert
 
 
 def saved(expert, folder):
-    """The expert's tower as a stock checkpoint."""
-    model = CLASSES[expert.config.family](expert.tower.config)
-    model.load_state_dict(expert.tower.state_dict())
+    """The expert's encoder as a stock checkpoint."""
+    model = CLASSES[expert.config.family](expert.encoder.config)
+    model.load_state_dict(expert.encoder.state_dict())
     model.save_pretrained(folder)
     return str(folder)
 
 
 @pytest.mark.parametrize("family", sorted(set(CLASSES) - {"layoutlmv3"}))
 def test_stock_checkpoints_load(family, tmp_path):
-    expert = towers.expert(family)
+    expert = encoders.expert(family)
     loaded = load_expert(family, family, saved(expert, tmp_path))
-    pixels = towers.pixels(expert)
+    pixels = encoders.pixels(expert)
     assert torch.equal(loaded(pixels).features, expert(pixels).features)
     assert loaded.config.to_dict().keys() == expert.config.to_dict().keys()
-    assert not loaded.tower.training
+    assert not loaded.encoder.training
 
 
 def test_the_visual_side_of_a_whole_layoutlmv3(tmp_path):
-    whole = towers.randomise(hf.LayoutLMv3Model(towers.tower("layoutlmv3"))).eval()
+    whole = encoders.randomise(hf.LayoutLMv3Model(encoders.encoder("layoutlmv3"))).eval()
     whole.save_pretrained(tmp_path)
     loaded = load_expert("doc", "layoutlmv3", str(tmp_path))
     assert not [name for name, _ in loaded.named_parameters() if "word_embeddings" in name]
-    pixels = towers.pixels(loaded)
+    pixels = encoders.pixels(loaded)
     expected = whole(pixel_values=pixels).last_hidden_state[:, 1:]
     torch.testing.assert_close(loaded(pixels).features, expected)
 
 
 def test_the_tower_of_a_whole_clip_and_its_normalisation(tmp_path):
-    text = {"vocab_size": 20, "bos_token_id": 0, "eos_token_id": 1, **towers.SMALL}
+    text = {"vocab_size": 20, "bos_token_id": 0, "eos_token_id": 1, **encoders.SMALL}
     text.pop("patch_size")
     whole = hf.CLIPModel(
-        hf.CLIPConfig(text_config=text, vision_config=towers.tower("clip").to_dict())
+        hf.CLIPConfig(text_config=text, vision_config=encoders.encoder("clip").to_dict())
     )
-    towers.randomise(whole).eval().save_pretrained(tmp_path)
+    encoders.randomise(whole).eval().save_pretrained(tmp_path)
     hf.CLIPImageProcessor(image_mean=[0.1, 0.2, 0.3]).save_pretrained(tmp_path)
     loaded = load_expert("clip", "clip", str(tmp_path), layer="last")
-    pixels = towers.pixels(loaded)
+    pixels = encoders.pixels(loaded)
     expected = whole.vision_model(pixels).last_hidden_state[:, 1:]
     torch.testing.assert_close(loaded(pixels).features, expected)
     assert loaded.config.mean == [0.1, 0.2, 0.3]
@@ -60,13 +60,13 @@ def test_the_tower_of_a_whole_clip_and_its_normalisation(tmp_path):
 
 @pytest.mark.parametrize("family", ["open_clip", "open_clip_conv"])
 def test_open_clip_safetensors(family, tmp_path):
-    expert = towers.expert(family)
-    weights = {f"visual.{k}": v for k, v in expert.tower.state_dict().items()}
+    expert = encoders.expert(family)
+    weights = {f"visual.{k}": v for k, v in expert.encoder.state_dict().items()}
     save_file({**weights, "logit_scale": torch.ones(1)}, tmp_path / "model.safetensors")
-    model = {k: expert.config.tower[k] for k in ("embed_dim", "vision_cfg")}
+    model = {k: expert.config.encoder[k] for k in ("embed_dim", "vision_cfg")}
     path = str(tmp_path / "model.safetensors")
     loaded = load_expert("oc", family, path, model=model)
-    pixels = towers.pixels(expert)
+    pixels = encoders.pixels(expert)
     assert torch.equal(loaded(pixels).features, expert(pixels).features)
     weights.popitem()
     save_file(weights, path)
@@ -85,13 +85,13 @@ def test_open_clip_refusals(tmp_path):
         load_expert("oc", "open_clip", str(tmp_path / "m.safetensors"), model="hf-hub:a/b")
     with pytest.raises(ExpertError, match="does not say which model"):
         load_expert("oc", "open_clip", str(tmp_path / "m.safetensors"))
-    conv = towers.tower("open_clip_conv")
+    conv = encoders.encoder("open_clip_conv")
     with pytest.raises(ExpertError, match="is no ViT"):
-        towers.build_expert(towers.expert_config("oc", "open_clip", conv))
+        encoders.build_expert(encoders.expert_config("oc", "open_clip", conv))
 
 
 def test_a_checkpoint_with_missing_weights_is_refused(tmp_path):
-    path = saved(towers.expert("clip"), tmp_path)
+    path = saved(encoders.expert("clip"), tmp_path)
     weights = load_file(tmp_path / "model.safetensors")
     name = next(k for k in weights if "layers.1" in k)
     del weights[name]
@@ -101,7 +101,7 @@ def test_a_checkpoint_with_missing_weights_is_refused(tmp_path):
 
 
 def test_a_checkpoint_of_another_kind_is_refused(tmp_path):
-    path = saved(towers.expert("siglip"), tmp_path)
+    path = saved(encoders.expert("siglip"), tmp_path)
     with pytest.raises(ExpertError, match="model type 'siglip"):
         load_expert("clip", "clip", path)
 
@@ -114,7 +114,7 @@ class _Trap:
 
 
 def test_a_pickle_is_never_opened(tmp_path):
-    path = saved(towers.expert("clip"), tmp_path)
+    path = saved(encoders.expert("clip"), tmp_path)
     (tmp_path / "model.safetensors").unlink()
     torch.save({"weights": _Trap()}, tmp_path / "pytorch_model.bin")
     with pytest.raises(ExpertError, match="safetensors"):
@@ -122,7 +122,7 @@ def test_a_pickle_is_never_opened(tmp_path):
 
 
 def test_code_in_a_checkpoint_is_never_run(tmp_path):
-    path = saved(towers.expert("clip"), tmp_path)
+    path = saved(encoders.expert("clip"), tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     config |= {"model_type": "evil", "auto_map": {"AutoModel": "evil.Model"}}
     (tmp_path / "config.json").write_text(json.dumps(config))
@@ -140,9 +140,9 @@ def test_no_such_folder(tmp_path):
 
 
 def counted(expert):
-    """How many images went through the tower so far, as a list that grows."""
+    """How many images went through the encoder so far, as a list that grows."""
     seen = []
-    expert.tower.register_forward_pre_hook(
+    expert.encoder.register_forward_pre_hook(
         lambda m, args, kwargs: seen.append(len(args[0] if args else kwargs["pixel_values"])),
         with_kwargs=True,
     )
@@ -151,8 +151,8 @@ def counted(expert):
 
 @pytest.mark.parametrize("family", ["clip", "sam"])
 def test_the_cache_gives_what_the_expert_gives_and_runs_it_once(family, tmp_path):
-    expert = towers.expert(family)
-    pixels = towers.pixels(expert, 3)
+    expert = encoders.expert(family)
+    pixels = encoders.pixels(expert, 3)
     expected = expert(pixels)
     seen = counted(expert)
     cache = FeatureCache(tmp_path)
@@ -167,22 +167,22 @@ def test_the_cache_gives_what_the_expert_gives_and_runs_it_once(family, tmp_path
 
 
 def test_other_weights_or_settings_never_get_the_features(tmp_path):
-    expert = towers.expert("clip")
-    pixels = towers.pixels(expert)
+    expert = encoders.expert("clip")
+    pixels = encoders.pixels(expert)
     cache = FeatureCache(tmp_path)
     before = cache(expert, pixels).features
-    other = towers.expert("clip", layer=-1)
+    other = encoders.expert("clip", layer=-1)
     assert not torch.equal(cache(other, pixels).features, before)
     with torch.no_grad():
-        expert.tower.encoder.layers[0].mlp.fc1.weight.add_(0.1)
+        expert.encoder.encoder.layers[0].mlp.fc1.weight.add_(0.1)
     changed = cache(expert, pixels).features
     assert not torch.equal(changed, before)
     torch.testing.assert_close(changed, expert(pixels).features)
 
 
 def test_a_broken_entry_is_made_again_and_says_so(tmp_path):
-    expert = towers.expert("clip")
-    pixels = towers.pixels(expert, 1)
+    expert = encoders.expert("clip")
+    pixels = encoders.pixels(expert, 1)
     cache = FeatureCache(tmp_path)
     expected = cache(expert, pixels).features
     (entry,) = tmp_path.rglob("*.safetensors")
@@ -194,6 +194,6 @@ def test_a_broken_entry_is_made_again_and_says_so(tmp_path):
 
 
 def test_trained_experts_are_not_cached(tmp_path):
-    expert = towers.expert("clip", frozen=False)
+    expert = encoders.expert("clip", frozen=False)
     with pytest.raises(ExpertError, match="is trained"):
-        FeatureCache(tmp_path)(expert, towers.pixels(expert))
+        FeatureCache(tmp_path)(expert, encoders.pixels(expert))

@@ -8,7 +8,7 @@ import torch
 import transformers as hf
 from PIL import Image
 
-from tests.vlm import models, towers
+from tests.vlm import encoders, models
 from vlm import mini
 from vlm.media import MediaError
 from vlm.model import FoveateProcessor
@@ -150,17 +150,6 @@ def test_batches_of_different_shapes_and_both_sides():
     assert p(text="no picture").keys() == {"input_ids", "attention_mask"}
     nested = p(images=[images[:2], images[2:], []], text=texts)
     assert torch.equal(nested["input_ids"], p(images=images, text=texts)["input_ids"])
-
-
-def test_what_a_reduction_will_leave():
-    p = processor()
-    images = [plain((9, 9))] * 2
-    text = ["<image> a <image>"]
-    assert holders(p(images=images, text=text, keep=5), p.tokenizer) == [10]
-    assert holders(p(images=images, text=text, keep=[3, 16]), p.tokenizer) == [19]
-    for keep in (0, 17, [3], [3, 17]):
-        with pytest.raises(ValueError, match="keep="):
-            p(images=images, text=text, keep=keep)
 
 
 def test_videos_of_every_form(tmp_path):
@@ -326,7 +315,7 @@ def test_a_user_cannot_write_a_placeholder():
 
 
 def test_views_of_every_expert_family():
-    model, p = models.build(towers.ADAPTERS)
+    model, p = models.build(encoders.FAMILIES)
     inputs = p(images=models.picture(), text="<image>")
     total = sum(rows * columns for rows, columns in model.config.token_grids().values())
     assert holders(inputs, p.tokenizer) == [total]

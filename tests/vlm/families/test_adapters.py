@@ -1,0 +1,85 @@
+"""What adapters tell of inputs, tokens and layers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from compress import compress
+from tests.tiny import CASES, Case
+from tests.vlm import models
+from vlm.families import adapter_of
+
+BY_NAME = {case.name: case for case in CASES}
+EACH = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+
+
+def calls(case: Case) -> list[tuple[str, dict[str, Any]]]:
+    """All inputs of a case's samples in one call a kind."""
+    adapter = adapter_of(case.model())
+    shown = [one for sample in case.samples() for one in sample.shown]
+    kinds = [kind for kind in adapter.kinds if any(one[0] == kind for one in shown)]
+    return [(k, case.media(k, [one[1:] for one in shown if one[0] == k])) for k in kinds]
+
+
+@EACH
+def test_pooling_all_inputs_is_pooling_each(case: Case) -> None:
+    adapter = adapter_of(case.model())
+    for kind, call in calls(case):
+        inputs = adapter.inputs(kind, call)
+        rows = torch.randn(sum(item.rows for item in inputs), 5)
+        whole = adapter.pool(inputs, rows)
+        parts = rows.split([item.rows for item in inputs])
+        each = [adapter.pool([item], part) for item, part in zip(inputs, parts, strict=True)]
+        assert [len(one) for one in each] == [item.count for item in inputs]
+        torch.testing.assert_close(whole, torch.cat(each))
+        torch.testing.assert_close(adapter.pool(inputs, rows[:, 0]), whole[:, 0])
+        for item, tokens in zip(inputs, each, strict=True):
+            separators = torch.ones(item.count, dtype=torch.bool)
+            for view in item.views:
+                separators[view.indices] = False
+            if item.source is None or bool((item.source < 0).any()):
+                assert (tokens[separators] == 0).all()
+
+
+@EACH
+def test_inputs_leave_no_trace(case: Case) -> None:
+    """Calls of several threads could not tell one another's state apart."""
+    adapter = adapter_of(case.model())
+    before = dict(vars(adapter))
+    for kind, call in calls(case):
+        adapter.inputs(kind, call)
+    assert vars(adapter) == before
+
+
+def test_full_attention_layers() -> None:
+    adapter = adapter_of(BY_NAME["llava"].fresh())
+    assert adapter.full_attention_layers == (0, 1, 2, 3)
+    adapter.language_model.config.sliding_window = 8
+    assert adapter.full_attention_layers == ()
+    adapter.language_model.config.layer_types = ["sliding_attention", "full_attention"] * 2
+    assert adapter.full_attention_layers == (1, 3)
+
+
+def test_only_two_families_encode_videos_by_frame() -> None:
+    able = [case.name for case in CASES if adapter_of(case.model()).videos_by_frame]
+    assert able == ["llava", "foveate"]
+    with pytest.raises(NotImplementedError, match="frame by frame"):
+        adapter_of(BY_NAME["qwen2_vl"].model()).frames_call(None, torch.zeros(1).numpy())
+
+
+@torch.no_grad()
+def test_features_of_several_layers() -> None:
+    """An expert whose features are those of two layers, side by side."""
+    model, processor = models.build(("clip",), layer=[-2, -1])
+    adapter = adapter_of(model)
+    depth = len(adapter.vision_layers("image"))
+    assert adapter.feature_layer("image") == depth - 1
+    inputs = processor(images=[models.picture(0)], text="<image> what")
+    dense = models.logits(model, inputs)
+    with compress(model, "duet", budget=8) as c:
+        reduced = models.logits(model, inputs)
+        assert c.report().budget < 16
+    assert reduced.isfinite().all() and not torch.equal(reduced, dense)
