@@ -64,13 +64,15 @@ class SparseVLM(Method):
     def plans(self, dense: int, depth: int) -> Iterator[Plan]:
         own = schedule_layers(depth, self.layers)
         first = own[0] if own else 1
-        least = min(self.counts)
+        # A model with fewer layers has room for the first pairs of the schedule alone.
+        counts = self.counts[: len(own)] or self.counts
+        least = min(counts)
         for start in range(first, 0, -1):
             moved = schedule_layers(depth, [max(1, layer * start // first) for layer in own])
 
             def plan(count: int, layers: tuple[int, ...] = moved) -> Allocation:
                 scale = count / dense / least  # at count = dense every layer keeps all
-                shares = [min(1.0, share * scale) for share in self.counts]
+                shares = [min(1.0, share * scale) for share in counts]
                 schedule = tuple(
                     (layer, round(dense * share))
                     for layer, share in zip(layers, shares, strict=False)

@@ -56,6 +56,7 @@ def visual_tokens(case: Case, shown: tuple[str, str]) -> int:
 def sizes(case: Case) -> list[tuple[str, str]]:
     """The smallest and the largest kind of input of a family, as (kind, variant)."""
     shown = {part for layout in case.layouts for part in layout if not isinstance(part, int)}
+    shown = {(kind, one) for kind, one in shown if kind == "image" or one not in case.frames}
     ordered = sorted(shown, key=lambda one: (visual_tokens(case, one), one))
     return [ordered[0], ordered[-1]]
 
