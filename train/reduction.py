@@ -18,15 +18,19 @@ from train.recipe import Recipe, Reduction
 
 
 @dataclass(frozen=True)
-class Drawn:
+class Drawn(Scheme):
     """A scheme with a source of draws of its own, which `compress` does not hand to schemes."""
 
     scheme: Scheme
     generator: torch.Generator
 
-    def homes(self, item: Any, start: float, generator: torch.Generator | None) -> Any:
-        """Home positions of one input (see `positions.Scheme`)."""
-        return self.scheme.homes(item, start, self.generator)
+    def place(self, item: Any, start: float, generator: torch.Generator | None) -> Any:
+        """Positions of one input (see `positions.Scheme`)."""
+        return self.scheme.place(item, start, self.generator)
+
+    def fitted(self, segments: Any) -> Scheme:
+        """The scheme fitted to the layout, with the same generator."""
+        return Drawn(self.scheme.fitted(segments), self.generator)
 
 
 class Reducer:

@@ -71,7 +71,7 @@ class Compression:
         self.budget: int | float = budget
         resolve_budget(budget, self.adapter.cells or 2**62)
         known = positions in ("original", "compact") if isinstance(positions, str) else None
-        if known is False or not (known or hasattr(positions, "homes")):
+        if known is False or not (known or hasattr(positions, "place")):
             raise ValueError(
                 f"positions is {positions!r}: expected 'original', 'compact' or a Scheme"
             )

@@ -92,7 +92,7 @@ def test_experts_lie_on_one_canvas_for_closeness():
         (lambda: PPE(2, layout="diagonal"), "layout="),
         (
             lambda: plan([Image((1, 3))]).after({0: reduced([0, 0, 0], [0])}, PPE(4)),
-            "no more slots than there are cells",
+            "no more slots than dense tokens",
         ),
         (
             lambda: plan([Image((1, 4))]).after(
@@ -104,7 +104,7 @@ def test_experts_lie_on_one_canvas_for_closeness():
             lambda: plan([Image((1, 2))]).after(
                 {0: reduced([0, 0], [0])}, PPE(2), distance={0: torch.zeros(3)}
             ),
-            r"one finite number a dense cell, \(2,\)",
+            r"one finite number per dense token, \(2,\)",
         ),
     ],
 )
@@ -168,6 +168,6 @@ def test_slots_change_nothing_on_axes_that_do_not_vary(scheme):
     inv_freq = 1e4 ** -(torch.arange(16) / 16)
     a = channels.angles(one.positions, inv_freq)
     b = channels.with_slots(2).angles(several.positions, inv_freq)
-    varies = (made.homes[3:] != made.homes[3]).any(0)[channels.axis]
+    varies = (made.dense_positions[3:] != made.dense_positions[3]).any(0)[channels.axis]
     assert torch.equal(a[3][~varies], b[3][~varies])
     assert bool((a[3] != b[3])[varies].any()) == bool(varies.any())
