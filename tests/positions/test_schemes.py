@@ -40,9 +40,9 @@ def test_sequential_counts_every_token():
 def test_v2pe_matches_the_released_example():
     """<img> at 20, stride 16 of 256, 7 tiles of 256 tokens: 20.0625 to 132, then 133."""
     made = plan([Text(21), Image((7 * 16, 16)), Text(1)], V2PE(16 / 256))
-    expected = flat(made)
-    assert expected[20:22] == [20.0, 20.0625]
-    assert expected[-2:] == [132.0, 133.0]
+    placed = flat(made)
+    assert placed[20:22] == [20.0, 20.0625]
+    assert placed[-2:] == [132.0, 133.0]
     assert made.next_position == 134
 
 
@@ -51,7 +51,7 @@ def test_v2pe_of_one_is_sequential():
     assert torch.equal(plan(layout, V2PE(1)).positions, plan(layout).positions)
 
 
-def test_v2pe_text_stays_whole_when_cells_do_not_fill_a_step():
+def test_v2pe_text_stays_whole_when_tokens_do_not_fill_a_step():
     made = plan([Text(1), Image((1, 3)), Text(2)], V2PE(1 / 2))
     assert flat(made) == [0, 0.5, 1, 1.5, 3, 4]
 
@@ -61,8 +61,7 @@ def test_v2pe_draws_one_increment_an_input_or_a_frame():
     draw = lambda seed: plan(  # noqa: E731
         layout, V2PE("random"), generator=torch.Generator().manual_seed(seed)
     )
-    expected = draw(3).positions[1:, 0, 0].view(6, 4)
-    steps = expected.diff(dim=1)
+    steps = draw(3).positions[1:, 0, 0].view(6, 4).diff(dim=1)
     assert torch.equal(steps, steps[:, :1].expand_as(steps))
     assert len(steps[:, 0].unique()) > 1
     assert set(steps[:, 0].tolist()) <= {2.0**-n for n in range(9)}
@@ -280,12 +279,12 @@ def test_experts_agree_on_one_canvas():
 def test_randomised_positions_are_sorted_and_in_range(span):
     scheme = Randomised(span)
     made = plan([Text(5), Video((2, 3, 4))], scheme, generator=torch.Generator().manual_seed(0))
-    cells = made.positions[5:, 0] - 5
+    drawn = made.positions[5:, 0] - 5
     if isinstance(span, int):
-        assert (cells[:, 0].diff() > 0).all()
-        assert cells.max() < span
+        assert (drawn[:, 0].diff() > 0).all()
+        assert drawn.max() < span
     else:
-        grid = cells.view(2, 3, 4, 3)
+        grid = drawn.view(2, 3, 4, 3)
         for axis in range(3):
             line = grid[..., axis].movedim(axis, 0).flatten(1)
             assert (line.diff(dim=0) > 0).all()
