@@ -13,10 +13,10 @@ from positions.channels import ChannelTable
 from positions.checks import check
 from positions.errors import PositionError
 from positions.keys import move_cache, rerotate
-from positions.layout import Image, Segment, Text, Video, Visual, layout_of
+from positions.layout import Image, Scheme, Segment, Text, Video, Visual, layout_of
 from positions.plan import Plan, from_positions, plan
 from positions.rotary import PlannedRotary
-from positions.schemes import V2PE, Compact, MRoPE, Randomised, Scheme, Sequential
+from positions.schemes import V2PE, Compact, MRoPE, Randomised, Sequential
 from positions.slots import PPE
 from positions.table import PositionTable
 

@@ -1,7 +1,7 @@
 """Print and draw a plan: python -m positions --text 30 --image 24x24 --scheme v2pe:1/16
 
-Segments are planned in the order in which they are named. A visual input may name its own scheme
-after an @ (--image 64x64@compact:row).
+Segments are planned in the order of the arguments. A visual input may name its own scheme after an
+@ (--image 64x64@compact:row).
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from torch import Tensor
 
 from positions.draw import draw
 from positions.errors import PositionError
-from positions.layout import Image, Segment, Text, Video
+from positions.layout import Image, Scheme, Segment, Text, Video
 from positions.plan import Plan, plan
-from positions.schemes import V2PE, Compact, MRoPE, Randomised, Scheme, Sequential
+from positions.schemes import V2PE, Compact, MRoPE, Randomised, Sequential
 from positions.slots import PPE
 
 SCHEMES = (
@@ -58,14 +58,14 @@ def parse_scheme(text: str) -> Scheme:
 
 @dataclass
 class Windows:
-    """A reduction for show: each window of the grid becomes one token, anchored in its middle."""
+    """A reduction for demonstration: each window of the grid is merged into its middle token."""
 
     assign: Tensor
     anchor: Tensor
 
     @classmethod
     def of(cls, item: Image | Video, rows: int, columns: int) -> Windows:
-        """Windows of rows x columns cells in each step of `item`."""
+        """Windows of rows x columns grid cells in each step of `item`."""
         t, h, w = item.shape
         wide = -(-w // columns)
         row = torch.arange(h) // rows * wide
@@ -75,8 +75,8 @@ class Windows:
         order = assign.argsort(stable=True)
         sizes = torch.bincount(assign)
         anchor = order[sizes.cumsum(0) - sizes + sizes // 2]
-        by_place = anchor.argsort()
-        return cls(by_place.argsort()[assign], anchor[by_place])
+        ascending = anchor.argsort()
+        return cls(ascending.argsort()[assign], anchor[ascending])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -123,10 +123,10 @@ def _parser() -> argparse.ArgumentParser:
     add("--scheme", default="sequential", help=SCHEMES)
     add("--times", type=float, help="seconds between the steps of videos")
     add("--start", type=float, default=0.0, help="position of the first token")
-    add("--merge", metavar="RxC", help="merge windows of R x C cells, to show a reduction")
+    add("--merge", metavar="RxC", help="merge windows of R x C grid cells, to show a reduction")
     add("--slots", type=int, default=1, help="positions that a merged token keeps (PPE)")
     add("--slot-layout", default="contiguous", choices=("contiguous", "strided"))
-    add("--renumber", action="store_true", help="number what is kept without gaps")
+    add("--renumber", action="store_true", help="number the kept tokens without gaps")
     add("--seed", type=int, default=0, help="of random schemes")
     add("--config", help="folder or config.json of a model to check the plan against")
     add("--dtype", default="bfloat16", choices=("bfloat16", "float16", "float32"))
@@ -135,7 +135,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 class _Append(argparse.Action):
-    """Keep segments of all kinds in the order in which they are named."""
+    """Keep segments of all kinds in the order of the arguments."""
 
     def __call__(self, parser: Any, namespace: Any, values: Any, option: Any = None) -> None:
         namespace.segments = [*(namespace.segments or []), (option.removeprefix("--"), values)]
@@ -168,15 +168,15 @@ def _print(made: Plan) -> None:
         rows = made.rows(index)
         shape = item.length if isinstance(item, Text) else "x".join(map(str, item.grid))
         line = f"{index} {type(item).__name__.lower()} {shape}"
-        ends = [_place(made.positions[rows[end], 0]) for end in (0, -1)] if len(rows) else ["", ""]
+        ends = [_format(made.positions[rows[end], 0]) for end in (0, -1)] if len(rows) else ["", ""]
         print(f"{line:<24}{len(rows):>8}  {ends[0]:<24}{ends[1]}")
-    dense = len(made.homes)
+    dense = len(made.dense_positions)
     print(f"{len(made)} tokens ({dense} dense), {made.positions.shape[1]} slots, next token at "
           f"{made.next_position:g}")  # fmt: skip
 
 
-def _place(place: Tensor) -> str:
-    values = [f"{value:.10g}" for value in place.tolist()]
+def _format(position: Tensor) -> str:
+    values = [f"{value:.10g}" for value in position.tolist()]
     return values[0] if len(set(values)) == 1 else f"({', '.join(values)})"
 
 

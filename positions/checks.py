@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,10 +18,8 @@ from torch import Tensor
 from positions.channels import ChannelTable
 from positions.errors import PositionError
 from positions.layout import Text
+from positions.placement import Placement
 from positions.schemes import FINEST
-
-if TYPE_CHECKING:
-    from positions.plan import Plan
 
 AXES = ("t", "h", "w")
 # Where float32 angles, p * 2^-24 off at the fastest frequency, are more than 0.01 off.
@@ -82,7 +80,7 @@ def _channels(model_type: str, rope: Any, count: int) -> ChannelTable:
     return ChannelTable.interleaved(sections) if interleaved else ChannelTable.chunked(sections)
 
 
-def check(plan: Plan, config: Any, dtype: torch.dtype = torch.bfloat16) -> list[str]:
+def check(plan: Placement, config: Any, dtype: torch.dtype = torch.bfloat16) -> list[str]:
     """Warnings about `plan` on this model, most serious first; empty where there is nothing to say.
 
     config: a transformers configuration.   dtype: the dtype that the model runs in.
@@ -100,7 +98,7 @@ def check(plan: Plan, config: Any, dtype: torch.dtype = torch.bfloat16) -> list[
     ]
 
 
-def _host(plan: Plan, host: Host) -> list[str]:
+def _host(plan: Placement, host: Host) -> list[str]:
     found = []
     if host.channels.axes == 1 and bool((plan.positions != plan.positions[..., :1]).any()):
         found.append(
@@ -116,7 +114,7 @@ def _host(plan: Plan, host: Host) -> list[str]:
     return found
 
 
-def _order(plan: Plan) -> list[str]:
+def _order(plan: Placement) -> list[str]:
     found = []
     highest = plan.positions.amax((1, 2))
     before = highest.cummax(0).values[:-1]
@@ -143,7 +141,7 @@ def _order(plan: Plan) -> list[str]:
     return found
 
 
-def _window(plan: Plan, host: Host) -> list[str]:
+def _window(plan: Placement, host: Host) -> list[str]:
     past = int((plan.positions.amax((1, 2)) >= host.window).sum())
     if past or plan.next_position >= host.window:
         return [
@@ -153,13 +151,13 @@ def _window(plan: Plan, host: Host) -> list[str]:
     return []
 
 
-def _steps(plan: Plan) -> Tensor:
+def _steps(plan: Placement) -> Tensor:
     """Distinct positive steps between neighbouring tokens' positions, ascending."""
     steps = plan.positions[:, 0].diff(dim=0).abs()
     return steps[steps > 0].unique()
 
 
-def _precision(plan: Plan, host: Host, dtype: torch.dtype) -> list[str]:
+def _precision(plan: Placement, host: Host, dtype: torch.dtype) -> list[str]:
     found = []
     steps = _steps(plan)
     step = float(steps[0]) if len(steps) else 1.0
@@ -185,7 +183,7 @@ def _precision(plan: Plan, host: Host, dtype: torch.dtype) -> list[str]:
             f"{end * 2.0**-24:.2g} off; build the position table with exact=True"
         )
     inputs = [
-        float(plan.homes[low + 1, 2] - plan.homes[low, 2])
+        float(plan.dense_positions[low + 1, 2] - plan.dense_positions[low, 2])
         for low, item in zip(plan.bounds.tolist(), plan.segments, strict=False)
         if not isinstance(item, Text) and item.shape[2] > 1
     ]
@@ -198,11 +196,11 @@ def _precision(plan: Plan, host: Host, dtype: torch.dtype) -> list[str]:
     return found
 
 
-def _base(plan: Plan, host: Host) -> list[str]:
+def _base(plan: Placement, host: Host) -> list[str]:
     found = []
     for axis in range(host.channels.axes):
-        places = plan.positions[..., axis]
-        span = float(places.max() - places.min())
+        on_axis = plan.positions[..., axis]
+        span = float(on_axis.max() - on_axis.min())
         slowest = float(host.inv_freq[host.channels.axis == axis].min())
         name = f"axis {AXES[axis]}" if host.channels.axes > 1 else "the plan"
         limits = (
@@ -228,7 +226,7 @@ def _base(plan: Plan, host: Host) -> list[str]:
     return found
 
 
-def _packing(plan: Plan) -> list[str]:
+def _packing(plan: Placement) -> list[str]:
     steps = plan.positions[:, 0, 0].diff()
     jumps = (steps != 1).nonzero()
     if not len(jumps):

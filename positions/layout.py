@@ -1,8 +1,8 @@
-"""What a sequence is made of: runs of text and visual inputs, in the order of the tokens.
+"""What a sequence consists of: runs of text and visual inputs, in the order of the tokens.
 
-A *cell* is one dense visual token at its home place (t, h, w) in its input's grid; cells are
-counted in raster order (frame, row, column), the order in which vision-language models hand their
-visual tokens to the language model.
+A visual input has one dense token at each cell (t, h, w) of its grid. Tokens are counted in raster
+order (frame, row, column), the order in which vision-language models pass them to the language
+model.
 """
 
 from __future__ import annotations
@@ -12,22 +12,50 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from positions.errors import PositionError
 
-if TYPE_CHECKING:
-    from positions.schemes import Scheme
+Array = npt.NDArray[np.float64]
+
+
+@runtime_checkable
+class Scheme(Protocol):
+    """How the tokens of a visual input get their positions.
+
+    `plan` asks a scheme for the positions of one input at a time. It places text itself, by one
+    rule for every scheme: the next text token gets ceil(the largest position of the input, over all
+    axes) + 1. A custom scheme inherits from this class and implements `place`.
+    """
+
+    def place(self, item: Visual, start: float, generator: torch.Generator | None) -> Array:
+        """Return the positions of the tokens of `item` in raster order.
+
+        Args:
+            start: the position that a text token would take here.
+            generator: the source of randomness, for schemes that draw.
+
+        Returns (tokens, 3) float64 (t, h, w), or (tokens, 1) where the three axes are equal.
+        """
+        ...
+
+    def fitted(self, segments: Sequence[Segment]) -> Scheme:
+        """Return the scheme with the parameters that depend on the layout; by default itself."""
+        return self
 
 
 @dataclass(frozen=True)
 class Text:
-    """A run of `length` text tokens (0 or more), one position step each.
+    """A run of text tokens, one position step each.
 
-    `stream` names the counter that the run reads and advances (see `plan`).
+    Args:
+        length: the number of tokens, 0 or more.
+        stream: the name of the counter that the run reads and advances (see `plan`).
     """
 
     length: int
@@ -38,18 +66,20 @@ class Text:
             raise PositionError(f"Text(length={self.length!r}): expected an integer of 0 or more")
 
     @property
-    def cells(self) -> int:
-        """Number of tokens."""
+    def tokens(self) -> int:
+        """The number of tokens."""
         return self.length
 
 
 @dataclass(frozen=True)
 class Image:
-    """One image (or one expert's view of it) of `grid` = (rows, columns) cells.
+    """One image, or one expert's view of it.
 
-    scheme: in place of the plan's scheme, for this input alone.
-    expert: the name of the vision encoder that the cells come from, for poly-expert models.
-    stream: the counter that the input reads and advances (see `plan`).
+    Args:
+        grid: (rows, columns) of dense tokens.
+        scheme: the scheme of this input, in place of the plan's.
+        expert: the name of the vision encoder of the tokens, for poly-expert models.
+        stream: the name of the counter that the input reads and advances (see `plan`).
     """
 
     grid: tuple[int, int]
@@ -66,18 +96,20 @@ class Image:
         return (1, *self.grid)
 
     @property
-    def cells(self) -> int:
-        """Number of cells."""
+    def tokens(self) -> int:
+        """The number of dense tokens."""
         return math.prod(self.grid)
 
 
 @dataclass(frozen=True)
 class Video:
-    """One video of `grid` = (steps, rows, columns) cells; a step may stand for several frames.
+    """One video.
 
-    times: seconds between two steps (a number), or the time stamp of every step in seconds
-    (a sequence of `steps` numbers that never falls). Only schemes that read seconds use it.
-    scheme, expert, stream: as for `Image`.
+    Args:
+        grid: (steps, rows, columns) of dense tokens. A step may represent several frames.
+        times: seconds between two steps, or the time stamp of each step in seconds, not
+            decreasing. Only schemes that read seconds use it.
+        scheme, expert, stream: as for `Image`.
     """
 
     grid: tuple[int, int, int]
@@ -96,7 +128,7 @@ class Video:
             if len(times) != self.grid[0] or not rising or not all(map(math.isfinite, times)):
                 raise PositionError(
                     f"Video(times={self.times!r}): expected {self.grid[0]} finite time stamps, one "
-                    "for each step of the grid, none before the one that it follows"
+                    "for each step of the grid, in ascending order"
                 )
             object.__setattr__(self, "times", times)
         elif not (math.isfinite(self.times) and self.times >= 0):
@@ -110,8 +142,8 @@ class Video:
         return self.grid
 
     @property
-    def cells(self) -> int:
-        """Number of cells."""
+    def tokens(self) -> int:
+        """The number of dense tokens."""
         return math.prod(self.grid)
 
 
@@ -122,15 +154,18 @@ Segment = Text | Image | Video
 def layout_of(
     input_ids: Tensor, inputs: Mapping[int, Sequence[Visual]]
 ) -> tuple[list[Segment], list[tuple[int, ...]]]:
-    """Read a layout off one sample's token ids.
+    """Read the layout of one sample from its token ids.
 
-    input_ids: (S,) integers without padding, where each visual token is a placeholder id.
-    inputs: for each placeholder id, the visual inputs that it stands for, in order. A video whose
-        steps are parted by text (Qwen3-VL) becomes several segments.
+    Args:
+        input_ids: (S,) integers without padding. Each visual token is a placeholder id.
+        inputs: for each placeholder id its visual inputs, in order. A video with text between its
+            steps (Qwen3-VL) becomes several segments.
+
     Returns the segments, and for each visual input in order of appearance the indices of its
     segments, as `Plan.after` takes them.
 
-    Raises PositionError where ids and inputs do not match.
+    Raises:
+        PositionError: the ids and the inputs do not match.
     """
     ids = input_ids.cpu()
     if ids.ndim != 1:
@@ -152,14 +187,13 @@ def layout_of(
             if not queue:
                 raise PositionError(
                     f"input_ids hold {length} tokens of placeholder {placeholder} more than the "
-                    f"{len(inputs[placeholder])} inputs given have cells: expected equal numbers"
+                    f"{len(inputs[placeholder])} inputs given have: expected equal numbers"
                 )
             part, rest = _split(queue.popleft(), length)
             if part is None:
                 raise PositionError(
-                    f"a run of {length} tokens of placeholder {placeholder} meets an input of "
-                    f"{rest}: expected a run of as many tokens as the input has cells (or a "
-                    "video's whole steps)"
+                    f"a run of {length} tokens of placeholder {placeholder} does not fit {rest}: "
+                    "expected a run of as many tokens as the input has (or whole steps of a video)"
                 )
             key = begun[number - 1]
             if key is None:
@@ -170,7 +204,7 @@ def layout_of(
             if rest is not None:
                 queue.appendleft(rest)
             segments.append(part)
-            length -= part.cells
+            length -= part.tokens
     for placeholder, queue in zip(inputs, queues, strict=True):
         if queue:
             raise PositionError(
@@ -181,8 +215,11 @@ def layout_of(
 
 
 def _split(item: Visual, length: int) -> tuple[Visual | None, Visual | None]:
-    """What of `item` a run of `length` tokens holds, and what is left (None, item: no fit)."""
-    if item.cells <= length:
+    """The part of `item` that fills a run of `length` tokens, and the rest.
+
+    (item, None) where the whole input fits, (None, item) where no whole step of it fits.
+    """
+    if item.tokens <= length:
         return item, None
     steps, rest = divmod(length, math.prod(item.shape[1:]))
     if rest or not isinstance(item, Video):

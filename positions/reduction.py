@@ -1,38 +1,37 @@
-"""What a reduction does to a plan: which tokens stay, and where they stand."""
+"""Apply a reduction to a plan: which tokens are kept, and their positions."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 from positions.errors import PositionError
 from positions.layout import Text
-from positions.slots import PPE, grid_places
-
-if TYPE_CHECKING:
-    from positions.plan import Plan
+from positions.placement import Placement
+from positions.slots import PPE, grid_positions
 
 Key = int | tuple[int, ...]
+P = TypeVar("P", bound=Placement)
 
 
 class Reduction(Protocol):
-    """One sample's reduction of one visual input, as `Plan.after` reads it."""
+    """The reduction of one visual input of N tokens to M, with or without a batch axis of one."""
 
     @property
     def assign(self) -> Tensor:
-        """(N,) int64: the row that each of the N present tokens went to, or -1."""
+        """(N,) or (1, N) int64: the row that each token was merged into, or -1 if dropped."""
 
     @property
     def anchor(self) -> Tensor:
-        """(M,) int64: the token that each row stands for, in ascending order."""
+        """(M,) or (1, M) int64: the token that each row stands for, in ascending order."""
 
 
-def targets(plan: Plan, reductions: Mapping[Any, Reduction]) -> tuple[Tensor, Tensor]:
-    """(S,) bool, which tokens stay; (S,) int64, which of those each token goes to, or -1."""
+def targets(plan: Placement, reductions: Mapping[Any, Reduction]) -> tuple[Tensor, Tensor]:
+    """Return (S,) bool, which tokens are kept, and (S,) int64, the kept token of each, or -1."""
     target = torch.arange(len(plan))
     seen: set[int] = set()
     for key, reduction in reductions.items():
@@ -53,7 +52,7 @@ def targets(plan: Plan, reductions: Mapping[Any, Reduction]) -> tuple[Tensor, Te
 
 
 def follow(index: Tensor, values: Tensor, otherwise: float) -> Tensor:
-    """values[index], and `otherwise` where the index is -1."""
+    """Return values[index], and `otherwise` where the index is -1."""
     known = index >= 0
     out = torch.full(index.shape, otherwise, dtype=values.dtype)
     out[known] = values[index[known]]
@@ -61,45 +60,55 @@ def follow(index: Tensor, values: Tensor, otherwise: float) -> Tensor:
 
 
 def _checked(reduction: Reduction, key: Key, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """`assign` and `anchor` on the CPU, if they are a reduction of these tokens."""
+    """`assign` and `anchor` on the CPU, without a batch axis, if they are valid for these rows."""
     assign, anchor = reduction.assign.cpu(), reduction.anchor.cpu()
+    if assign.ndim == 2 and len(assign) != 1:
+        raise PositionError(
+            f"segment {key}: the reduction's assign has shape {tuple(assign.shape)}, a batch of "
+            f"{len(assign)}; expected the reduction of one sample, such as reduction.sample(0)"
+        )
+    if assign.ndim == anchor.ndim == 2 and len(anchor) == 1:
+        assign, anchor = assign[0], anchor[0]
     if assign.shape != rows.shape:
         raise PositionError(
             f"segment {key}: the reduction's assign has shape {tuple(assign.shape)}, the segment "
-            f"has {len(rows)} tokens; expected ({len(rows)},), one sample at a time"
+            f"has {len(rows)} tokens; expected ({len(rows)},) or (1, {len(rows)})"
         )
     fits = anchor.ndim == 1 and len(anchor) <= len(rows)
     fits = fits and bool(((assign >= -1) & (assign < len(anchor))).all())
     fits = fits and bool(((anchor >= 0) & (anchor < len(rows))).all())
     if not fits or not torch.equal(assign[anchor], torch.arange(len(anchor))):
         raise PositionError(
-            f"segment {key}: assign and anchor do not fit; expected each of the {len(anchor)} rows "
-            f"to have an anchor among the {len(rows)} tokens that is assigned to that row"
+            f"segment {key}: assign and anchor do not fit; expected each of the {anchor.numel()} "
+            f"rows to have an anchor among the {len(rows)} tokens that is assigned to that row"
         )
     if not bool((anchor.diff() > 0).all()):
         raise PositionError(
             f"segment {key}: anchors are not in ascending order; sort the reduction's rows by "
-            "anchor, so that tokens stay in the order of their places"
+            "anchor, so that tokens keep their order"
         )
     return assign, anchor
 
 
-def renumbered(plan: Plan) -> Plan:
-    """One step a token in each stream, all axes equal; members stand where their token stands."""
+def renumbered(plan: P) -> P:
+    """Return `plan` with one step per token in each stream, all axes equal.
+
+    The dense tokens get the new position of the token that they were merged into (NaN if dropped).
+    """
     names = list(plan.streams)
     stream_of = torch.tensor([names.index(item.stream) for item in plan.segments]).long()
     stream = stream_of[plan.segment_of]
     numbers = torch.empty(len(plan), dtype=torch.float64)
     ends = {}
     for index, (name, (origin, _)) in enumerate(plan.streams.items()):
-        mine = stream == index
-        count = int(mine.sum())
-        numbers[mine] = origin + torch.arange(count, dtype=torch.float64)
+        in_stream = stream == index
+        count = int(in_stream.sum())
+        numbers[in_stream] = origin + torch.arange(count, dtype=torch.float64)
         ends[name] = (origin, origin + count)
-    homes = follow(plan.row_of, numbers, torch.nan)
+    dense_positions = follow(plan.row_of, numbers, torch.nan)
     return replace(
         plan,
-        homes=homes[:, None].expand(-1, 3),
+        dense_positions=dense_positions[:, None].expand(-1, 3),
         positions=numbers[:, None, None].expand(-1, 1, 3),
         weights=torch.ones(1, 1).expand(len(plan), 1),
         next_position=ends[plan.segments[-1].stream][1] if plan.segments else plan.next_position,
@@ -108,57 +117,64 @@ def renumbered(plan: Plan) -> Plan:
 
 
 def slotted(
-    plan: Plan,
+    plan: P,
     slots: PPE,
     keys: Sequence[Key],
     distance: Mapping[Any, Tensor],
     weight: Mapping[Any, Tensor],
-) -> Plan:
-    """Fill the slots of the tokens of these segments from the homes of their members."""
-    far = torch.zeros(len(plan.homes))
-    heavy = torch.ones(len(plan.homes))
-    rank = torch.zeros(len(plan.homes), dtype=torch.int64) if plan.rank is None else plan.rank
-    places = torch.zeros(len(plan.homes), 3)
-    row_of = torch.full_like(plan.row_of, -1)
-    bounds = plan.bounds.tolist()
-    for key in keys:
-        group = _group(key)
-        cells = torch.cat([torch.arange(bounds[i], bounds[i + 1]) for i in group])
-        if slots.slots > len(cells):
-            raise PositionError(
-                f"PPE(slots={slots.slots}) on segment {key} of {len(cells)} cells: expected no "
-                "more slots than there are cells to fill them"
-            )
-        row_of[cells] = plan.row_of[cells]
-        if key in weight:
-            heavy[cells] = _per_cell("weight", weight[key], key, cells)
-        if key in distance:
-            far[cells] = _per_cell("distance", distance[key], key, cells)
-            rank = rank.index_fill(0, cells, 0)  # the caller's measure rules alone
-        else:
-            places[cells] = grid_places(plan.segments, group)
-            cells = cells[row_of[cells] >= 0]
-            centres = plan.source[row_of[cells]]
-            far[cells] = (places[cells] - places[centres]).square().sum(-1)
+) -> P:
+    """Return `plan` with the slots of these segments' tokens filled from their members."""
     if plan.positions.shape[1] not in (1, slots.slots):
         raise PositionError(
             f"PPE(slots={slots.slots}) after {plan.positions.shape[1]} slots in the same plan: "
             "expected the same number"
         )
-    chosen, rank = slots.choose(row_of, plan.source, rank, far, heavy)
-    positions, weights = plan.homes[chosen], heavy[chosen]
+    count = len(plan.dense_positions)
+    distances, weights = torch.zeros(count), torch.ones(count)
+    rank = torch.zeros(count, dtype=torch.int64) if plan.rank is None else plan.rank
+    row_of = torch.full_like(plan.row_of, -1)
+    bounds = plan.bounds.tolist()
+    for key in keys:
+        group = _group(key)
+        dense = torch.cat([torch.arange(bounds[i], bounds[i + 1]) for i in group])
+        if slots.slots > len(dense):
+            raise PositionError(
+                f"PPE(slots={slots.slots}) on segment {key} of {len(dense)} dense tokens: expected "
+                "no more slots than dense tokens"
+            )
+        row_of[dense] = plan.row_of[dense]
+        if key in weight:
+            weights[dense] = _per_token("weight", weight[key], key, dense)
+        if key in distance:
+            distances[dense] = _per_token("distance", distance[key], key, dense)
+            rank = rank.index_fill(0, dense, 0)  # the given distance alone decides
+        else:
+            distances[dense] = _grid_distance(plan, group, dense)
+    chosen, rank = slots.choose(row_of, plan.source, rank, distances, weights)
+    positions, slot_weights = plan.dense_positions[chosen], weights[chosen]
     if plan.positions.shape[1] > 1:
         others = torch.ones(len(plan), dtype=torch.bool)
         others[row_of[row_of >= 0]] = False
-        positions[others], weights[others] = plan.positions[others], plan.weights[others]
-    return replace(plan, positions=positions, weights=weights, rank=rank)
+        positions[others], slot_weights[others] = plan.positions[others], plan.weights[others]
+    return replace(plan, positions=positions, weights=slot_weights, rank=rank)
 
 
-def _per_cell(name: str, values: Tensor, key: Key, cells: Tensor) -> Tensor:
-    if values.shape != cells.shape or not bool(values.isfinite().all()):
+def _grid_distance(plan: Placement, group: tuple[int, ...], dense: Tensor) -> Tensor:
+    """(N,) squared distance on the grid of each dense token to its anchor; 0 if dropped."""
+    on_grid = torch.zeros(len(plan.dense_positions), 3)
+    on_grid[dense] = grid_positions(plan.segments, group)
+    kept = dense[plan.row_of[dense] >= 0]
+    anchors = plan.source[plan.row_of[kept]]
+    squared = torch.zeros(len(on_grid))
+    squared[kept] = (on_grid[kept] - on_grid[anchors]).square().sum(-1)
+    return squared[dense]
+
+
+def _per_token(name: str, values: Tensor, key: Key, dense: Tensor) -> Tensor:
+    if values.shape != dense.shape or not bool(values.isfinite().all()):
         raise PositionError(
             f"{name} of segment {key} has shape {tuple(values.shape)}: expected one finite number "
-            f"a dense cell, ({len(cells)},)"
+            f"per dense token, ({len(dense)},)"
         )
     return values.detach().cpu().float()
 

@@ -1,4 +1,4 @@
-"""Positional preservation embedding (PPE): a merged token keeps the places of K of its members."""
+"""Positional preservation embedding (PPE): a merged token keeps the positions of K members."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ from positions.layout import Segment, Text
 
 @dataclass(frozen=True)
 class PPE:
-    """K = `slots` positions a merged token (PPE, arXiv 2510.22936, section 3).
+    """K = `slots` positions per merged token (PPE, arXiv 2510.22936, section 3).
 
-    slots: K; must divide each of the model's rotary sections.
-    layout: "contiguous" gives each slot a run of neighbouring frequencies, as in the paper;
-        "strided" gives each slot the whole spectrum.
-    repeat: let a token with fewer than K members repeat them, as in the paper; otherwise such a
-        token is an error.
+    Args:
+        slots: K; must divide each of the model's rotary sections.
+        layout: "contiguous" gives each slot a run of neighbouring frequencies, as in the paper;
+            "strided" gives each slot the whole spectrum.
+        repeat: whether a token with fewer than K members repeats them, as in the paper. Otherwise
+            such a token raises PositionError.
     """
 
     slots: int
@@ -38,17 +39,19 @@ class PPE:
     def choose(
         self, row_of: Tensor, source: Tensor, rank: Tensor, distance: Tensor, weight: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """The members whose places fill each token's slots.
+        """Choose the members whose positions fill each token's slots.
 
-        row_of: (S0,) int64, the token of each dense token, or -1.
-        source: (S,) int64, the dense token that each token stands for; always in the first slot.
-        rank: (S0,) int64, the place that each member had among those of the token that it belonged
-            to before, so that tokens that are merged again each pass on their best members.
-        distance: (S0,), how far each member is from its token's centre.
-        weight: (S0,), which of two equally close members counts more.
-        Returns (S, K) int64 indices of dense tokens: the K best members by rank, then distance,
-        then weight, then index; where there are fewer than K, they follow once more in the order of
-        their weight. And the new rank, (S0,).
+        Args:
+            row_of: (S0,) int64, the token that each dense token was merged into, or -1.
+            source: (S,) int64, the dense token that each token stands for; always the first slot.
+            rank: (S0,) int64, the rank of each member in the token that it belonged to before, so
+                that tokens that are merged again each pass on their best members.
+            distance: (S0,), the distance of each member to the centre of its token.
+            weight: (S0,). Of two members at the same distance, the heavier comes first.
+
+        Returns (S, K) int64 indices of dense tokens, the K best members by rank, then distance,
+        then weight, then index; where there are fewer than K, they are repeated in order of weight.
+        And the new rank, (S0,).
         """
         counts = torch.bincount(row_of[row_of >= 0], minlength=len(source))
         short = (counts > 1) & (counts < self.slots)
@@ -62,40 +65,42 @@ class PPE:
         members = (row_of >= 0).nonzero().squeeze(1)
         members = members[counts[row_of[members]] > 1]
         rows = row_of[members]
-        before = torch.where(source[rows] == members, -1, rank[members])
-        near, heavy = distance[members], -weight[members]
-        best = _sorted(rows, before, near, heavy)
+        old_rank = torch.where(source[rows] == members, -1, rank[members])
+        member_distance, descending_weight = distance[members], -weight[members]
+        best = _sorted(rows, old_rank, member_distance, descending_weight)
         first = torch.searchsorted(rows[best], torch.arange(len(source)))
-        place = torch.arange(len(members)) - first[rows[best]]
+        new_rank = torch.arange(len(members)) - first[rows[best]]
         rank = rank.clone()
-        rank[members[best]] = place
-        taken = place < self.slots
-        chosen[rows[best][taken], place[taken]] = members[best][taken]
-        again = _sorted(rows, heavy, before, near)
+        rank[members[best]] = new_rank
+        fits = new_rank < self.slots
+        chosen[rows[best][fits], new_rank[fits]] = members[best][fits]
+        by_weight = _sorted(rows, descending_weight, old_rank, member_distance)
         row = short.nonzero().squeeze(1)
-        count, turn = counts[row][:, None], torch.arange(self.slots)
+        count, slot = counts[row][:, None], torch.arange(self.slots)
         if len(row):
-            repeated = members[again[first[row][:, None] + (turn - count) % count]]
-            chosen[row] = torch.where(turn < count, chosen[row], repeated)
+            repeated = members[by_weight[first[row][:, None] + (slot - count) % count]]
+            chosen[row] = torch.where(slot < count, chosen[row], repeated)
         return chosen, rank
 
 
 def _sorted(*keys: Tensor) -> Tensor:
-    """Indices that sort by the first key, then the second, ...; ties keep their order."""
+    """Indices that sort by the first key, then the second, and so on. The sort is stable."""
     return torch.from_numpy(np.lexsort([key.numpy() for key in reversed(keys)]))
 
 
-def grid_places(segments: Sequence[Segment], group: Sequence[int]) -> Tensor:
-    """Where the cells of several visual inputs are, on one canvas, whatever their scheme.
+def grid_positions(segments: Sequence[Segment], group: Sequence[int]) -> Tensor:
+    """Where the tokens of several visual inputs are on one common grid, whatever their scheme.
 
-    group: the visual segments of one reduction. Steps of inputs of the same expert follow one
-    another; experts lie over one another, their rows and columns scaled to the finest grid.
-    Returns (cells, 3) float32 (t, h, w) in units of the finest grid's cells.
+    Args:
+        group: the visual segments of one reduction. The steps of inputs of the same expert follow
+            one another. Experts overlap; their rows and columns are scaled to the finest grid.
+
+    Returns (tokens, 3) float32 (t, h, w) in cells of the finest grid.
     """
     inputs = [segment for index in group if not isinstance(segment := segments[index], Text)]
     rows, columns = (max(item.shape[axis] for item in inputs) for axis in (1, 2))
     steps: dict[str | None, int] = {}
-    places = []
+    parts = []
     for item in inputs:
         t, h, w = item.shape
         first = steps.get(item.expert, 0)
@@ -105,5 +110,5 @@ def grid_places(segments: Sequence[Segment], group: Sequence[int]) -> Tensor:
             (torch.arange(h, dtype=torch.float32) + 0.5) * rows / h - 0.5,
             (torch.arange(w, dtype=torch.float32) + 0.5) * columns / w - 0.5,
         )
-        places.append(torch.cartesian_prod(*axes).reshape(-1, 3))
-    return torch.cat(places)
+        parts.append(torch.cartesian_prod(*axes).reshape(-1, 3))
+    return torch.cat(parts)

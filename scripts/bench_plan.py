@@ -60,7 +60,7 @@ def layout(tokens: int) -> list[Segment]:
         Text(1),
         Image((24, 24), scheme=Compact("row"), expert="dino"),
     ]
-    size = sum(item.cells for item in block if not isinstance(item, Text))
+    size = sum(item.tokens for item in block if not isinstance(item, Text))
     segments = block * (tokens // size)
     rest = tokens % size
     return [*segments, Text(5), Image((1, rest))] if rest else segments
@@ -90,9 +90,9 @@ def step_of(name: str, tokens: int, seed: int) -> Callable[[], Any]:
     made: Plan = plan(segments, generator=draw())
     if name == "after ppe":
         merged = {
-            index: Pairs(torch.arange(item.cells) // 2, torch.arange(0, item.cells, 2))
+            index: Pairs(torch.arange(item.tokens) // 2, torch.arange(0, item.tokens, 2))
             for index, item in enumerate(segments)
-            if not isinstance(item, Text) and item.cells >= 8
+            if not isinstance(item, Text) and item.tokens >= 8
         }
         return lambda: made.after(merged, PPE(8))
     if name == "table":

@@ -97,7 +97,7 @@ class FusionConfig:
         if not settings:
             return None
         name = settings.pop("type", None)
-        known = [n for n in positions.__all__ if hasattr(getattr(positions, n), "homes")]
+        known = [n for n in positions.__all__ if hasattr(getattr(positions, n), "place")]
         if name not in known or name == "Scheme":
             known.remove("Scheme")
             raise FusionError(f"scheme of {expert!r} is {name!r}: expected one of {known}")

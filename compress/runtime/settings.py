@@ -100,7 +100,7 @@ class Settings:
     def _check_positions(self) -> None:
         positions = self.positions
         named = positions in ("original", "compact") if isinstance(positions, str) else None
-        if named is False or not (named or hasattr(positions, "homes")):
+        if named is False or not (named or hasattr(positions, "place")):
             raise ValueError(
                 f"positions is {positions!r}: expected 'original', 'compact' or a Scheme"
             )

@@ -206,7 +206,7 @@ def _homes(
         index.append(start + torch.arange(len(run)))
         start += len(run)
     planned = plan(segments) if isinstance(positions, str) else plan(segments, positions)
-    homes = planned.homes[torch.cat(index)]
+    homes = planned.dense_positions[torch.cat(index)]
     if not bool((homes == homes[:, :1]).all()):
         raise ValueError(f"{positions!r} has several axes: expected a scheme with one")
     return homes[:, 0]

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from compress import compress
+from compress import compress, reduce
 from compress.methods import Cascade
-from positions import PPE, MRoPE, PositionError, Sequential
+from positions import PPE, Image, MRoPE, PositionError, Sequential, Text, plan
 from tests.compress.common import CLOSE
 from tests.tiny import CASES, Case
 from tests.tiny.qwen2_vl import ROPE, Qwen2VL
@@ -54,3 +54,17 @@ def test_slots_that_cannot_be() -> None:
         compress(model, "duet", 6, slots=3)
     with compress(model, "duet", 6):  # nothing was left behind
         pass
+
+
+def test_a_plan_takes_what_reduce_returns() -> None:
+    """The batch of one as it is; of a larger batch one sample."""
+    features = torch.randn(2, 16, 8, generator=torch.Generator().manual_seed(0))
+    dense = plan([Text(3), Image((4, 4)), Text(2)])
+    one = reduce(features[:1], "divprune", 5, grid=(4, 4))
+    made = dense.after({1: one}, PPE(2))
+    assert torch.equal(made.index_in_segment[made.rows(1)], one.anchor[0])
+    both = reduce(features, "divprune", 5, grid=(4, 4))
+    again = dense.after({1: both.sample(0)}, PPE(2))
+    assert torch.equal(again.positions, made.positions)
+    with pytest.raises(PositionError, match="a batch of 2"):
+        dense.after({1: both})

@@ -16,7 +16,7 @@ from positions import Image, PositionError, Text, Video, layout_of
         (lambda: Image(9), "grid=9"),
         (lambda: Video((2, 3)), r"\(t, h, w\)"),
         (lambda: Video((2, 3, 3), times=(0.0,)), "2 finite time stamps"),
-        (lambda: Video((2, 3, 3), times=(1.0, 0.5)), "none before"),
+        (lambda: Video((2, 3, 3), times=(1.0, 0.5)), "in ascending order"),
         (lambda: Video((2, 3, 3), times=float("nan")), "seconds per step"),
     ],
 )

@@ -458,18 +458,3 @@ def test_an_exception_leaves_no_trace():
     ):
         raise RuntimeError
     assert no_hooks(model.rotary_emb)
-
-
-@pytest.mark.parametrize(
-    ("plans", "mask", "says"),
-    [
-        ([], None, "empty"),
-        ([plan([Text(4)])], torch.ones(1, 5), "as many"),
-        ([plan([Text(4)])], torch.ones(2, 4), "as many"),
-        ([merged_plan(slots=PPE(2)), merged_plan(slots=PPE(4))], None, "slot counts"),
-        ([merged_plan(slots=PPE(2)), merged_plan(slots=PPE(2, "strided"))], None, "slot layouts"),
-    ],
-)
-def test_tables_that_do_not_fit_are_refused(plans, mask, says):
-    with pytest.raises(PositionError, match=says):
-        PositionTable.from_plans(plans, mask)

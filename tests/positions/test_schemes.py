@@ -16,6 +16,7 @@ from positions import (
     MRoPE,
     PositionError,
     Randomised,
+    Scheme,
     Sequential,
     Text,
     Video,
@@ -39,9 +40,9 @@ def test_sequential_counts_every_token():
 def test_v2pe_matches_the_released_example():
     """<img> at 20, stride 16 of 256, 7 tiles of 256 tokens: 20.0625 to 132, then 133."""
     made = plan([Text(21), Image((7 * 16, 16)), Text(1)], V2PE(16 / 256))
-    places = flat(made)
-    assert places[20:22] == [20.0, 20.0625]
-    assert places[-2:] == [132.0, 133.0]
+    placed = flat(made)
+    assert placed[20:22] == [20.0, 20.0625]
+    assert placed[-2:] == [132.0, 133.0]
     assert made.next_position == 134
 
 
@@ -50,7 +51,7 @@ def test_v2pe_of_one_is_sequential():
     assert torch.equal(plan(layout, V2PE(1)).positions, plan(layout).positions)
 
 
-def test_v2pe_text_stays_whole_when_cells_do_not_fill_a_step():
+def test_v2pe_text_stays_whole_when_tokens_do_not_fill_a_step():
     made = plan([Text(1), Image((1, 3)), Text(2)], V2PE(1 / 2))
     assert flat(made) == [0, 0.5, 1, 1.5, 3, 4]
 
@@ -60,8 +61,7 @@ def test_v2pe_draws_one_increment_an_input_or_a_frame():
     draw = lambda seed: plan(  # noqa: E731
         layout, V2PE("random"), generator=torch.Generator().manual_seed(seed)
     )
-    places = draw(3).positions[1:, 0, 0].view(6, 4)
-    steps = places.diff(dim=1)
+    steps = draw(3).positions[1:, 0, 0].view(6, 4).diff(dim=1)
     assert torch.equal(steps, steps[:, :1].expand_as(steps))
     assert len(steps[:, 0].unique()) > 1
     assert set(steps[:, 0].tolist()) <= {2.0**-n for n in range(9)}
@@ -99,6 +99,42 @@ def test_v2pe_auto_says_what_to_do_where_nothing_fits():
         plan([Text(30), Image((24, 24))], V2PE("auto", window=34))
 
 
+class Shifted(Scheme):
+    """A scheme of one's own, which leaves `fitted` to the base class."""
+
+    def place(self, item, start, generator):
+        return np.full((item.tokens, 1), start + 10.0)
+
+
+def test_schemes_of_ones_own():
+    assert flat(plan([Text(1), Image((1, 2)), Text(1)], Shifted())) == [0, 11, 11, 12]
+    assert isinstance(Shifted(), Scheme) and isinstance(V2PE(1 / 4), Scheme)
+    assert not isinstance("original", Scheme)
+
+
+def test_v2pe_auto_draws_nothing():
+    """Its increment is settled by the layout; without one it is refused, never drawn."""
+    with pytest.raises(PositionError, match=r"V2PE\.fitted\(segments\)"):
+        V2PE("auto", window=100).place(Image((2, 2)), 3.0, torch.Generator())
+    layout = [Text(30), Image((24, 24))]
+    draws = [
+        plan(layout, V2PE("auto", window=180), generator=torch.Generator().manual_seed(seed))
+        for seed in range(3)
+    ]
+    assert all(flat(made) == flat(plan(layout, V2PE(1 / 4))) for made in draws)
+
+
+@pytest.mark.parametrize("scheme", [V2PE("random"), V2PE("random", per="frame"), Randomised(40)])
+def test_schemes_that_draw_need_a_generator_and_nothing_else(scheme):
+    layout = [Text(2), Video((2, 2, 2)), Image((2, 2)), Text(1)]
+    generator = torch.Generator().manual_seed(3)
+    first, second = (plan(layout, scheme, generator=generator) for _ in range(2))
+    again = plan(layout, scheme, generator=torch.Generator().manual_seed(3))
+    assert flat(first) == flat(again) != flat(second)
+    with pytest.raises(PositionError, match=r"draws at random: expected plan\(\.\.\., generator="):
+        plan(layout, scheme)
+
+
 @pytest.mark.parametrize("delta", [-0.5, 0, float("inf"), float("nan"), "some"])
 def test_v2pe_refuses_bad_increments(delta):
     with pytest.raises(PositionError, match="delta="):
@@ -106,16 +142,16 @@ def test_v2pe_refuses_bad_increments(delta):
 
 
 @pytest.mark.parametrize(
-    ("by", "cells", "following"),
+    ("by", "placed", "following"),
     [
         ("original", [5, 6, 7, 8, 9, 10], 11),
         ("row", [5, 5, 5, 6, 6, 6], 7),
         ("all", [5, 5, 5, 5, 5, 5], 6),
     ],
 )
-def test_compact_positions(by, cells, following):
+def test_compact_positions(by, placed, following):
     made = plan([Text(5), Image((2, 3)), Text(1)], Compact(by))
-    assert flat(made)[5:] == [*cells, following]
+    assert flat(made)[5:] == [*placed, following]
 
 
 @pytest.mark.parametrize(("by", "occupied"), [("original", 4096), ("row", 64), ("all", 1)])
@@ -147,7 +183,7 @@ def stock_index(model_class, layout, tokens_per_second=2, times=None, frames_apa
     kinds, grids = [], {1: [], 2: []}
     for item in layout:
         kind = {Text: 0, Image: 1, Video: 2}[type(item)]
-        kinds += [kind] * item.cells
+        kinds += [kind] * item.tokens
         if kind:
             t, h, w = item.shape
             grids[kind].append([t, 2 * h, 2 * w])
@@ -178,8 +214,8 @@ LAYOUTS = {
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_qwen2_vl_equals_transformers(name):
     made = plan(LAYOUTS[name], MRoPE())
-    places, following = stock_index(Qwen2VLModel, LAYOUTS[name])
-    assert torch.equal(made.positions[:, 0], places)
+    expected, following = stock_index(Qwen2VLModel, LAYOUTS[name])
+    assert torch.equal(made.positions[:, 0], expected)
     assert made.next_position == following
 
 
@@ -190,8 +226,8 @@ def test_qwen2_vl_equals_transformers(name):
 def test_qwen2_5_vl_equals_transformers(rate, seconds):
     layout = [Text(3), Video((9, 40, 2), times=seconds), Text(4), Image((2, 3)), Text(1)]
     made = plan(layout, MRoPE(tokens_per_second=rate))
-    places, following = stock_index(Qwen2_5_VLModel, layout, rate, [seconds])
-    assert torch.equal(made.positions[:, 0], places)
+    expected, following = stock_index(Qwen2_5_VLModel, layout, rate, [seconds])
+    assert torch.equal(made.positions[:, 0], expected)
     assert made.next_position == following
 
 
@@ -200,18 +236,18 @@ def test_qwen3_vl_equals_transformers():
     layout, keys = layout_of(ids, {9: [Video((3, 2, 2))], 8: [Image((3, 2))]})
     assert keys == [(1, 3, 5), (7,)]
     made = plan(layout, MRoPE())
-    places, following = stock_index(Qwen3VLModel, layout, frames_apart=True)
-    assert torch.equal(made.positions[:, 0], places)
+    expected, following = stock_index(Qwen3VLModel, layout, frames_apart=True)
+    assert torch.equal(made.positions[:, 0], expected)
     assert made.next_position == following
 
 
 def test_text_after_a_long_video_does_not_overlap_it():
     """transformers goes on after max(h, w), whatever the length of the video; we do not."""
     layout = [Text(2), Video((9, 2, 2)), Text(2)]
-    places, _ = stock_index(Qwen2VLModel, layout)
-    assert places[-2, 0] < places[:-2].max()
+    expected, _ = stock_index(Qwen2VLModel, layout)
+    assert expected[-2, 0] < expected[:-2].max()
     made = plan(layout, MRoPE())
-    assert torch.equal(made.positions[:-2, 0], places[:-2])
+    assert torch.equal(made.positions[:-2, 0], expected[:-2])
     assert made.positions[-2, 0].tolist() == [11, 11, 11]
 
 
@@ -243,12 +279,12 @@ def test_experts_agree_on_one_canvas():
 def test_randomised_positions_are_sorted_and_in_range(span):
     scheme = Randomised(span)
     made = plan([Text(5), Video((2, 3, 4))], scheme, generator=torch.Generator().manual_seed(0))
-    cells = made.positions[5:, 0] - 5
+    drawn = made.positions[5:, 0] - 5
     if isinstance(span, int):
-        assert (cells[:, 0].diff() > 0).all()
-        assert cells.max() < span
+        assert (drawn[:, 0].diff() > 0).all()
+        assert drawn.max() < span
     else:
-        grid = cells.view(2, 3, 4, 3)
+        grid = drawn.view(2, 3, 4, 3)
         for axis in range(3):
             line = grid[..., axis].movedim(axis, 0).flatten(1)
             assert (line.diff(dim=0) > 0).all()

@@ -16,6 +16,7 @@ from positions import (
 )
 from tests.positions.hosts import reduced, text_model
 from tests.positions.syncs import NoSync
+from tests.positions.test_rotary import merged_plan
 
 
 def by_hand(positions, start=0, **facts):
@@ -101,3 +102,18 @@ def test_a_call_of_the_rotary_embedding_waits_for_nothing(scheme, slots):
     with PlannedRotary(module).use(table) as planned, NoSync():
         planned.table = table
         module(x, index)
+
+
+@pytest.mark.parametrize(
+    ("plans", "mask", "says"),
+    [
+        ([], None, "empty"),
+        ([plan([Text(4)])], torch.ones(1, 5), "as many"),
+        ([plan([Text(4)])], torch.ones(2, 4), "as many"),
+        ([merged_plan(slots=PPE(2)), merged_plan(slots=PPE(4))], None, "slot counts"),
+        ([merged_plan(slots=PPE(2)), merged_plan(slots=PPE(2, "strided"))], None, "slot layouts"),
+    ],
+)
+def test_tables_that_do_not_fit_are_refused(plans, mask, says):
+    with pytest.raises(PositionError, match=says):
+        PositionTable.from_plans(plans, mask)
