@@ -1,4 +1,4 @@
-"""Budgets: how many visual tokens each decoder layer sees, and what that is on average."""
+"""Budgets: how many visual tokens each decoder layer sees, and their mean."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from numbers import Integral, Real
 
 
 def resolve_budget(budget: int | float, dense: int, name: str = "budget") -> float:
-    """Mean number of visual tokens asked for: an int is a count, a float in (0, 1] a fraction.
+    """The mean number of visual tokens asked for: an int is a count, a float in (0, 1] a fraction.
 
     Raises TypeError if `budget` is not a number (bool is not one), ValueError if it is NaN, not
     positive, a float above 1 or a count above `dense`. name: of the argument, for these errors.
@@ -72,7 +72,8 @@ class Allocation:
         for layer, count in self.schedule:
             if layer >= self.depth:
                 raise ValueError(
-                    f"schedule {self.schedule}: layer {layer}, but the model has {self.depth} layers"
+                    f"schedule {self.schedule}: layer {layer}, but the model has "
+                    f"{self.depth} layers"
                 )
             if count > self.keep:
                 raise ValueError(
@@ -99,12 +100,13 @@ class Allocation:
 
 
 Plan = Callable[[int], Allocation]
+"""A way to turn a count into an allocation (see `Method.plans`)."""
 
 
 def nearest(plan: Plan, dense: int, target: float) -> Allocation:
     """The allocation plan(count), count in 1..dense, whose average is nearest to `target`.
 
-    `plan(count).average` must not fall as count grows. Of two equally near, the smaller.
+    `plan(count).average` must not fall as count grows. Of two that are equally near, the smaller.
     """
     low, high = 1, dense
     while low < high:  # first count whose average reaches the target
@@ -118,28 +120,29 @@ def nearest(plan: Plan, dense: int, target: float) -> Allocation:
 
 
 def solve(plans: Iterable[Plan], dense: int, target: float) -> Allocation:
-    """The nearest allocation of the first plan that can reach `target`, else of any plan.
+    """The nearest allocation of the first plan that can reach `target`, else of all plans.
 
-    plans: from the method's own to those that depart from it most.
+    plans: the method's own first, then those that depart from it more and more. Raises ValueError
+    if there is none.
     """
     best: Allocation | None = None
     for plan in plans:
-        found = nearest(plan, dense, target)
+        candidate = nearest(plan, dense, target)
         if plan(1).average <= target <= plan(dense).average:
-            return found
-        if best is None or abs(found.average - target) < abs(best.average - target):
-            best = found
+            return candidate
+        if best is None or abs(candidate.average - target) < abs(best.average - target):
+            best = candidate
     if best is None:
         raise ValueError("a method must offer at least one plan")
     return best
 
 
-def stage_layers(depth: int, positions: Iterable[int | float]) -> tuple[int, ...]:
-    """Decoder layers of a schedule's stages: an int is a layer, a float a fraction of `depth`.
+def schedule_layers(depth: int, positions: Iterable[int | float]) -> tuple[int, ...]:
+    """Decoder layers of a schedule: an int is a layer, a float a fraction of `depth`, rounded down.
 
-    Rounded down, at least 1 (one layer sees all kept tokens), each later than the one before;
-    layers that do not exist are left out (so a shallow model has fewer stages). Raises ValueError
-    for one that is negative.
+    Layers are at least 1 (one layer sees all kept tokens), and each later than the one before;
+    those that do not exist are left out, so that the schedule of a shallow model is shorter. Raises
+    ValueError for a negative one.
     """
     layers: list[int] = []
     for position in positions:

@@ -1,4 +1,4 @@
-"""Cascade clustering: DPC-KNN before the language model and again inside it."""
+"""Cascade clustering: DPC-KNN before the language model and again in it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import ClassVar
 import torch
 
 from compress import ops
-from compress.budget import Allocation, Plan, Schedule, stage_layers
+from compress.budget import Allocation, Plan, Schedule, schedule_layers
 from compress.methods.base import Method
 from compress.ops import windows
 from compress.tokens import LayerTokens, Reduction, VisualTokens
@@ -21,18 +21,18 @@ class Cascade(Method):
     """Cascade clustering of PPE (ICLR 2026, section 3; code MouxiaoHuang/PPE; DPC-KNN of
     Chat-UniVi, arXiv 2311.08046).
 
-    Before the language model, cells are clustered by DPC-KNN, each frame (temporal grid) of a
-    video alone; inside it, tokens are clustered again to `ratio` of their number at layers 11, 23
-    and 35 of 36 (fractions of any depth), each frame alone. Rows are size-weighted means, stand at
-    their cluster's centre and keep raster order.
+    Pre-LLM, tokens are clustered by DPC-KNN, each frame (temporal grid) of a video alone. In-LLM,
+    they are clustered again to `ratio` of their number at layers 11, 23 and 35 of 36 (fractions of
+    any depth), each frame alone. Rows are size-weighted means, stand at the centre of their cluster
+    and are in raster order.
 
     before: False leaves the input dense and lets the budget set the ratio (the published "within"
     row). deep: False clusters before the language model only.
 
     Departures from the released code: unions are real (it keeps one child's positions; here
-    `Reduction.then` knows every cell), means count merged cells (it averages averages, in the
+    `Reduction.then` knows every token), means are weighted by size (it averages averages, in the
     features' type), density ties go to the lower index (it adds noise), rows are in raster order
-    (it emits them by score), images too are clustered inside (it refuses them).
+    (it emits them by score), images too are clustered in the LLM (it refuses them).
     """
 
     per_frame: ClassVar[bool] = True
@@ -53,15 +53,15 @@ class Cascade(Method):
         if not (self.before or self.deep):
             raise ValueError("Cascade: before and deep are both False, nothing is left to do")
 
-    def _stages(self, keep: int, depth: int, ratio: float) -> Schedule:
-        stages, count = [], keep
-        for layer in stage_layers(depth, self.layers) if self.deep else ():
+    def _pairs(self, keep: int, depth: int, ratio: float) -> Schedule:
+        pairs, count = [], keep
+        for layer in schedule_layers(depth, self.layers) if self.deep else ():
             count = math.ceil(count * ratio - 1e-9)
-            stages.append((layer, count))
-        return tuple(stages)
+            pairs.append((layer, count))
+        return tuple(pairs)
 
     def schedule(self, keep: int, depth: int) -> Schedule:
-        return self._stages(keep, depth, self.ratio)
+        return self._pairs(keep, depth, self.ratio)
 
     def plans(self, dense: int, depth: int) -> Iterator[Plan]:
         if self.before:
@@ -69,7 +69,7 @@ class Cascade(Method):
             return
 
         def plan(count: int) -> Allocation:
-            return Allocation(dense, depth, dense, self._stages(dense, depth, count / dense))
+            return Allocation(dense, depth, dense, self._pairs(dense, depth, count / dense))
 
         yield plan
 

@@ -118,9 +118,8 @@ class ChatUniVi(Method):
         wanted = [self.scales(share) for share in windows.shares(keep, count)]
         most = [max(counts) for counts in zip_longest(*wanted, fillvalue=0)]
         levels = self._levels(frames, most)
-        parts: list[Reduction] = []
         maps = [torch.full((1, t * n), -1, device=x.device) for _ in most]
-        row = 0
+        parts, row = list[Reduction](), 0
         mean = ops.wide(frames).mean(1)[None]
         for counts, event in zip(wanted, self._events(mean, count), strict=True):
             where = ops.on_device(event, x.device)
@@ -129,9 +128,8 @@ class ChatUniVi(Method):
             for scale, number in enumerate(counts):
                 level = levels[scale]
                 size = level.size[where].reshape(1, -1)
-                joint = self._joint(
-                    level.features[where].flatten(0, 1)[None], size, number, scale, len(event)
-                )
+                x = level.features[where].flatten(0, 1)[None]
+                joint = self._joint(x, size, number, scale, len(event))
                 token = (level.assign[where] + start * most[scale]).flatten()
                 maps[scale][0, index] = joint.assign[0, token] + row
                 anchor = (level.anchor[where] + where[:, None] * n).reshape(1, -1)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from compress import ops
-from compress.budget import Allocation, Schedule, resolve_budget, stage_layers
+from compress.budget import Allocation, Schedule, resolve_budget, schedule_layers
 from compress.methods.base import Method, choose
 from compress.methods.duet_budgets import PUBLISHED, published_split
 from compress.methods.duet_clusters import by_attention, by_keys
@@ -105,7 +105,7 @@ class Duet(Method):
         return str(self.query)
 
     def schedule(self, keep: int, depth: int) -> Schedule:
-        layers = stage_layers(depth, self.layers)
+        layers = schedule_layers(depth, self.layers)
         counts = (int(keep * ratio) for ratio in self.ratios)
         return tuple(zip(layers, counts, strict=False))
 

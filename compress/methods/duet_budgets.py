@@ -18,9 +18,9 @@ _SHARES = ((102 / 576, 30 / 102), (205 / 576, 35 / 205), (307 / 576, 7 / 307))
 
 def published_split(keep: int, dense: int) -> tuple[int, int]:
     """(dominant, contextual) of `keep` tokens: as published, or of an interpolated share."""
-    for (cells, _), budgets in PUBLISHED.items():
+    for (tokens, _), budgets in PUBLISHED.items():
         for pair in budgets.values():
-            if (cells, keep) == (dense, sum(pair)):
+            if (tokens, keep) == (dense, sum(pair)):
                 return pair
     contextual = min(keep - 1, round(keep * _interpolate(keep / dense)))
     return keep - contextual, contextual

@@ -14,8 +14,8 @@ from compress.methods.base import Method
 class FastV(Method):
     """FastV (ECCV 2024, arXiv 2403.06764, section 4; code pkunlp-icler/FastV).
 
-    All tokens enter; from decoder layer `layer` on, those with the highest attention from the last
-    token in layer - 1 go on, at their own positions. The released code needs batch 1 and the
+    All tokens enter; from decoder layer `layer` on, only those with the highest attention from the
+    last token in layer - 1 are left. The released code needs batch 1 and the
     image's place as a constant; this does not.
 
     A budget that `layer` full layers already exceed is met by dropping earlier (layer 1 at the

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from compress import ops
-from compress.budget import Schedule, stage_layers
+from compress.budget import Schedule, schedule_layers
 from compress.methods.base import Method, choose
 from compress.ops import greedy
 from compress.tokens import Reduction, VisualTokens
@@ -79,7 +79,7 @@ class Foveate(Method):
             raise ValueError(f"Foveate: layers {self.layers}, ratios {self.ratios} must pair up")
 
     def schedule(self, keep: int, depth: int) -> Schedule:
-        layers = stage_layers(depth, self.layers)
+        layers = schedule_layers(depth, self.layers)
         counts = (int(keep * ratio) for ratio in self.ratios)
         return tuple(zip(layers, counts, strict=False))
 

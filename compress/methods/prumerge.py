@@ -19,10 +19,10 @@ class PruMerge(Method):
 
     A quarter (`salient`) of the kept tokens are the most salient, the others evenly spaced over
     the rest (the "+"; the released stride makes about three spaced tokens for each salient one).
-    merge: "mean", every other cell merged into the kept one of most similar key, or "released":
+    merge: "mean", every other token merged into the kept one of most similar key, or "released":
     each kept token adds its `neighbours` nearest, weighted by saliency and not normalised
     (clusters overlap, nothing is conserved), and one more token is the sum of all others, weighted
-    likewise; it stands at the most salient of them.
+    likewise; it stands at the most salient of them and comes last.
 
     Departures: the count is given, not found from outliers; saliency is the attention averaged
     over heads and keys are head means (the released code treats the layer as a single head). A
@@ -72,9 +72,9 @@ class PruMerge(Method):
         keys = tokens.need("keys")
         near = ops.cosine(ops.gather(keys, kept), keys).scatter(2, kept[..., None], -torch.inf)
         order = near.sort(dim=2, descending=True, stable=True).indices
-        picked = order[..., : min(self.neighbours, tokens.count - 1)]
+        nearest = order[..., : min(self.neighbours, tokens.count - 1)]
         weight = torch.zeros_like(near).scatter(
-            2, picked, saliency[:, None].expand_as(near).gather(2, picked)
+            2, nearest, saliency[:, None].expand_as(near).gather(2, nearest)
         )
         rows = ops.gather(x, kept) + weight @ x
         others = ops.others(kept, tokens.count)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
-from compress.budget import Allocation, Plan, stage_layers
+from compress.budget import Allocation, Plan, schedule_layers
 from compress.methods.base import Method, choose
 
 
@@ -15,12 +15,12 @@ class PyramidDrop(Method):
     """PyramidDrop (CVPR 2025, arXiv 2410.17247, section 3; code Cooperx521/PyramidDrop).
 
     All tokens enter; at a quarter, a half and three quarters of the depth a share `ratio` of them
-    goes on, those with the highest attention from the `query` in the layer about to run. The
+    is left, those with the highest attention from the `query` in the layer about to run. The
     published ratio 0.5 at layers 8, 16, 24 of 32 gives 270 of 576 on average.
 
     A budget sets the ratio (the paper has no rule). Where that would have to fall below `floor`,
-    all stages move earlier together, the latest place that suffices being taken; at layer 1 the
-    ratio may fall to any value. Departures from the released code: positions are kept (it
+    all drops move to earlier layers together, no earlier than needed; at layer 1 the ratio may fall
+    to any value. Departures from the released code: positions are kept (it
     renumbers); nothing is truncated; any number of images and any padding.
     """
 
@@ -44,18 +44,18 @@ class PyramidDrop(Method):
 
     def published(self, dense: int, depth: int) -> Allocation:
         """The allocation of `layers` and `ratio` as they are."""
-        layers = stage_layers(depth, self.layers)
+        layers = schedule_layers(depth, self.layers)
         return self._at(dense, depth, layers, self.ratio)
 
     def _at(self, dense: int, depth: int, layers: tuple[int, ...], ratio: float) -> Allocation:
-        stages = tuple((layer, int(dense * ratio ** (i + 1))) for i, layer in enumerate(layers))
-        return Allocation(dense, depth, dense, stages)
+        schedule = tuple((layer, int(dense * ratio ** (i + 1))) for i, layer in enumerate(layers))
+        return Allocation(dense, depth, dense, schedule)
 
     def plans(self, dense: int, depth: int) -> Iterator[Plan]:
-        own = stage_layers(depth, self.layers)
+        own = schedule_layers(depth, self.layers)
         first = own[0] if own else 1
         for start in range(first, 0, -1):
-            moved = stage_layers(depth, [max(1, layer * start // first) for layer in own])
+            moved = schedule_layers(depth, [max(1, layer * start // first) for layer in own])
             least = self.floor if start > 1 else 0.0
 
             def plan(

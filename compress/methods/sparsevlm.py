@@ -1,4 +1,4 @@
-"""SparseVLM: text picks what stays, and what goes is recycled."""
+"""SparseVLM: text selects what is kept, and some of the rest is recycled."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from compress import ops
-from compress.budget import Allocation, Plan, stage_layers
+from compress.budget import Allocation, Plan, schedule_layers
 from compress.methods.base import Method
 from compress.tokens import LayerTokens, Reduction
 
-# tokens kept at the three stages of 576 (recycled ones come on top), by published budget
+# tokens kept at the three layers of 576 (recycled ones come on top), by published budget
 PUBLISHED = {192: (300, 200, 110), 128: (303, 110, 36), 96: (238, 48, 26), 64: (66, 30, 17)}
 
 
@@ -23,18 +23,18 @@ class SparseVLM(Method):
     """SparseVLM (ICML 2025, arXiv 2410.04417, section 3; code Gumpest/SparseVLMs, v1).
 
     All tokens enter. After decoder layers 2, 6 and 15 of 32 (so from 3, 7 and 16 on) the tokens
-    with the highest attention from the text raters go on. Of the rest, the best
+    with the highest attention from the text raters are kept. Of the rest, the best
     int(`recycle` * rest) + 1 are clustered by DPC-KNN into a tenth of them (int, plus one), and
-    the means go on too.
+    the means are kept too.
 
-    counts: shares of the dense count at the stages; a budget scales them. The published lists
+    counts: shares of the dense count at those layers; a budget scales them. The published lists
     (`PUBLISHED`) are kept tokens without the recycled ones, and their true mean is above the
     budget they are named for: 192 is (576 * 3 + 300 * 4 + 200 * 9 + 110 * 16) / 32 = 202.75 plus
     recycled. Here a budget is what layers see, recycled tokens included. One that the first full
-    layers already exceed is met by earlier stages.
+    layers already exceed is met by dropping earlier.
 
     Departures from the released code: positions are kept; recycled tokens stand at their cluster's
-    centre, in raster order (it appends them); means count merged cells; density ties go to the
+    centre, in raster order (it appends them); means are weighted by size; density ties go to the
     lower index (it adds noise).
     """
 
@@ -62,20 +62,20 @@ class SparseVLM(Method):
         return "previous"
 
     def plans(self, dense: int, depth: int) -> Iterator[Plan]:
-        own = stage_layers(depth, self.layers)
+        own = schedule_layers(depth, self.layers)
         first = own[0] if own else 1
         least = min(self.counts)
         for start in range(first, 0, -1):
-            moved = stage_layers(depth, [max(1, layer * start // first) for layer in own])
+            moved = schedule_layers(depth, [max(1, layer * start // first) for layer in own])
 
             def plan(count: int, layers: tuple[int, ...] = moved) -> Allocation:
-                scale = count / dense / least  # at count = dense every stage keeps all
+                scale = count / dense / least  # at count = dense every layer keeps all
                 shares = [min(1.0, share * scale) for share in self.counts]
-                stages = tuple(
+                schedule = tuple(
                     (layer, round(dense * share))
                     for layer, share in zip(layers, shares, strict=False)
                 )
-                return Allocation(dense, depth, dense, stages)
+                return Allocation(dense, depth, dense, schedule)
 
             yield plan
 

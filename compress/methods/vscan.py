@@ -1,4 +1,4 @@
-"""VScan: tokens salient near and far, merging, and one drop inside the language model."""
+"""VScan: tokens salient near and far, merging, and one drop in the language model."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 
 from compress import ops
-from compress.budget import Schedule, stage_layers
+from compress.budget import Schedule, schedule_layers
 from compress.methods.base import Method
 from compress.tokens import Reduction, VisualTokens
 
@@ -19,12 +19,12 @@ class VScan(Method):
 
     Half of the tokens (`local`) are the most salient of each `window` x `window` window by a
     shallow layer (6th of CLIP's 24), the others the most salient of the rest by the scoring layer;
-    every other cell is averaged into the kept token of most similar projected feature. Inside the
-    language model a third goes on from half depth, by attention from the last text token: 96, then
-    32, for an average of 64.
+    every other token is averaged into the kept one of most similar projected feature. In the
+    language model a third is left from half of the depth on, by attention from the last text token:
+    96, then 32, for an average of 64.
 
-    Where `shallow` is not given, `saliency` stands in. Windows that do not divide the count: a
-    window's next best cells are taken in order of saliency. A video is reduced frame by frame.
+    Where `shallow_saliency` is missing, `saliency` is used. If the windows do not divide the count,
+    their next best tokens are taken in order of saliency. A video is reduced frame by frame.
     """
 
     requires: ClassVar[frozenset[str]] = frozenset({"saliency"})
@@ -45,7 +45,7 @@ class VScan(Method):
             raise ValueError(f"VScan: window is {self.window}; it must be at least 1")
 
     def schedule(self, keep: int, depth: int) -> Schedule:
-        layers = stage_layers(depth, (self.layer,))
+        layers = schedule_layers(depth, (self.layer,))
         return tuple((layer, round(keep * self.ratio)) for layer in layers)
 
     def select(
@@ -59,7 +59,7 @@ class VScan(Method):
         return ops.merge(tokens.features, index, ops.to_nearest(tokens.features, index))
 
     def _by_window(self, tokens: VisualTokens, saliency: torch.Tensor, count: int) -> torch.Tensor:
-        """(B, count): the best cell of every window, then the second best of every window, ..."""
+        """(B, count): the best token of every window, then the second best of every window, ..."""
         _, row, column = tokens.grid_cells.unbind(1)
         across = -(-tokens.grid[2] // self.window)
         window = row // self.window * across + column // self.window

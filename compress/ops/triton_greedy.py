@@ -42,8 +42,8 @@ def _volume(kernel, basis, out, n, count, BLOCK: tl.constexpr, ROWS: tl.constexp
             before = (start + tl.arange(0, ROWS)).to(tl.int64)
             line = basis + before * n
             spanned = tl.load(line + chosen, mask=before < step, other=0.0)
-            inside = (before < step)[:, None] & real[None]
-            seen = tl.load(line[:, None] + token[None], mask=inside, other=0.0)
+            valid = (before < step)[:, None] & real[None]
+            seen = tl.load(line[:, None] + token[None], mask=valid, other=0.0)
             row -= tl.sum(spanned[:, None] * seen, 0)
         row = tl.where(rest > least, row / tl.sqrt(tl.maximum(rest, 1e-30)), 0.0)
         tl.store(basis + step * n + token, row, mask=real)
@@ -71,8 +71,8 @@ def _cover(table, met, out, needs, n, count, BLOCK: tl.constexpr, ROWS: tl.const
             latest = tl.load(line + chosen, mask=known & (step > 0), other=0.0)
             before = tl.maximum(before, latest)
             tl.store(met + need, before, mask=known)
-            inside = known[:, None] & real[None]
-            given = tl.load(line[:, None] + token[None], mask=inside, other=0.0)
+            valid = known[:, None] & real[None]
+            given = tl.load(line[:, None] + token[None], mask=valid, other=0.0)
             gain += tl.sum(tl.maximum(given - before[:, None], 0.0), 0).to(tl.float64)
         total = gain.to(tl.float32)
         least = tl.where(step == 0, 1e-6 * tl.max(total, 0), least)

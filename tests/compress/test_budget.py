@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from compress.budget import Allocation, resolve_budget, stage_layers
+from compress.budget import Allocation, resolve_budget, schedule_layers
 from compress.methods import (
     Cascade,
     Duet,
@@ -82,11 +82,11 @@ def test_keep_all_has_no_schedule():
 
 
 def test_stage_layers():
-    assert stage_layers(32, (0.5, 0.75)) == (16, 24)
-    assert stage_layers(4, (0.5, 0.75)) == (2, 3)
-    assert stage_layers(2, (0.5, 0.75)) == (1,)
-    assert stage_layers(1, (0.5, 0.75)) == ()
-    assert stage_layers(36, (11, 23, 35)) == (11, 23, 35)
+    assert schedule_layers(32, (0.5, 0.75)) == (16, 24)
+    assert schedule_layers(4, (0.5, 0.75)) == (2, 3)
+    assert schedule_layers(2, (0.5, 0.75)) == (1,)
+    assert schedule_layers(1, (0.5, 0.75)) == ()
+    assert schedule_layers(36, (11, 23, 35)) == (11, 23, 35)
 
 
 @pytest.mark.parametrize("budget", [0, -3, 577, 0.0, 1.5, -0.1, float("nan"), float("inf")])
@@ -111,7 +111,7 @@ def test_bad_schedules():
 
 def test_cascade_schedule():
     method = Cascade(before=False)
-    published = method._stages(6000, 36, 0.45)
+    published = method._pairs(6000, 36, 0.45)
     assert [layer for layer, _ in published] == [11, 23, 35]
     average = Allocation(6000, 36, 6000, published).average
     assert average / 6000 == pytest.approx(0.526, abs=5e-4)
