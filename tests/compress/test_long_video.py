@@ -138,7 +138,6 @@ def test_nothing_is_left_on_the_model(built):
         ({"budget": 0.5}, TypeError, "budget is 0.5"),
         ({"budget": 1}, ValueError, "budget is 1"),
         ({"method": "fastv"}, ValueError, "nothing before"),
-        ({"method": "cdpruner"}, ValueError, "needs text_query"),
         ({"video": "none.mp4"}, MediaError, "none.mp4"),
         ({"video": iter([])}, ValueError, "without frames"),
     ],

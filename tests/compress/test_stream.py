@@ -142,7 +142,6 @@ def test_a_chunk_is_not_kept_alive_by_what_is_kept_of_it():
         ({"shrink": 1.0}, "shrink is 1.0"),
         ({"method": "fastv"}, "nothing before the language model"),
         ({"method": Duet(cluster="attention")}, "attention between all tokens"),
-        ({"method": "cdpruner"}, "needs text_query"),
     ],
 )
 def test_bad_arguments_are_named(given, says):

@@ -177,7 +177,7 @@ def test_an_arm_has_a_budget_that_can_be(budget: float) -> None:
     [
         DENSE,
         Arm("duet", 64),
-        Arm(Duet(query="all"), 0.5),
+        Arm(Duet(query="last"), 0.5),
         Arm("random", 8, "compact"),
         Arm("pool", 8, slots=4, layout="strided"),
     ],

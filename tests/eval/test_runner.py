@@ -189,7 +189,8 @@ def test_results_of_other_versions_are_not_mixed(tmp_path: Path) -> None:
 def test_arms_have_folders_of_their_own() -> None:
     from compress.methods import Duet
 
-    arms = [DENSE, DUET, Arm("duet", 0.5), Arm("duet", 64, "compact"), Arm(Duet(query="all"), 64)]
+    last = Arm(Duet(query="last"), 64)
+    arms = [DENSE, DUET, Arm("duet", 0.5), Arm("duet", 64, "compact"), last]
     assert len({arm.folder for arm in arms}) == len(arms)
     assert Arm("duet", 64).folder.startswith("duet-64-")
     with pytest.raises(ValueError, match="once"):
