@@ -1,4 +1,4 @@
-"""Methods on bare tensors, for models that are not transformers models."""
+"""Methods on plain tensors, for models that are not transformers models."""
 
 from __future__ import annotations
 
@@ -25,12 +25,14 @@ def reduce(
     attention: Tensor | None = None,
     generator: torch.Generator | None = None,
 ) -> Reduction:
-    """Reduce (B, N, D) features to `count` tokens by the part of a method before the LLM.
+    """Reduce (B, N, D) features to `count` tokens by the pre-LLM part of a method.
 
     method: a name or an instance. count: tokens to keep (int), or a fraction of N (float in
-    (0, 1], rounded, at least one). grid: (H, W) or (T, H, W); default one row of N cells.
-    The other tensors are the fields of `VisualTokens`; a method says which it needs.
-    Raises ValueError or TypeError that names the argument for whatever does not fit.
+    (0, 1], rounded, at least one). grid: (H, W) or (T, H, W); default one row of N tokens.
+    The other tensors are the fields of `VisualTokens`; `method.needs` names those that it must
+    have, `method.wants` those that it uses if they are given.
+
+    Raises ValueError or TypeError, naming the argument, if one does not fit.
     """
     if not isinstance(features, Tensor) or features.dim() != 3:
         got = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__

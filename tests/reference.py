@@ -1,8 +1,8 @@
 """A slow, obvious reduced forward for one unpadded sample: no hooks, no cache, eager attention.
 
 It is written from the formulas and shares no code with the package beyond the method's own choice
-on bare tensors, which `tests/compress/methods/test_methods.py` checks against numpy. What the vision side
-saw is read by `tests/reference_vision.py`.
+on bare tensors, which `tests/compress/methods/test_methods.py` checks against numpy. What the
+vision side saw is read by `tests/reference_vision.py`.
 """
 
 from __future__ import annotations

@@ -14,7 +14,6 @@ from compress.budget import Allocation
 from compress.methods import (
     DART,
     Cascade,
-    Duet,
     FastV,
     Foveate,
     Method,
@@ -24,7 +23,7 @@ from compress.methods import (
 )
 from compress.tokens import LayerTokens, Reduction
 from tests import reference
-from tests.compress.common import CLOSE, NEW, answer
+from tests.compress.common import CLOSE, NEW, answer, duet
 from tests.marks import later
 from tests.tiny import CASES, Case
 
@@ -32,7 +31,7 @@ HOSTS = [case for case in CASES if case.name in ("llava", "qwen3_vl")]
 METHODS: dict[str, Method] = {
     "last": PyramidDrop(layers=(1, 2, 3)),
     "all": PyramidDrop(layers=(1, 3), ratio=0.4, query="all"),
-    "salient": Duet(query="salient"),
+    "salient": duet(query="salient"),
     "previous": FastV(),
     "recycled": SparseVLM(layers=(1, 3), counts=(0.7, 0.3)),
     "keys": DART(visual=2, text=2),

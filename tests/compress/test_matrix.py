@@ -15,7 +15,7 @@ import torch
 from compress import compress
 from compress.methods import DART, DivPrune, Duet, FastV, Foveate, Method, PyramidDrop, SparseVLM
 from tests import reference
-from tests.compress.common import CLOSE, NEW, answer, fingerprint
+from tests.compress.common import CLOSE, NEW, answer, duet, fingerprint
 from tests.tiny import CASES, Case
 
 # What a reduction can be: dropping or merging before the language model, dropping in it, both.
@@ -23,7 +23,7 @@ SHAPES: dict[str, Method] = {
     "prune": DivPrune(),
     "merge": Duet(layers=(), ratios=()),
     "inside": PyramidDrop(layers=(1, 2, 3)),
-    "both": Duet(layers=(1, 3), ratios=(0.6, 0.3)),
+    "both": duet(layers=(1, 3), ratios=(0.6, 0.3)),
 }
 ATTENTION = ("sdpa", "eager")
 # Methods that differ in who ranks tokens in the language model, and when.

@@ -9,15 +9,15 @@ import torch
 from torch import Tensor
 
 from compress import compress
-from compress.methods import Duet, Method, Random
+from compress.methods import Method, Random
 from positions import V2PE
-from tests.compress.common import CLOSE
+from tests.compress.common import CLOSE, duet
 from tests.tiny import CASES, Case, Sample
 
 # The other plans the positions of whole rows by itself; training refuses to pack for it.
 PACKING = [case for case in CASES if case.name != "foveate"]
-STAGES = Duet(layers=(1, 3), ratios=(0.6, 0.3))
-SALIENT = Duet(layers=(1, 3), ratios=(0.6, 0.3), query="salient")
+STAGES = duet(layers=(1, 3), ratios=(0.6, 0.3))
+SALIENT = duet(layers=(1, 3), ratios=(0.6, 0.3), query="salient")
 BY_FAMILY: dict[str, tuple[Method, float, Any]] = {
     "keep all": (Random(), 1.0, "original"),
     "stages": (STAGES, 0.3, "original"),

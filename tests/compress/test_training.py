@@ -14,12 +14,13 @@ import torch
 from torch import Tensor
 
 from compress import compress
-from compress.methods import Duet, PyramidDrop
+from compress.methods import PyramidDrop
 from tests import reference
+from tests.compress.common import duet
 from tests.marks import some_cases
 from tests.tiny import CASES, Case, Sample
 
-BOTH = Duet(layers=(1, 3), ratios=(0.6, 0.3))
+BOTH = duet(layers=(1, 3), ratios=(0.6, 0.3))
 each_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 
 
@@ -74,7 +75,7 @@ def test_text_right_after_an_image_is_predicted_from_it() -> None:
     """The label after the image belongs to the last token that is left of it."""
     case = CASES[0]
     model, sample = case.model(), case.sample((3, ("image", "a"), 2))
-    method = Duet(layers=(), ratios=())
+    method = duet(layers=(), ratios=())
     with compress(model, method, budget=16), torch.no_grad():
         out = model(**case.inputs([sample]), labels=sample.ids[None])
     with torch.no_grad():
@@ -91,7 +92,7 @@ def test_pretraining_prompts_without_a_question(query: str) -> None:
     labels = torch.full_like(sample.ids, -100)[None]
     labels[0, -3:] = sample.ids[-3:]
     for layers, ratios in (((1,), (0.6,)), ((1, 3), (0.6, 0.3))):
-        method = Duet(layers=layers, ratios=ratios, query=query)
+        method = duet(layers=layers, ratios=ratios, query=query)
         with compress(model, method, budget=16):
             out = model(**case.inputs([sample]), labels=labels)
         out.loss.backward()

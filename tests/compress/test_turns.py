@@ -11,15 +11,15 @@ from transformers import DynamicCache, StaticCache
 from transformers.cache_utils import QuantizedLayer
 
 from compress import CompressionError, compress
-from compress.methods import Duet, PyramidDrop
+from compress.methods import PyramidDrop
 from positions import MRoPE
-from tests.compress.common import CLOSE, NEW, answer, logits_of
+from tests.compress.common import CLOSE, NEW, answer, duet, logits_of
 from tests.marks import some_cases
 from tests.tiny import CASES, FIRST_WORD, IMAGE_TOKEN, Case
 
 LLAVA = CASES[0]
-BEFORE = Duet(layers=(), ratios=())
-BOTH = Duet(layers=(1, 3), ratios=(0.6, 0.3))
+BEFORE = duet(layers=(), ratios=())
+BOTH = duet(layers=(1, 3), ratios=(0.6, 0.3))
 each_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 
 
