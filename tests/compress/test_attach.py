@@ -156,7 +156,7 @@ def test_text_after_the_image_stands_where_it_stood(model: Any) -> None:
         got = seen["positions"][0]
         assert got[-1] + 1 == expected and torch.equal(got[:3], torch.arange(3.0))
         if positions == "original":
-            first = c.record.stages(0)[0][2].anchor[0]
+            first = c.export()[0]["anchor"]
             assert torch.equal(got[3:29], 3.0 + first)
             assert torch.equal(got[29:], torch.arange(67.0, 74.0))
         else:
@@ -171,7 +171,7 @@ def test_a_scheme_in_the_place_of_home(case: Any) -> None:
     for positions in ("original", V2PE(1 / 16)):
         with compress(model, "divprune", budget=case.budget, positions=positions) as c:
             logits.append(answer(model, given).logits[0])
-            table = c.record.positions()[0]
+            table = c.export()[0]["positions"]
     assert not torch.allclose(*logits, atol=1e-3)
     assert float(table[:, 0, 0].max() - table[:, 0, 0].min()) < 16
 

@@ -23,7 +23,7 @@ def test_follows_the_feature_layer(layer: int) -> None:
     back = layer if layer < 0 else layer - 1 - 3
     with torch.no_grad(), compress(model, Duet(), budget=16) as c:
         model(**CASE.inputs([sample]))
-        kept = c.record.stages(0)[0][2].anchor[0]
+        kept = c.export()[0]["anchor"]
     with torch.no_grad():
         seen = reference.encode(model, CASE, *sample.shown[0], layer=back)
         _, _, anchors = reference.reduce_input(

@@ -30,9 +30,7 @@ def test_random_increments_follow_the_generator(method: str) -> None:
     model, runs = CASE.model(), []
     for seed in (1, 1, *range(2, 8)):
         generator = torch.Generator().manual_seed(seed)
-        with compress(
-            model, method, budget=16, positions=V2PE("random"), generator=generator
-        ) as c:
+        with compress(model, method, budget=16, positions=V2PE("random"), generator=generator) as c:
             runs.append(positions_of(c, model))
     assert torch.equal(runs[0], runs[1])
     assert any(not torch.equal(runs[0], other) for other in runs[2:])
