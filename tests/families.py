@@ -18,6 +18,7 @@ from tests.compress import (
     test_training,
     test_turns,
 )
+from tests.compress.runtime import test_later_turns, test_no_text, test_zero3
 from tests.tiny import CASES, Case
 from vlm.families import adapter_of
 
@@ -34,12 +35,21 @@ CLAIMS: tuple[tuple[str, Callable[..., None]], ...] = (
         "batches of different prompts and numbers of inputs, padded on either side",
         test_matrix.test_a_batch_gives_each_sample_what_it_gets_alone,
     ),
+    (
+        "an input that keeps all beside one that is reduced",
+        test_matrix.test_an_input_that_keeps_all_beside_one_that_is_reduced,
+    ),
     ("keep-all is bit-equal to the stock model", test_matrix.test_keep_all_is_bit_equal),
     ("so is what it generates", test_matrix.test_keep_all_generates_bit_equal),
     ("leaving it leaves no trace", test_matrix.test_leaves_the_model_as_it_was),
     ("beams", test_matrix.test_beams),
     ("assisted decoding (prompt lookup)", test_turns.test_prompt_lookup_equals_greedy),
     ("a second turn on the cached first", test_turns.test_a_second_turn_of_text),
+    (
+        "a second picture in a later turn, under M-RoPE",
+        test_later_turns.test_a_second_picture_equals_one_prompt_with_both,
+    ),
+    ("a prompt that is nothing but an image", test_no_text.test_alone),
     ("static cache", test_turns.test_a_static_cache_equals_a_dynamic_one),
     ("quantised cache", test_turns.test_a_quantised_cache),
     ("positions by a scheme", test_attach.test_a_scheme_in_the_place_of_home),
@@ -50,8 +60,8 @@ CLAIMS: tuple[tuple[str, Callable[..., None]], ...] = (
     ("bfloat16", test_edges.test_half_precision),
     ("gradient checkpointing", test_training.test_gradient_checkpointing_changes_nothing),
     (
-        "ZeRO-3 with images on one process only",
-        test_training.test_zero3_with_images_on_one_process_only,
+        "ZeRO-3 with images on one process only, and of two sizes",
+        test_zero3.test_zero3_with_images_on_one_process_only,
     ),
     ("LoRA in place (PEFT)", test_neighbours.test_lora_in_place_equals_lora_merged),
     ("a compiled vision tower", test_neighbours.test_a_compiled_vision_tower),
