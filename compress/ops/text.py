@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from compress.ops import similarity
 from compress.ops.similarity import wide
 
 
@@ -17,8 +18,12 @@ def text_raters(text: Tensor, visual: Tensor, mask: Tensor | None = None) -> Ten
     mask: (B, Q) bool, True at real tokens. With one text token (or equal ones) all real are kept.
     """
     mask = text.new_ones(text.shape[:2], dtype=torch.bool) if mask is None else mask
-    logits = (wide(visual) @ wide(text).transpose(1, 2)).masked_fill(~mask[:, None], -1e30)
-    share = logits.softmax(dim=2).mean(dim=1)
+    words, total = wide(text).transpose(1, 2), wide(text).new_zeros(mask.shape)
+    step = max(1, similarity.PAIRS // max(1, mask.numel()))
+    for part in visual.split(step, dim=1):
+        logits = (wide(part) @ words).masked_fill(~mask[:, None], -1e30)
+        total += logits.softmax(dim=2).sum(dim=1)
+    share = total / max(1, visual.shape[1])
     mean = share.sum(1, keepdim=True) / mask.sum(1, keepdim=True).clamp(min=1)
     raters = (share > mean) & mask
     return torch.where(raters.any(1, keepdim=True), raters, mask)

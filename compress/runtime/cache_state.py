@@ -238,7 +238,14 @@ class CacheState:
 class _Refusal:
     """Stands in for `cache.update` of a cache that a removed compression has shortened."""
 
+    def __init__(self, cache: Any) -> None:
+        self._cache = weakref.ref(cache)
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        cache = self._cache()
+        if cache is not None and not cache_length(cache):  # it was reset
+            del cache.update
+            return cache.update(*args, **kwargs)
         raise CompressionError(
             "this cache was filled under a compression that was removed: the model would take its "
             "tokens for those of the dense sequence. compress() the model again to go on, or start "
@@ -251,7 +258,7 @@ def refuse_caches(core: Any) -> None:
     model is compressed again."""
     for cache in _FILLED.pop(core, ()):
         if cache_length(cache):
-            cache.update = _Refusal()
+            cache.update = _Refusal(cache)
 
 
 def _clone(x: Tensor | None) -> Tensor | None:

@@ -15,6 +15,8 @@ from compress.tokens import Reduction
 from vlm.families import VisualInput
 
 _ON_OUTPUT = "foveate_encoded"
+# The argument of the model that brings the pixels of a kind.
+PIXELS = {"image": "pixel_values", "video": "pixel_values_videos"}
 
 
 @dataclass

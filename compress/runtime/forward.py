@@ -20,6 +20,7 @@ from torch import Tensor
 from compress.errors import CompressionError
 from compress.report.record import PrefillRecord, cache_bytes
 from compress.runtime.cache_state import (
+    ONLY_NEW,
     CacheState,
     cache_length,
     is_static,
@@ -31,6 +32,7 @@ from compress.runtime.encoded import Encoded
 from compress.runtime.in_llm import add_deepstack, reduce_at_layer, scoring_layers
 from compress.runtime.masks import new_indices, span_mask
 from compress.runtime.prefill import begin_prefill
+from compress.runtime.prompt import without_pixels
 from compress.runtime.tensors import gather
 from compress.runtime.token_positions import text_table
 
@@ -59,12 +61,43 @@ def read_call(
             )
         context.ids, context.media = ids, kwargs
         _read_encoded(context, kwargs.get("mm_encoder_outputs"), latest)
+        _check_turn(context)
+    elif ids is not None and (context.cache is None or not cache_length(context.cache)):
+        _check_no_placeholders(context, ids)
     given = ids if embeds is None else embeds
     if context.state is not None and given is not None:
         context.state.check_rows(len(given))
         context.state.follow(context.cache)
         if context.ids is None and not _placed_by_caller(context, kwargs, given.shape[1]):
             continue_on_cache(context, kwargs, given.shape[1], given.device)
+
+
+def _check_no_placeholders(context: ForwardContext, ids: Tensor) -> None:
+    """Raise CompressionError for a new prompt with placeholders and without visual inputs.
+
+    On a cache a placeholder id is a word like any other, which the model may have said.
+    """
+    adapter = context.settings.adapter
+    tokens = torch.tensor([adapter.placeholder(kind) for kind in adapter.kinds], device=ids.device)
+    counts = (ids[..., None] == tokens).flatten(0, 1).sum(0).tolist()
+    for kind, count in zip(adapter.kinds, counts, strict=True):
+        if count:
+            raise without_pixels(kind, count)
+
+
+def _check_turn(context: ForwardContext) -> None:
+    """Raise CompressionError where `generate` was given full ids with pixels on a known cache: it
+    cuts off as many ids as the cache holds, and with them placeholders."""
+    state, ids = context.state, context.ids
+    if state is None or ids is None:
+        return
+    for kind, encoded in context.encoded.items():
+        count = int((ids == context.settings.adapter.placeholder(kind)).sum())
+        if count % sum(encoded.counts) or not count:
+            raise CompressionError(
+                f"{count} {kind} placeholder tokens come with features of {sum(encoded.counts)}. "
+                f"{ONLY_NEW.format(state.dense + ids.shape[1])}"
+            )
 
 
 def _holds(media: Any) -> bool:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from compress.errors import CompressionError
-from compress.runtime.encoded import Encoded
+from compress.runtime.encoded import PIXELS, Encoded
 from vlm.families import ModelAdapter, VisualInput
 
 
@@ -90,12 +90,7 @@ def find_inputs(
         if not any(totals):
             continue
         if kind not in encoded:
-            raise CompressionError(
-                f"the prompt has {sum(totals)} placeholder tokens of kind {kind}, and no {kind} "
-                "was encoded under this compression: pass its pixel values to the model or to "
-                f"generate, or features that get_{kind}_features made while this compression was "
-                "attached"
-            )
+            raise without_pixels(kind, sum(totals))
         one = encoded[kind]
         if adapter.one_run_one_input:
             runs = [_runs(row) for row in here[:: one.repeats(totals)]]
@@ -107,6 +102,14 @@ def find_inputs(
                 for part, index in zip(columns, members, strict=True)
             ]
     return sorted(placed, key=lambda item: (item.row, int(item.columns[0])))
+
+
+def without_pixels(kind: str, count: int) -> CompressionError:
+    """The error for placeholders that come without visual inputs."""
+    return CompressionError(
+        f"the prompt has {count} {kind} placeholder tokens and no {kind} came with it: pass "
+        f"{PIXELS[kind]}, or take the placeholders out of the prompt"
+    )
 
 
 def _sample_numbers(prompt: HostPrompt) -> Tensor:

@@ -15,11 +15,10 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
+from compress.runtime.encoded import PIXELS
 from compress.runtime.scores import ScoringRows, text_attention
 from compress.runtime.settings import Settings
 from vlm.families import ModelAdapter
-
-_PIXELS = {"image": "pixel_values", "video": "pixel_values_videos"}
 
 
 def is_partitioned(adapter: ModelAdapter) -> bool:
@@ -43,7 +42,7 @@ class Zero3Symmetry:
         kinds = settings.adapter.kinds
         # generate encodes elsewhere, and never goes on without what it was given.
         encodes = call.get("mm_encoder_outputs") is None
-        self._missing = [k for k in kinds if encodes and call.get(_PIXELS[k]) is None]
+        self._missing = [k for k in kinds if encodes and call.get(PIXELS[k]) is None]
         self._zeros: list[Tensor] = []
         self._own: frozenset[int] = frozenset()
         self._scoring: frozenset[int] = frozenset()

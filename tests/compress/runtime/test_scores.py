@@ -49,7 +49,8 @@ def test_many_query_rows_on_many_tokens(name: str, monkeypatch: pytest.MonkeyPat
     found = []
     for bound in (None, BOUND):
         if bound is not None:
-            monkeypatch.setattr("compress.runtime.scores.LOGITS", bound, raising=False)
+            monkeypatch.setattr("compress.runtime.scores.LOGITS", bound)
+            monkeypatch.setattr("compress.ops.similarity.PAIRS", bound)
         with compress(model, METHODS[name], budget=16) as c, torch.no_grad(), Largest() as largest:
             logits = model(**given, logits_to_keep=1).logits
         found.append((logits, [one["anchor"] for one in c.export()], c.report().reduced.layers))
