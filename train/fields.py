@@ -1,4 +1,4 @@
-"""Sentences for what is wrong in a recipe: pydantic checks, this names the key and what is right."""
+"""Error sentences for recipes: what pydantic finds wrong, by key, with what would be right."""
 
 from __future__ import annotations
 

@@ -46,8 +46,8 @@ def write(folder: Path, text: str) -> Path:
         (MINIMAL + "optimizer: {betas: [0.9, 1]}", "betas is 1: expected a number below 1"),
         (MINIMAL + "lora: {targets: [q_proj, 3]}", "lora.targets is 3: expected text"),
         (MINIMAL + "3: 4", "3: there is no such key"),
-        ("- a\n- b", "holds list"),
-        ("a: [", "is no YAML"),
+        ("- a\n- b", "expected keys with values, got list"),
+        ("a: [", "is not YAML"),
         ("extends: nothing\n" + MINIMAL, "there is no such file"),
     ],
 )
