@@ -80,7 +80,7 @@ def draw_loss(path: Path, curves: dict[str, list[tuple[float, float]]]) -> None:
     # Not through pyplot, which would choose a display.
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8, 4), layout="constrained")
+    figure = Figure(figsize=(8, 4))
     axes = figure.subplots()
     for name, curve in curves.items():
         axes.plot(*np.reshape(curve, (-1, 2)).T, marker=".", label=name)

@@ -20,7 +20,7 @@ from train.mini.data import (
     VIDEO,
     Drawn,
     Lessons,
-    homes,
+    original_positions,
     pack,
     turns_of,
 )
@@ -53,7 +53,7 @@ def test_training_shows_a_question_as_the_processor_does(
     else:
         asked = clip_questions(make_clip(2), rng)
     turns = turns_of(kind, 2, np.random.default_rng(5), captioned=False, letters=0.0)
-    where, after = homes(kind, axes)
+    where, after = original_positions(kind, axes)
     batch = pack([turns], where[None], after)
     lm = model.model.language_model
     with torch.no_grad():
