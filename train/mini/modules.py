@@ -73,9 +73,9 @@ class Symbols(nn.Module):
         """(b, fields, v) -> (b, v, width).
 
         blended: (b,) the field whose embedding is replaced, in most items of the scene, by the sum
-        of those of two random values, divided by sqrt(2); below 0 for none. Asked about other fields, a model
-        learns to tell a colour independently of the shape, and vice versa. A pair that is held out
-        for the tests is never shown, but a blend may contain both of its values.
+        of those of two random values, divided by sqrt(2); below 0 for none. Asked about other
+        fields, a model learns to tell a colour independently of the shape, and vice versa. A pair
+        that is held out for the tests is never shown, but a blend may contain both of its values.
         """
         tables = zip(self.tables.values(), fields.unbind(1), strict=True)
         told = torch.stack([table(column) for table, column in tables]).sum(0)
