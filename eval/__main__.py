@@ -58,13 +58,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _evaluate(args: argparse.Namespace) -> int:
     # Everything is checked before the model loads.
     arms = _arms(args)
+    device = _device(args.device)
     benchmark = _benchmark(args)
     loaded = benchmark.load()
     _tell(loaded.problems, args.skip_bad)
     samples = first(loaded.samples, args.limit)
     if not samples:
         raise DataError(f"{benchmark.name}: there are no questions")
-    device = torch.device(args.device or _device())
     model, processor = vlm.load(args.model, dtype=DTYPES[args.dtype], device=device)
     answerer = ModelAnswerer(model, processor, args.model, share_vision=len(arms) > 1)
     sizes = {"batch_size": args.batch_size, "seed": args.seed}
@@ -110,10 +110,19 @@ def _tell(problems: Sequence[Problem], skip: bool) -> None:
         raise DataError("correct these rows, or leave them out with --skip-bad")
 
 
-def _device() -> str:
-    if torch.cuda.is_available():
-        return f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
-    return "cpu"
+def _device(name: str | None) -> torch.device:
+    gpus = torch.cuda.device_count()
+    if name is None:
+        name = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if gpus else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(
+            f"--device: {name!r} is no device: expected cpu, cuda or cuda:N"
+        ) from error
+    if device.type == "cuda" and (device.index or 0) >= gpus:
+        raise ValueError(f"--device: there is no {name}; this machine has {gpus} GPUs")
+    return device
 
 
 # ------------------------------------------------------------------ options

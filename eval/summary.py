@@ -65,7 +65,7 @@ def summarise(
     *,
     seed: int = 0,
 ) -> list[Result]:
-    """The figures of every configuration. Dense, if present, comes first; others are compared to it.
+    """The figures of every configuration. Dense comes first; the others are compared to it.
 
     records: configuration -> question key -> row, as from `read_records`.
     """

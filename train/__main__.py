@@ -32,10 +32,17 @@ def _parser() -> argparse.ArgumentParser:
         help="continue from the last complete checkpoint in --output",
     )
     add("--dry-run", action="store_true", help="print what would run, without loading weights")
-    add("--processes", type=int, default=1, help="with --dry-run: the number of processes")
+    add("--processes", type=_count, default=1, help="with --dry-run: the number of processes")
     # Launchers pass it; the environment says the same.
     add("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
     return parser
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text}: expected at least 1")
+    return value
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

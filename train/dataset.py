@@ -70,7 +70,7 @@ def scan(files: Iterable[str], media: str | None, bad_share: float) -> Scan:
     records = read_records([Path(file) for file in files])
     folder = None if media is None else Path(media)
     if folder is not None and not folder.is_dir():
-        raise DataError(f"data.media: {folder} is no folder")
+        raise DataError(f"data.media: there is no folder {folder}")
     good, lengths, counts, faults = [], [], [], []
     for index in range(len(records)):
         record = records[index]

@@ -28,6 +28,7 @@ _EXPECTED = {
     "greater_than_equal": "{ge:g} or more",
     "greater_than": "a positive number",
     "less_than": "a number below {lt:g}",
+    "less_than_equal": "a number up to {le:g}",
 }
 
 

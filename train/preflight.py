@@ -83,6 +83,12 @@ def _check_model(name: str) -> None:
         raise RecipeError(f"model: there is no folder {name}")
     if path.is_dir() and not (path / "config.json").is_file():
         raise RecipeError(f"model: {name} holds no config.json: expected a saved model")
+    if not path.is_dir():
+        try:
+            AutoConfig.from_pretrained(name)
+        except (OSError, ValueError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise RecipeError(f"model: {name} is no folder, nor found by name: {reason}") from error
 
 
 def _check_parallel(recipe: Recipe) -> None:

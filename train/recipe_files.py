@@ -33,6 +33,9 @@ def load_recipe(name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     try:
         return build(Recipe, given)
     except RecipeError as error:
+        keys = tuple(override.partition("=")[0] for override in overrides)
+        if keys and str(error).startswith(keys):  # not a mistake in the file
+            raise
         raise RecipeError(f"{path}: {error}") from error
 
 

@@ -93,7 +93,9 @@ class Embedded(Benchmark):
                 raise DataError(f"split is {self.split!r}; expected one of {', '.join(SPLITS)}")
             for name, count in (("scenes", self.scenes), ("clips", self.clips)):
                 if count < 0 or self.scenes + self.clips < 1:
-                    raise DataError(f"{name} is {count}; expected at least 0, and 1 of the two")
+                    raise DataError(
+                        f"{name} is {count}: expected 0 or more, and at least one scene or clip"
+                    )
             loaded = Loaded(
                 [
                     _sample(asked.key, number, self._form(question, asked, number), asked.media)
