@@ -1,13 +1,13 @@
-"""Ask a model a benchmark's questions, dense and reduced, and write tables, curves and a report.
+"""Run a benchmark on a model, dense and reduced, and write tables, plots and a report.
 
     python -m eval mmbench --data mmbench_dev_en.tsv --model ./out --method duet --budget 64
     python -m eval videomme --data test.parquet --media ./videos --model ./out --frames 64 \\
         --methods duet,random --budgets 0.5,0.1
     python -m eval make-embedded --split test --scenes 200 --output ./embedded
 
-Every configuration of a sweep answers the same questions, dense among them. A run that was cut off
-goes on where it was when it is started again. Spread over processes with torchrun, accelerate or
-the DeepSpeed launcher.
+Every configuration of a sweep answers the same questions, and so does the unreduced (dense) model.
+An interrupted run continues when it is started again. It can run on several processes with
+torchrun, accelerate or the DeepSpeed launcher.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ from eval.samples import Benchmark, DataError, Problem, first
 from vlm.scenes import SPLITS
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-SHOWN = 10  # problems that are printed
+SHOWN = 10  # bad rows that are printed
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit status, 2 for what the user has to put right."""
+    """Run the command line and return the exit status: 2 for a mistake in what was given."""
     args = _parser().parse_args(argv)
     try:
         if args.benchmark == "make-embedded":
@@ -56,15 +56,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _evaluate(args: argparse.Namespace) -> int:
-    # Everything that can be wrong is looked at before the model loads.
+    # Everything is checked before the model loads.
     arms = _arms(args)
+    device = _device(args.device)
     benchmark = _benchmark(args)
     loaded = benchmark.load()
     _tell(loaded.problems, args.skip_bad)
     samples = first(loaded.samples, args.limit)
     if not samples:
-        raise DataError(f"{benchmark.name}: no question to ask")
-    device = torch.device(args.device or _device())
+        raise DataError(f"{benchmark.name}: there are no questions")
     model, processor = vlm.load(args.model, dtype=DTYPES[args.dtype], device=device)
     answerer = ModelAnswerer(model, processor, args.model, share_vision=len(arms) > 1)
     sizes = {"batch_size": args.batch_size, "seed": args.seed}
@@ -75,7 +75,7 @@ def _evaluate(args: argparse.Namespace) -> int:
         replace(folder / "problems.json", text + "\n")
     run(folder, samples, answerer, arms, shard=shard, **sizes)
     if not all(complete(folder, samples, arm) for arm in arms):
-        print(f"shard {shard.rank} of {shard.world} is done; the last one writes the report")
+        print(f"process {shard.rank} of {shard.world} is done; the last one writes the report")
         return 0
     text, paths = write_report(
         folder,
@@ -101,19 +101,28 @@ def _arms(args: argparse.Namespace) -> list[Arm]:
 def _tell(problems: Sequence[Problem], skip: bool) -> None:
     if not problems:
         return
-    print(f"{len(problems)} rows cannot be asked as they are:", file=sys.stderr)
+    print(f"{len(problems)} rows cannot be used:", file=sys.stderr)
     for problem in problems[:SHOWN]:
         print(f"  {problem.row}: {problem.what}", file=sys.stderr)
     if len(problems) > SHOWN:
         print(f"  ... and {len(problems) - SHOWN} more", file=sys.stderr)
     if not skip:
-        raise DataError("put them right, or leave them out, counted, with --skip-bad")
+        raise DataError("correct these rows, or leave them out with --skip-bad")
 
 
-def _device() -> str:
-    if torch.cuda.is_available():
-        return f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
-    return "cpu"
+def _device(name: str | None) -> torch.device:
+    gpus = torch.cuda.device_count()
+    if name is None:
+        name = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if gpus else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(
+            f"--device: {name!r} is no device: expected cpu, cuda or cuda:N"
+        ) from error
+    if device.type == "cuda" and (device.index or 0) >= gpus:
+        raise ValueError(f"--device: there is no {name}; this machine has {gpus} GPUs")
+    return device
 
 
 # ------------------------------------------------------------------ options
@@ -125,7 +134,7 @@ def _parser() -> argparse.ArgumentParser:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    # What the DeepSpeed launcher puts first; the environment says it too.
+    # The DeepSpeed launcher passes it first; the environment says the same.
     parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
     commands = parser.add_subparsers(dest="benchmark", required=True, metavar="benchmark")
     for name, kind in BENCHMARKS.items():
@@ -146,7 +155,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_fields(group: Any, kind: type[Benchmark]) -> None:
-    """An option for each field of a benchmark, of the type and default that the field has."""
+    """Add an option for each field of a benchmark, with the field's type and default."""
     hints = typing.get_type_hints(kind)
     for item in fields(kind):
         option, hint = f"--{item.name.replace('_', '-')}", hints[item.name]
@@ -164,21 +173,21 @@ def _add_fields(group: Any, kind: type[Benchmark]) -> None:
 
 
 def _add_common(command: argparse.ArgumentParser) -> None:
-    group = command.add_argument_group("the model and what is done to it")
+    group = command.add_argument_group("the model and its reduction")
     add = group.add_argument
     add("--model", default="mini", help="'mini', a folder, or a hub name (default: mini)")
     add("--methods", "--method", action="append", default=[], help="duet,random,duet(query='all')")
     add("--budgets", "--budget", action="append", default=[], help="64,0.11,1/9,25%%")
-    add("--positions", default="original", help="home, compact, or a scheme, such as v2pe:1/4")
-    add("--no-dense", action="store_true", help="leave the unreduced model out")
+    add("--positions", default="original", help="original, compact, or a scheme, such as v2pe:1/4")
+    add("--no-dense", action="store_true", help="leave out the unreduced model")
     add("--dtype", choices=DTYPES, default="float32")
-    add("--device", help="default: the GPU, if there is one")
+    add("--device", help="default: the GPU if there is one")
     group = command.add_argument_group("the run")
     add = group.add_argument
-    add("--output", type=Path, default=Path("out/eval"), help="the folder that holds the runs")
+    add("--output", type=Path, default=Path("out/eval"), help="the folder of all runs")
     add("--batch-size", type=_count, default=8)
-    add("--limit", type=_count, help="ask the first so many questions only, of whole clusters")
-    add("--skip-bad", action="store_true", help="leave rows out that cannot be asked")
+    add("--limit", type=_count, help="ask only the first questions, up to whole clusters")
+    add("--skip-bad", action="store_true", help="leave out rows that cannot be used")
     add("--seed", type=int, default=0)
 
 

@@ -1,4 +1,4 @@
-"""Who answers: the small protocol that the runner knows, and the one that asks a real model."""
+"""Answering questions: the protocol that the runner uses, and its implementation for a model."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from vlm.model import FoveateProcessor
 
 @dataclass(frozen=True)
 class Question:
-    """A sample with its media read: PIL images, or `vlm.Video`s.
+    """A sample with its media loaded: PIL images, or `vlm.Video`s.
 
-    The media stand before the prompt, unless `content` says otherwise: texts and media in order.
+    The media come before the prompt. `content`, if given, replaces both: texts and media in order.
     """
 
     prompt: str
@@ -37,16 +37,20 @@ class Question:
 
     @property
     def parts(self) -> tuple[Any, ...]:
-        """Texts and media in the order in which they are put to the model."""
+        """Texts and media in the order in which the model gets them."""
         return self.content or (*self.media, self.prompt)
 
 
 @dataclass(frozen=True)
 class Reply:
-    """What came back. `rendered`: the prompt exactly as the model got it, one placeholder an image.
+    """The answer to one question.
 
-    figures: measured numbers, such as "tokens" (mean visual tokens per visual input over the
-    layers), "dense" (without reduction), "seconds" (this question's share of its batch).
+    Attributes:
+        text: the generated text.
+        rendered: the prompt after the chat template, with one placeholder for each image.
+        figures: measurements, such as "tokens" (visual tokens per visual input, averaged over
+            layers), "dense" (the same without reduction) and "seconds" (this question's share of
+            its batch).
     """
 
     text: str
@@ -55,14 +59,14 @@ class Reply:
 
 
 class Answerer(Protocol):
-    """Turns questions into texts."""
+    """Anything that answers questions."""
 
     def answer(self, questions: Sequence[Question], arm: Arm, seed: int) -> list[Reply]:
-        """One reply a question, in order. The same sequence object may come once for each arm."""
+        """One reply a question, in order. Calls for other arms may pass the same sequence."""
         ...
 
     def describe(self) -> dict[str, Any]:
-        """What identifies the model and how it generates, as JSON."""
+        """What identifies the model and its way of generating, as JSON values."""
         ...
 
 
@@ -73,7 +77,7 @@ class ModelAnswerer:
         model: a model with `generate`.
         processor: its processor, with a chat template.
         name: what the model is called in results.
-        share_vision: run the vision tower once for all configurations of a batch.
+        share_vision: run the vision encoder once for all configurations of a batch.
 
     Raises:
         ValueError: the processor has no chat template.
@@ -82,8 +86,8 @@ class ModelAnswerer:
     def __init__(self, model: Any, processor: Any, name: str, share_vision: bool = True) -> None:
         if getattr(processor, "chat_template", None) is None:
             raise ValueError(
-                f"the processor of {name} has no chat template, so how to ask it is not known; "
-                "give it one (processor.chat_template = ...)"
+                f"the processor of {name} has no chat template, so the form of its prompts is not "
+                "known: set processor.chat_template"
             )
         self.model, self.processor, self.name = model, processor, name
         self._vision = SharedVision(adapter_of(model)) if share_vision else None
@@ -104,8 +108,8 @@ class ModelAnswerer:
     def answer(self, questions: Sequence[Question], arm: Arm, seed: int) -> list[Reply]:
         """Generate the replies of one batch. See `Answerer`.
 
-        Figures: "seconds" of `generate` a question, as if it had run the tower by itself, and on a
-        CUDA device "memory", peak bytes; with a method, those of its report.
+        Figures: "seconds" of `generate` for each question, including the vision encoder even if its
+        outputs were shared; on CUDA "memory", peak bytes; with a method, those of its report.
         """
         rendered, inputs = self._prepare(questions)
         shared = nullcontext() if self._vision is None else self._vision
@@ -156,7 +160,7 @@ class ModelAnswerer:
         )
 
     def _prepare(self, questions: Sequence[Question]) -> tuple[list[str], Any]:
-        """Rendered prompts and model inputs; kept for the other arms of the same batch."""
+        """Rendered prompts and model inputs. They are kept for other arms of the same batch."""
         if self._prepared is not None and self._prepared[0] is questions:
             return self._prepared[1:]
         if self._vision is not None:
@@ -186,7 +190,7 @@ class ModelAnswerer:
         return rendered, inputs
 
     def _parts(self, part: Any) -> list[Any]:
-        """A part as the model takes it: a video is its frames where only images are known."""
+        """A part in the form that the model takes: for models without video, frames as images."""
         known = isinstance(self.processor, FoveateProcessor)
         known = known or getattr(self.processor, "video_processor", None) is not None
         if isinstance(part, Video) and not known:
@@ -194,7 +198,7 @@ class ModelAnswerer:
         return [part]
 
     def _videos(self, videos: Sequence[Video]) -> dict[str, Any]:
-        """Arguments of the processor: the frames as they were sampled, with their times."""
+        """Processor arguments for frames that were sampled already, with their times."""
         if isinstance(self.processor, FoveateProcessor):
             return {"videos": list(videos)}
         return _videos(videos)
@@ -207,7 +211,7 @@ def _content(part: Any) -> dict[str, Any]:
 
 
 def _videos(videos: Sequence[Video]) -> dict[str, Any]:
-    """Arguments of a processor: the frames as they were sampled, with their times."""
+    """Arguments of a stock processor for frames that were sampled already, with their times."""
     metadata = [
         VideoMetadata(
             total_num_frames=max(1, round(video.duration * video.fps)),
@@ -227,9 +231,9 @@ def _frames(question: Question) -> dict[str, float]:
 
 
 def _measured(compression: Compression, questions: int) -> dict[str, float]:
-    """What the compression reports of its last prefill, as flat numbers.
+    """The report of the last prefill as numbers.
 
-    Tokens and multiply-adds are those of one visual input, bytes those of one question.
+    Tokens and multiply-adds are per visual input, bytes per question.
     """
     report = compression.report()
     cost, dense = report.reduced, report.dense
@@ -244,7 +248,7 @@ def _measured(compression: Compression, questions: int) -> dict[str, float]:
 
 
 def fingerprint(model: torch.nn.Module) -> str:
-    """16 hexadecimal digits that change with the weights: 16 values of each tensor are hashed."""
+    """16 hexadecimal digits that identify the weights: a hash of 16 values of each tensor."""
     digest = hashlib.sha256()
     for name, tensor in model.state_dict().items():
         flat = tensor.detach().reshape(-1)

@@ -17,13 +17,17 @@ from positions.channels import SlotLayout
 
 @dataclass(frozen=True)
 class Arm:
-    """One configuration of a sweep. method None is dense; the rest as in `compress`.
+    """One configuration of a sweep.
 
-    positions: "original", "compact" or a scheme's short name, such as "v2pe:1/4" (see
-    `python -m positions --help`). slots: positions that a merged token carries (PPE), dealt out as
-    `layout` says.
+    Args:
+        method: a method or its name, or None for dense.
+        budget: as in `compress`.
+        positions: "original", "compact" or the short name of a scheme, such as "v2pe:1/4" (see
+            `python -m positions --help`).
+        slots, layout: the number of positions that a merged token carries, and how they share the
+            rotary channels (see `positions.PPE`).
 
-    Raises ValueError or TypeError: a method or scheme that is not known, a budget that cannot be.
+    Raises ValueError or TypeError for an unknown method or scheme, or an impossible budget.
     """
 
     method: str | Method | None = None
@@ -39,12 +43,12 @@ class Arm:
         parse_positions(self.positions)
 
     def describe(self) -> dict[str, Any]:
-        """The configuration as JSON: the method with all its fields, and the budget."""
+        """The configuration as JSON values, with all fields of the method."""
         if self.method is None:
             return {"method": None}
         method = repr(get_method(self.method))
-        found = {"method": method, "budget": self.budget, "positions": self.positions}
-        return found | ({"slots": self.slots, "layout": self.layout} if self.slots > 1 else {})
+        settings = {"method": method, "budget": self.budget, "positions": self.positions}
+        return settings | ({"slots": self.slots, "layout": self.layout} if self.slots > 1 else {})
 
     @property
     def title(self) -> str:
@@ -65,12 +69,12 @@ class Arm:
 
     @property
     def line(self) -> str:
-        """What arms that differ in their budget alone share."""
+        """The title without the budget: the name of a line in plots."""
         return "dense" if self.method is None else self._name + self._where
 
     @property
     def folder(self) -> str:
-        """A folder name that tells configurations apart."""
+        """A folder name, different for each configuration."""
         if self.method is None:
             return "dense"
         digest = hashlib.sha256(repr(sorted(self.describe().items())).encode()).hexdigest()[:6]
@@ -81,7 +85,7 @@ DENSE = Arm()
 
 
 def _short(method: Method | None) -> str:
-    """A method as `parse_method` reads it: its name, and the options that are not the default."""
+    """A method in the form of `parse_method`: its name and the options that are not defaults."""
     known = next((name for name, cls in METHODS.items() if cls is type(method)), None)
     if method is None or known is None:
         return repr(method)

@@ -1,7 +1,8 @@
-"""What a free answer says: a choice, yes or no, a short answer. Rules alone, no judge model.
+"""Reading free answers: a choice, yes or no, a short answer. Rules only, no judge model.
 
-Where the rules of lmms-eval and VLMEvalKit agree and are right, these give the same; where they
-differ from them, and why, is in docs/eval.md and, case by case, in the tests.
+Where the rules of lmms-eval and VLMEvalKit agree and are right, these give the same result.
+docs/eval.md and the tests list the differences and the reasons. The rules are ours, as those of
+the harnesses cannot be imported without them.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ _STATED = (
     r"(?:\s+(?:is|are|be|would|should|must|option|choice|letter|answer))*)\s*[:=]?"
 )
 _STATED_CHINESE = r"(?:答案|选项|选择|选)\s*(?:是|为)?\s*:?"
-# "A" before a word is an article, unless the word goes on about the letter.
+# "A" before a word is an article, unless the word is about the letter.
 _ABOUT = r"(?:is|was|are|because|since|as|and|or|but|not|matches|shows|seems|would|has)\b"
 _NOT_ARTICLE = rf"(?!\s+(?!{_ABOUT})[a-z])"
 
@@ -33,21 +34,21 @@ _NOT_ARTICLE = rf"(?!\s+(?!{_ABOUT})[a-z])"
 def choice(
     text: str, options: Mapping[str, str], judge: Judge | None = None, letters: bool = True
 ) -> str | None:
-    """The letter of the option that an answer chooses, or None where that cannot be said.
+    """The letter of the option that an answer chooses, or None if it cannot be told.
 
     options: letter -> text. letters: whether the prompt showed letters; if not, only texts count.
     The first rule that finds exactly one option decides:
 
-    1. the answer, its last line or its first is a letter: "C", "(c).", "**C**";
-    2. it says so: "the answer is C", "Option: (C)", "boxed{C}"; of several, the last;
-    3. it begins with a label, "C. a dog", and labels no other option;
-    4. it is an option's text;
-    5. one letter stands alone in it, "Based on the picture, C" ("A" as an article is none);
+    1. the answer, or its last or first line, is a letter: "C", "(c).", "**C**";
+    2. it states a letter: "the answer is C", "Option: (C)", "boxed{C}"; the last one counts;
+    3. it begins with a label, "C. a dog", and has no other label;
+    4. it is the text of an option;
+    5. it contains a single letter on its own, "Based on the picture, C" (not the article "A");
     6. a refusal chooses nothing;
-    7. one option's text is in it, as whole words, and not within that of a longer one that is too;
-       answers longer than twice all options together, and 40 characters, are not looked through.
+    7. it contains the text of one option as whole words, outside the texts of longer options. This
+       rule skips answers that exceed 40 characters and twice the length of all options together.
 
-    Then `judge`, if given, is asked. Raises ValueError if it gives what is no option.
+    If no rule decides, `judge` is asked. Raises ValueError if it returns an unknown letter.
     """
     options = {letter: unicodedata.normalize("NFKC", str(o)) for letter, o in options.items()}
     text = unicodedata.normalize("NFKC", text).strip()
@@ -116,12 +117,12 @@ def _contained(text: str, options: Mapping[str, str]) -> str | None:
     if len(answer) > max(40, 2 * sum(map(len, options.values()))):
         return None
     spans = {letter: _spans(value.lower().strip(), answer) for letter, value in options.items()}
-    every = [span for mine in spans.values() for span in mine]
+    all_spans = [span for own in spans.values() for span in own]
     free = {
-        letter: [span for span in mine if not any(_within(span, other) for other in every)]
-        for letter, mine in spans.items()
+        letter: [span for span in own if not any(_within(span, other) for other in all_spans)]
+        for letter, own in spans.items()
     }
-    return _one([letter for letter, mine in free.items() if mine])
+    return _one([letter for letter, own in free.items() if own])
 
 
 def _spans(value: str, answer: str) -> list[tuple[int, int]]:
@@ -153,7 +154,7 @@ _UNSURE = re.compile(
 def yes_no(text: str) -> str | None:
     """Which of "yes" and "no" comes first in the first sentence ("not" is a "no"), or None.
 
-    "y" and "n" alone count too; "not sure" and the like say neither.
+    An answer "y" or "n" counts as well. "Not sure" and similar answers give None.
     """
     if _UNSURE.search(text):
         return None
@@ -196,7 +197,7 @@ _MARKS = ';/[]"{}()=+\\_-><@`,?!'
 
 
 def normalise_vqa(text: str) -> str:
-    """An answer as EvalAI's VQA and TextVQA servers compare it.
+    """An answer in the form that EvalAI's VQA and TextVQA servers compare.
 
     Lower case; no commas, question marks and articles; " 's" apart; marks dropped where a space is
     beside one of their kind (or a comma between digits is in the text), else made a space; full
@@ -215,7 +216,7 @@ def normalise_vqa(text: str) -> str:
 
 
 def vqa_score(text: str, answers: Sequence[str]) -> float:
-    """VQA accuracy (Antol et al. 2015) of an answer against those of `answers` people.
+    """VQA accuracy (Antol et al. 2015) of an answer, given the answers of several people.
 
     Mean, over each person left out, of min(1, others who said the same / 3).
     """

@@ -1,4 +1,4 @@
-"""Reading the benchmarks' files: every table as dictionaries, every fault as one clear error."""
+"""Reading files of benchmarks: tables become dictionaries, faults become clear errors."""
 
 from __future__ import annotations
 
@@ -19,8 +19,9 @@ _FIELD_LIMIT = 1 << 30  # a picture in base64 is one field
 def read_tsv(path: Path) -> tuple[list[str], Iterator[tuple[int, dict[str, str]]]]:
     """Columns and numbered rows (1 is the first below the head) of a tab-separated file.
 
-    Rows whose number of fields is not that of the head hold None as a value or a key. Only empty
-    fields are missing: unlike with pandas, an option "None" or "N/A" is a text.
+    Rows with too few or too many fields have None as a value or as a key. Raises DataError if the
+    file cannot be read or is not a tab-separated file in UTF-8. Not read with pandas, which takes
+    an option "None" or "N/A" for a missing value.
     """
     try:
         file = existing(path).open(encoding="utf-8-sig", newline="")
@@ -46,7 +47,7 @@ def _padded(head: list[str], row: list[str]) -> Iterator[tuple[Any, Any]]:
 
 
 def read_json(path: Path) -> Any:
-    """A JSON file, or one JSON value a line (`*.jsonl`, or where the whole is none)."""
+    """The value of a JSON file, or the list of values of a file with one JSON value a line."""
     try:
         text = existing(path).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
@@ -67,7 +68,7 @@ def read_json(path: Path) -> Any:
 
 
 def read_parquet(path: Path) -> list[dict[str, Any]]:
-    """The rows of a parquet file. Needs the package pyarrow."""
+    """The rows of a parquet file. Needs the package pyarrow. Raises DataError."""
     try:
         import pyarrow.parquet
     except ImportError as error:
@@ -79,7 +80,7 @@ def read_parquet(path: Path) -> list[dict[str, Any]]:
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """A list of objects from parquet, JSON or one JSON object a line."""
+    """A list of objects from a parquet file, a JSON file or JSON lines. Raises DataError."""
     rows = read_parquet(path) if path.suffix == ".parquet" else read_json(path)
     if isinstance(rows, dict):  # a file of one line, or {"data": [...]}
         rows = rows.get("data", [rows])
@@ -89,7 +90,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def existing(path: Path) -> Path:
-    """The path, if it is a file. Raises DataError."""
+    """The path of a file. Raises DataError if there is none."""
     if not path.is_file():
         what = "is a folder, not a file" if path.is_dir() else "does not exist"
         raise DataError(f"{path} {what}")
@@ -97,7 +98,7 @@ def existing(path: Path) -> Path:
 
 
 def need(found: Collection[str], wanted: Collection[str], where: object) -> None:
-    """Raise DataError unless all columns are there; a renamed one is guessed at."""
+    """Raise DataError unless all wanted columns exist. The message suggests renamed ones."""
     missing = [name for name in wanted if name not in found]
     if not missing:
         return
@@ -111,7 +112,7 @@ def need(found: Collection[str], wanted: Collection[str], where: object) -> None
 
 
 def media_file(folder: Path, names: Collection[str]) -> Path:
-    """The first of `names` that is a file under `folder`. Raises ValueError if none is."""
+    """The first of `names` that is a file in `folder`. Raises ValueError if there is none."""
     for name in names:
         path = inside(folder, name)
         if path.is_file():
@@ -121,9 +122,9 @@ def media_file(folder: Path, names: Collection[str]) -> Path:
 
 
 def folder(path: Path | None, option: str, what: str) -> Path:
-    """The path, if it is a folder. Raises DataError that names the option."""
+    """The path of a folder. Raises a DataError that names the option if there is none."""
     if path is None:
-        raise DataError(f"{option} is missing: the folder with {what}")
+        raise DataError(f"{option} is missing: expected the folder with {what}")
     if not path.is_dir():
-        raise DataError(f"{option}: {path} is no folder (expected {what})")
+        raise DataError(f"{option}: there is no folder {path}; expected the folder with {what}")
     return path

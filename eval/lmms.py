@@ -1,4 +1,4 @@
-"""A model class for lmms-eval, so that its tasks can be run on a reduced model.
+"""A model class for lmms-eval, to run its tasks on a reduced model.
 
     lmms-eval --model foveate --model_args pretrained=./out,method=duet,budget=64 --tasks pope
 
@@ -24,16 +24,17 @@ from vlm import read_image, read_video
 
 
 class Foveate(lmms):
-    """A transformers model under a compression; dense without `method`.
+    """A transformers model with a compression, or dense without `method`.
 
     Args:
         pretrained: as in `vlm.load`.
-        method, budget, positions: as in `compress`; budget "1/9" and "11%" are understood too.
-        frames: frames of a video, evenly taken; with fps, at most so many.
-        dtype, device: of the model; the GPU of this process by default, if there is one.
-        batch_size: questions at a time. max_batch_size: passed by the harness, not used.
+        method, budget, positions: as in `compress`; the budget can also be "1/9" or "11%".
+        frames: evenly spaced frames of a video; with fps, the largest number of frames.
+        dtype, device: of the model; the default device is the GPU of this process, if any.
+        batch_size: questions at a time.
+        max_batch_size: not used; the harness passes it.
 
-    Raises ValueError or TypeError for what is not known, before the model loads.
+    Raises ValueError or TypeError for an unknown argument, before the model loads.
     """
 
     is_simple = False
@@ -108,14 +109,14 @@ class Foveate(lmms):
             if self.fps is not None:
                 return read_video(part["url"], fps=self.fps, max_frames=self.frames)
             return read_video(part["url"], self.frames)
-        raise ValueError(f"task {task} shows a {part['type']} that foveate cannot read")
+        raise ValueError(f"task {task} contains a {part['type']} that foveate cannot read")
 
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
-        """Not offered: a reduction is chosen for generation."""
+        """Not supported: reductions are evaluated by generation."""
         raise NotImplementedError("foveate has generate_until only; choose a task that generates")
 
     def generate_until_multi_round(self, requests: list[Instance]) -> list[str]:
-        """Not offered."""
+        """Not supported."""
         raise NotImplementedError("foveate has generate_until only; choose a task of one round")
 
 

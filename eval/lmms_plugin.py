@@ -1,4 +1,4 @@
-"""What lmms-eval finds by the entry point `lmms_eval.models`: that there is a model "foveate"."""
+"""The entry point `lmms_eval.models`, which registers the model "foveate" with lmms-eval."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 
 def manifest() -> Any:
-    """The registration; the class is imported when it is asked for."""
+    """The registration. The class is imported when it is used."""
     from lmms_eval.models.registry_v2 import ModelManifest
 
     return ModelManifest(model_id="foveate", chat_class_path="eval.lmms.Foveate")

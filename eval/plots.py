@@ -1,7 +1,7 @@
-"""Curves of a sweep as PNG: accuracy against the measured budget, in all and by category.
+"""Plots of a sweep as PNG: accuracy against the measured budget, overall and by category.
 
-Colours are Okabe and Ito's, told apart by people of every colour vision, and each line has a marker
-and a dash of its own, so that a copy in grey can be read too. Needs the package matplotlib.
+Colours are those of Okabe and Ito, which are safe for colour-blind readers. Each line also has its
+own marker or dash, for copies in grey. Needs the package matplotlib.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 DASHES = ("-", "--", "-.", ":")
 MOST_PANELS = 30
 
-Pick = Callable[[Result], Interval | None]
+Select = Callable[[Result], Interval | None]
 
 
 def accuracy_curve(results: Sequence[Result], title: str, chance: float | None = None) -> bytes:
-    """One panel: accuracy with its interval against measured tokens, a line a method."""
+    """Accuracy with its interval against measured tokens, one line for each method."""
     figure, axes = _figure(1, 1, (8.4, 4.4))
     _panel(axes[0], results, lambda result: result.accuracy, chance)
     axes[0].set_title(title)
-    axes[0].set_xlabel("visual tokens an input, mean over the layers (measured)")
+    axes[0].set_xlabel("visual tokens an input, mean over layers (measured)")
     axes[0].set_ylabel("accuracy, %")
     figure.legend(loc="outside right upper", frameon=False, fontsize=9)
     return _png(figure)
 
 
 def group_curves(results: Sequence[Result], column: str) -> bytes | None:
-    """One small panel for each value of `column`, all with the same axes; None if too many."""
+    """One panel for each value of `column`, with shared axes. None for too many values."""
     values = sorted({value for result in results for value in result.by.get(column, {})})
     if not 2 <= len(values) <= MOST_PANELS:
         return None
@@ -64,7 +64,7 @@ def _group(column: str, value: str, result: Result) -> Interval | None:
 
 
 def _figure(down: int, across: int, size: tuple[float, float]) -> tuple[Any, list[Any]]:
-    # Not through pyplot, which would choose and keep a display.
+    # Not through pyplot, which would choose a display and keep the figure.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -74,9 +74,9 @@ def _figure(down: int, across: int, size: tuple[float, float]) -> tuple[Any, lis
     return figure, list(axes.ravel())
 
 
-def _panel(axes: Any, results: Sequence[Result], pick: Pick, chance: float | None) -> None:
+def _panel(axes: Any, results: Sequence[Result], select: Select, chance: float | None) -> None:
     dense = next((r for r in results if r.line == "dense"), None)
-    at_dense = pick(dense) if dense else None
+    at_dense = select(dense) if dense else None
     if at_dense is not None:
         axes.axhspan(100 * at_dense.low, 100 * at_dense.high, color="black", alpha=0.08, lw=0)
         axes.axhline(100 * at_dense.mean, color="black", lw=1.2, label="dense, 95% interval")
@@ -86,9 +86,9 @@ def _panel(axes: Any, results: Sequence[Result], pick: Pick, chance: float | Non
     shown: set[float] = set()
     for number, line in enumerate(lines):
         points = sorted(
-            (r.figures["tokens"], found)
+            (r.figures["tokens"], interval)
             for r in results
-            if r.line == line and "tokens" in r.figures and (found := pick(r)) is not None
+            if r.line == line and "tokens" in r.figures and (interval := select(r)) is not None
         )
         if not points:
             continue
@@ -120,7 +120,7 @@ def _panel(axes: Any, results: Sequence[Result], pick: Pick, chance: float | Non
 
 
 def _apart(values: Sequence[float]) -> list[float]:
-    """Those of rising `values` that are far enough from the one before to be labelled."""
+    """The increasing `values` that are far enough from the previous one to be labelled."""
     kept: list[float] = []
     for value in values:
         if not kept or value / kept[-1] > 1.15:

@@ -1,7 +1,7 @@
-"""Results on disk: one JSON object a line, appended as they come, safe against a kill.
+"""Results on disk: JSON lines that are appended during the run and survive a kill.
 
-Each process of a run writes a file of its own, `results-00000.jsonl` by its rank; what is done is
-the union of all of them, so that a run may be resumed by another number of processes.
+Each process writes its own file, `results-<rank>.jsonl`. The results are the union of all files, so
+a run can be resumed with another number of processes.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from eval.samples import DataError
 
 
 class RecordFile:
-    """Appends rows to one file, which no other process may do at the same time.
+    """Appends rows to a file that it locks.
 
-    A last line that a kill left torn is cut off when the file is opened.
+    An incomplete last line, left by a kill, is removed when the file is opened.
     Raises DataError if another process is writing the file.
     """
 
@@ -36,21 +36,21 @@ class RecordFile:
         self._file.truncate(whole)
 
     def append(self, rows: Sequence[dict[str, Any]]) -> None:
-        """Write rows, all of them or, after a kill, the first of them."""
+        """Append rows. After a kill the file contains a prefix of them."""
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         self._file.write(text.encode("utf-8", errors="backslashreplace"))
         self._file.flush()
         os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        """Give the file free."""
+        """Close and unlock the file."""
         self._file.close()
 
 
 def read_records(folder: Path) -> dict[str, dict[str, Any]]:
-    """All rows of a folder by their key, each once; lines torn by a kill are left out.
+    """All rows of a folder by key, the first row of each. Incomplete last lines are skipped.
 
-    Raises DataError for a line that is broken otherwise: the file was changed by something else.
+    Raises DataError for any other line that is not a result.
     """
     rows: dict[str, dict[str, Any]] = {}
     for path in sorted(folder.glob("results-*.jsonl")):
@@ -81,7 +81,7 @@ def _is_json_line(line: bytes) -> bool:
 
 
 def write_once(path: Path, text: str) -> bool:
-    """Create a file with its whole content, unless it is there; True if this call made it."""
+    """Create a file, unless it exists. It appears with its whole content. True if created."""
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     draft.write_text(text, encoding="utf-8")
@@ -95,7 +95,7 @@ def write_once(path: Path, text: str) -> bool:
 
 
 def replace(path: Path, content: str | bytes) -> Path:
-    """Write a file so that a reader sees the old content or the new, never a part."""
+    """Write a file atomically. Returns the path."""
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     draft.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)

@@ -1,4 +1,4 @@
-"""What a person reads: a table as text, `report.html`, curves; and the same figures as JSON."""
+"""Reports of a run: a table as text, `report.html`, plots, and all figures as JSON."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ MOST_ERRORS = 50  # shown on the page for one configuration
 
 
 def table(results: Sequence[Result], *, column: str | None = "category") -> str:
-    """Results as aligned text, one line a configuration, one column a value of `column`."""
+    """Results as aligned text, with a row for each configuration and a column for each value of
+    `column`."""
     rows = _rows(results, column)
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return "\n".join(
@@ -36,7 +37,7 @@ def table(results: Sequence[Result], *, column: str | None = "category") -> str:
 
 
 def _rows(results: Sequence[Result], column: str | None) -> list[list[str]]:
-    """Head and rows; columns that would be empty are left out."""
+    """The head and the rows. Empty columns are left out."""
     kinds = sorted({k for r in results for k in r.by.get(column or "", {})})
     extra = list(dict.fromkeys(name for r in results for name in r.extra))
     head = ["", "tokens", "accuracy", "95% interval", "of dense", "+/-", "p", "p Holm"]
@@ -85,10 +86,12 @@ def write_report(
     problems: Sequence[Problem] = (),
     seed: int = 0,
 ) -> tuple[str, list[Path]]:
-    """Score what lies in a run's folder and write all its outputs: the table, and the paths.
+    """Score the results in a run's folder and write all reports.
 
-    `table.txt`, `summary.json`, `report.html`, `accuracy.png`, `by-<column>.png`, and for each
-    configuration, in its own folder, the files of the benchmark's own tools and `scored.jsonl`.
+    Writes `table.txt`, `summary.json`, `report.html`, `accuracy.png`, `by-<column>.png`, and into
+    the folder of each configuration `scored.jsonl` and the files for the benchmark's own tools.
+
+    Returns the table as text, and the paths of the reports.
     """
     records = {arm: read_records(folder / arm.folder) for arm in arms}
     results = summarise(benchmark, samples, records, seed=seed)
@@ -135,7 +138,7 @@ def _notes(
     options = [f"{k}={v}" for k, v in benchmark.describe().items() if v is not None]
     notes = [f"{len(samples)} questions asked; {', '.join(options)}"]
     if accuracy is None:
-        notes.append("The answers are hidden: nothing is scored; hand in the exported file.")
+        notes.append("The answers are hidden, so nothing is scored. Submit the exported file.")
     else:
         how = {
             "wilson": "Wilson's interval; p is of McNemar's exact test against dense",
@@ -146,7 +149,7 @@ def _notes(
     if chance is not None:
         notes.append(f"chance (the best constant answers): {chance:.1%}")
     if problems:
-        notes.append(f"LEFT OUT: {len(problems)} rows that cannot be asked (problems.json)")
+        notes.append(f"LEFT OUT: {len(problems)} rows that cannot be used (problems.json)")
     failed = max((len(r.errors) for r in results), default=0)
     if failed:
         notes.append(f"NOT SCORED: up to {failed} questions whose media could not be read")
@@ -162,11 +165,11 @@ def _pictures(
         return {}
     from eval import plots
 
-    found = {"accuracy.png": plots.accuracy_curve(results, benchmark.name, chance)}
+    pictures = {"accuracy.png": plots.accuracy_curve(results, benchmark.name, chance)}
     for column in columns:
         if (picture := plots.group_curves(results, column)) is not None:
-            found[f"by-{column}.png"] = picture
-    return found
+            pictures[f"by-{column}.png"] = picture
+    return pictures
 
 
 def _page(
@@ -199,15 +202,17 @@ def _page(
 
 
 def _group_rows(results: Sequence[Result], column: str) -> list[list[str]]:
-    """A row for each value of a column, a column for each configuration."""
+    """A row for each value of `column`, with a cell for each configuration."""
     values = sorted({value for result in results for value in result.by.get(column, {})})
     rows = [[column, "n", *(result.title for result in results)]]
     for value in values:
-        found = [result.by.get(column, {}).get(value) for result in results]
-        count = max(i.count for i in found if i is not None)
-        rows.append([value, str(count), *map(_shown, found)])
+        intervals = [result.by.get(column, {}).get(value) for result in results]
+        count = max(i.count for i in intervals if i is not None)
+        rows.append([value, str(count), *map(_shown, intervals)])
     return rows
 
 
-def _shown(found: Interval | None) -> str:
-    return "" if found is None else f"{found.mean:.1%} ({found.low:.0%} .. {found.high:.0%})"
+def _shown(interval: Interval | None) -> str:
+    if interval is None:
+        return ""
+    return f"{interval.mean:.1%} ({interval.low:.0%} .. {interval.high:.0%})"

@@ -1,8 +1,9 @@
-"""Asks every question of a benchmark in every configuration of a sweep, once.
+"""Asks every question of a benchmark once in every configuration of a sweep.
 
-Batches are cut from the list of questions before anything else, so that a question always has the
-same company: the results of a resumed run, or of one spread over processes, are those of one run in
-one piece. No process waits for another; whoever finds all results there writes the report.
+Questions are divided into batches before anything else, so a question is always in the same batch.
+A resumed run, or a run on several processes, gives the results of an uninterrupted run in one
+process. Processes do not wait for each other. The one that finds all results complete writes the
+report.
 """
 
 from __future__ import annotations
@@ -31,14 +32,14 @@ PACKAGES = ("foveate", "torch", "torchvision", "transformers", "numpy", "pillow"
 
 @dataclass(frozen=True)
 class Shard:
-    """Which part of the batches a process takes: those whose number is `rank` modulo `world`."""
+    """The batches that a process takes: those whose number is `rank` modulo `world`."""
 
     rank: int = 0
     world: int = 1
 
     @classmethod
     def from_launcher(cls) -> Shard:
-        """The part that torchrun, accelerate or the DeepSpeed launcher gave this process."""
+        """The shard of this process under torchrun, accelerate or the DeepSpeed launcher."""
         return cls(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
 
 
@@ -51,10 +52,11 @@ def open_run(
     batch_size: int = 8,
     seed: int = 0,
 ) -> Path:
-    """The result folder of a run: its name tells its configuration, `run.json` says all of it.
+    """The result folder of a run, created if it does not exist.
 
-    The folder of the same configuration is gone on with. Raises DataError if what lies there was
-    made with another configuration or other versions.
+    Its name contains a digest of the configuration, which `run.json` records in full. Raises
+    DataError if the results in it were made with another configuration or other versions of
+    packages.
     """
     config = {
         **benchmark.describe(),
@@ -67,20 +69,20 @@ def open_run(
     text = json.dumps(config, sort_keys=True)
     name = slug(f"{benchmark.name}-{Path(config['model']['name']).name}")
     folder = root / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
-    found = {"config": config, "versions": versions()}
+    current = {"config": config, "versions": versions()}
     path = folder / "run.json"
-    if not write_once(path, json.dumps(found, indent=1, sort_keys=True) + "\n"):
-        there = json.loads(path.read_text(encoding="utf-8"))
-        other = [
-            f"{part}.{key}: {there.get(part, {}).get(key)!r} there, {value!r} now"
-            for part, values in found.items()
+    if not write_once(path, json.dumps(current, indent=1, sort_keys=True) + "\n"):
+        recorded = json.loads(path.read_text(encoding="utf-8"))
+        differences = [
+            f"{part}.{key} was {recorded.get(part, {}).get(key)!r} and is {value!r}"
+            for part, values in current.items()
             for key, value in json.loads(json.dumps(values)).items()
-            if there.get(part, {}).get(key) != value
+            if recorded.get(part, {}).get(key) != value
         ]
-        if other:
+        if differences:
             raise DataError(
-                f"{folder} holds results of another configuration ({'; '.join(other)}). "
-                "Choose another output folder"
+                f"{folder} holds results of another configuration ({'; '.join(differences)}): "
+                "choose another output folder"
             )
     return folder
 
@@ -96,10 +98,10 @@ def run(
     shard: Shard = Shard(),
     progress: bool = True,
 ) -> None:
-    """Ask what has not been answered yet, and append each batch's results as they come.
+    """Ask the questions without results, and append the results of each batch.
 
-    folder: from `open_run`, with the same batch_size and seed. Media that cannot be read make a
-    record with an error in it, which is counted and never scored.
+    folder: from `open_run`, with the same batch_size and seed. A question whose media cannot be
+    read gets a record with an error, which is counted and not scored.
     """
     names = [arm.folder for arm in arms]
     if len(set(names)) < len(names):
@@ -113,14 +115,14 @@ def run(
             write_once(folder / arm.folder / "arm.json", text)
             files[arm.folder] = RecordFile(folder / arm.folder, shard.rank)
             stack.callback(files[arm.folder].close)
-        mine = batches[shard.rank :: shard.world]
-        read: dict[Any, Any] = {}  # of the batch before: questions on one video follow one another
-        bar = tqdm(mine, unit="batch", disable=not progress or shard.rank > 0)
+        own = batches[shard.rank :: shard.world]
+        media: dict[Any, Any] = {}  # of the previous batch: questions on one video are neighbours
+        bar = tqdm(own, unit="batch", disable=not progress or shard.rank > 0)
         for batch in bar:
             waiting = [arm for arm in arms if any(s.key not in done[arm.folder] for s in batch)]
             if not waiting:
                 continue
-            asked, questions, failed = _load(batch, read)
+            asked, questions, failed = _load(batch, media)
             for arm in waiting:
                 bar.set_postfix_str(arm.title)
                 draw = zlib.crc32(f"{seed} {batch[0].key}".encode())
@@ -139,43 +141,43 @@ def run(
 
 
 def arms_in(folder: Path, samples: Sequence[Sample]) -> list[Arm]:
-    """The configurations of a run whose results are all there: dense, then each by budget."""
-    found = [
+    """The configurations of a run with complete results: dense first, then by budget."""
+    arms = [
         restore(json.loads(path.read_text(encoding="utf-8"))) for path in folder.glob("*/arm.json")
     ]
-    # Counts above fractions: which of them keeps more depends on the input.
-    found.sort(key=lambda a: (a.method is not None, a.line, a.budget < 1, -a.budget))
-    return [arm for arm in found if complete(folder, samples, arm)]
+    # Counts before fractions, as which of them keeps more depends on the input.
+    arms.sort(key=lambda a: (a.method is not None, a.line, a.budget < 1, -a.budget))
+    return [arm for arm in arms if complete(folder, samples, arm)]
 
 
 def complete(folder: Path, samples: Sequence[Sample], arm: Arm) -> bool:
-    """Whether every question has its result in this configuration."""
+    """Whether every question has a result in this configuration."""
     return {s.key for s in samples} <= set(read_records(folder / arm.folder))
 
 
 def _load(
-    batch: Sequence[Sample], read: dict[Any, Any]
+    batch: Sequence[Sample], media: dict[Any, Any]
 ) -> tuple[list[Sample], list[Question], list[tuple[str, str]]]:
-    """Samples that can be asked, their questions, and the keys and errors of the others.
+    """The samples whose media can be read, their questions, and keys and errors of the others.
 
-    read: media by their description; what this batch shows replaces what the last one did.
+    media: loaded media by description. Those of this batch replace those of the previous one.
     """
     asked, questions, failed = [], [], []
-    known: dict[Any, Any] = {}
+    current: dict[Any, Any] = {}
     for sample in batch:
         try:
             for medium in sample.media:
-                if medium not in known:
-                    known[medium] = read[medium] if medium in read else medium.load()
+                if medium not in current:
+                    current[medium] = media[medium] if medium in media else medium.load()
         except MediaError as error:
             failed.append((sample.key, str(error)))
             continue
-        media = tuple(known[medium] for medium in sample.media)
-        prompt = sample.complete(sample.prompt, media) if sample.complete else sample.prompt
+        shown = tuple(current[medium] for medium in sample.media)
+        prompt = sample.complete(sample.prompt, shown) if sample.complete else sample.prompt
         asked.append(sample)
-        questions.append(Question(prompt, media, sample.max_new_tokens))
-    read.clear()
-    read.update(known)
+        questions.append(Question(prompt, shown, sample.max_new_tokens))
+    media.clear()
+    media.update(current)
     return asked, questions, failed
 
 
@@ -193,11 +195,11 @@ def _digest(samples: Sequence[Sample]) -> str:
 
 
 def versions() -> dict[str, Any]:
-    """Versions of what an answer may depend on."""
-    found: dict[str, Any] = {"python": platform.python_version()}
+    """Versions of the packages that answers may depend on."""
+    installed: dict[str, Any] = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
-            found[package] = importlib.metadata.version(package)
+            installed[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
-            found[package] = None
-    return found
+            installed[package] = None
+    return installed

@@ -1,4 +1,4 @@
-"""What passes between a benchmark, the runner and a model: questions, media, scores."""
+"""Questions, media and scores, which benchmarks, the runner and models exchange."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ Row = TypeVar("Row")
 
 
 class DataError(ValueError):
-    """A benchmark's file cannot be used; the message lists what is missing or wrong."""
+    """A file of a benchmark cannot be used. The message says what is missing or wrong."""
 
 
 @dataclass(frozen=True)
 class Picture:
-    """One image: a path, or the bytes of a file, read when its question is asked."""
+    """An image file: a path or its bytes, read when the question is asked."""
 
     source: Path | bytes
     kind: ClassVar[str] = "image"
@@ -35,7 +35,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Drawing:
-    """One image or video that is made, not read: `make()` gives a PIL image, or a `Video`."""
+    """An image or video that is generated: `make()` returns a PIL image or a `Video`."""
 
     make: Any  # a function of no arguments
     kind: str = "image"
@@ -47,9 +47,9 @@ class Drawing:
 
 @dataclass(frozen=True)
 class Clip:
-    """Frames of one video: `frames` by the rule `sampling`, or `fps` a second up to `frames`.
+    """Frames of a video: `frames` by the rule `sampling`, or `fps` a second up to `frames`.
 
-    short: whether a video that has fewer frames than asked is taken all the same.
+    short: accept a video with fewer frames than asked for.
     """
 
     path: Path
@@ -69,14 +69,20 @@ class Clip:
 
 @dataclass(frozen=True)
 class Sample:
-    """One question, as it is put to a model.
+    """One question.
 
-    key: unique in its benchmark; results are told apart and resumed by it. prompt: the text,
-    without placeholders of media. media: what is shown before it. answer: what `score` compares
-    with, or None where the benchmark hides it. options: letter -> text, of a multiple choice.
-    groups: column -> value, for the breakdown. cluster: questions that are not independent share
-    it (default: the key). about: further columns that exported files need. complete: makes the
-    prompt out of `prompt` and the media as they were read, where it depends on them.
+    Attributes:
+        key: unique in its benchmark; identifies the results of the question.
+        prompt: the text, without placeholders for media.
+        media: what is shown before the prompt.
+        answer: what `score` compares with, or None if the benchmark hides it.
+        options: letter -> text, of a multiple-choice question.
+        groups: column -> value, for the breakdown of results.
+        cluster: a label that dependent questions share (default: the key).
+        max_new_tokens: the longest answer.
+        about: further columns for exported files.
+        complete: for a prompt that depends on the media, a function from `prompt` and the loaded
+            media to the final prompt.
     """
 
     key: str
@@ -93,7 +99,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Problem:
-    """One row that cannot be asked as it is: where it stands and what is wrong with it."""
+    """A row that cannot be used: its location, and what is wrong with it."""
 
     row: str
     what: str
@@ -101,7 +107,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class Loaded:
-    """The questions of a benchmark, and the rows that had to be left out."""
+    """The questions of a benchmark, and the rows that cannot be used."""
 
     samples: list[Sample]
     problems: list[Problem] = field(default_factory=list)
@@ -109,7 +115,7 @@ class Loaded:
 
 @dataclass(frozen=True)
 class Score:
-    """What an answer is worth (0..1) and what was understood of it; value None: not scored."""
+    """The value of an answer in [0, 1], None if not scored, and what was read from its text."""
 
     value: float | None
     read: str | None
@@ -117,7 +123,7 @@ class Score:
 
 @dataclass(frozen=True)
 class Scored:
-    """A question with the text that a model gave and its score. `error`: it was not answered."""
+    """A question with the generated text and its score. `error`: why it was not answered."""
 
     sample: Sample
     text: str
@@ -127,7 +133,7 @@ class Scored:
 
 @dataclass(frozen=True)
 class Unit:
-    """What accuracy counts: by default a question, in CircularEval all rolls of one."""
+    """What accuracy is the mean of: a question, or in CircularEval all rolls of a question."""
 
     key: str
     value: float
@@ -137,10 +143,10 @@ class Unit:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """Base of the benchmarks: a dataclass whose fields are its whole configuration.
+    """Base class of benchmarks. The fields are the whole configuration.
 
-    A benchmark says how to `load` its official file, how to `score` one answer, and, where accuracy
-    is not the mean over questions, its `units` and `extra` figures.
+    A benchmark implements `load` for its official file and `score` for one answer. If accuracy is
+    not the mean over questions, it overrides `units` and `extra`.
     """
 
     name: ClassVar[str] = ""
@@ -148,15 +154,15 @@ class Benchmark:
     metric: ClassVar[str] = "accuracy"
 
     def load(self) -> Loaded:
-        """Read the questions. Raises DataError if the file cannot be used at all."""
+        """Read the questions. Raises DataError if the whole file cannot be used."""
         raise NotImplementedError(type(self).__name__)
 
     def score(self, sample: Sample, text: str) -> Score:
-        """What `text` is worth as an answer to `sample`."""
+        """The score of `text` as an answer to `sample`."""
         raise NotImplementedError(type(self).__name__)
 
     def units(self, scored: Sequence[Scored]) -> list[Unit]:
-        """What accuracy is the mean of; questions that failed or hide their answer are left out."""
+        """What accuracy is the mean of, without questions that failed or have no known answer."""
         return [
             Unit(s.sample.key, s.score.value, s.sample.cluster or s.sample.key, s.sample.groups)
             for s in scored
@@ -164,19 +170,19 @@ class Benchmark:
         ]
 
     def extra(self, scored: Sequence[Scored]) -> dict[str, float]:
-        """Further figures of the benchmark, by name."""
+        """Further figures by name."""
         return {}
 
     def chance(self, samples: Sequence[Sample]) -> float | None:
-        """What a model that sees nothing gets at most, where that is known."""
+        """The best accuracy without seeing the media, or None if it is not known."""
         return None
 
     def export(self, scored: Sequence[Scored], folder: Path) -> list[Path]:
-        """Write the files that the benchmark's own tools read, and say which."""
+        """Write files for the benchmark's own tools. Returns their paths."""
         return []
 
     def describe(self) -> dict[str, Any]:
-        """The configuration, as JSON; part of what names a result folder."""
+        """The configuration as JSON values. It is part of the digest in a result folder's name."""
         settings = {f.name: _plain(getattr(self, f.name)) for f in fields(self)}
         return {"benchmark": self.name, **settings}
 
@@ -188,9 +194,9 @@ def _plain(value: Any) -> Any:
 
 
 def collect(rows: Iterable[tuple[str, Row]], make: Callable[[Row], Sample]) -> Loaded:
-    """The samples that `make` makes of named rows; those it refuses become problems.
+    """Samples made by `make` from named rows. Rows that it refuses become problems.
 
-    Questions that share a key are left out too: which of them is meant, none can say.
+    Rows that share a key become problems too, as they are ambiguous.
     """
     samples, problems = [], []
     for name, row in rows:
@@ -206,7 +212,7 @@ def collect(rows: Iterable[tuple[str, Row]], make: Callable[[Row], Sample]) -> L
 
 
 def first(samples: Sequence[Sample], count: int | None) -> list[Sample]:
-    """The first `count` samples, and those of the last one's cluster that follow; None for all."""
+    """The first `count` samples (None for all), extended to the end of the last cluster."""
     end = len(samples) if count is None else min(count, len(samples))
     while 0 < end < len(samples) and samples[end].cluster == samples[end - 1].cluster != "":
         end += 1
@@ -214,7 +220,7 @@ def first(samples: Sequence[Sample], count: int | None) -> list[Sample]:
 
 
 def slug(text: str) -> str:
-    """A text as part of a file name."""
+    """A text in the form of a file name."""
     return re.sub(r"[^A-Za-z0-9._=-]+", "-", text).strip("-") or "x"
 
 

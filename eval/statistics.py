@@ -39,8 +39,8 @@ class Interval:
 class Paired:
     """The same questions under two configurations, other minus reference.
 
-    `gained` and `lost` count the questions whose score rose and fell. `low` and `high` bound the
-    difference. `test` is "mcnemar" (exact) or "sign-flip" (by cluster).
+    `gained` and `lost` count the questions whose score rose and fell. `low` and `high` are the
+    interval of the difference. `test` is "mcnemar" (exact) or "sign-flip" (by cluster).
     """
 
     difference: float
@@ -74,12 +74,18 @@ def interval(
     seed: int = 0,
     draws: int = DRAWS,
 ) -> Interval:
-    """The mean of `values` (scores in 0..1) and its interval.
+    """The mean of `values` (scores in [0, 1]) and its interval.
 
-    values: one score a question; clusters: a label a question, default each its own.
-    Wilson's where every cluster holds one question that is right or wrong. Else a percentile
-    bootstrap over clusters; where no draw differs (all right, all wrong), Wilson's with the number
-    of clusters as count, because a width of zero would be false.
+    Wilson's interval if every cluster is one question that is right or wrong, else a percentile
+    bootstrap over clusters. If all draws are equal (all right or all wrong), Wilson's interval with
+    the number of clusters as count, because a width of zero would be wrong.
+
+    Args:
+        values: the score of each question.
+        clusters: the label of each question's cluster (default: each question is its own).
+        level: the confidence level.
+        seed, draws: of the bootstrap.
+
     Raises ValueError for no values, values that are not finite, or lengths that differ.
     """
     x, index, groups = _checked(values, clusters)
@@ -95,7 +101,7 @@ def interval(
 
 
 def mcnemar(gained: int, lost: int) -> float:
-    """Two-sided exact p of McNemar's test: the binomial one on the questions that changed.
+    """Two-sided p of McNemar's exact test: the binomial test on the questions that changed.
 
     Raises ValueError for a negative count.
     """
@@ -114,7 +120,7 @@ def paired(
     seed: int = 0,
     draws: int = DRAWS,
 ) -> Paired:
-    """Compare two configurations question by question; `reference[i]` and `other[i]` are of one.
+    """Compare two configurations question by question. Arguments as of `interval`.
 
     Raises ValueError as `interval` does.
     """
@@ -133,7 +139,7 @@ def paired(
 
 
 def holm(ps: Sequence[float]) -> list[float]:
-    """Holm's adjustment of several p-values for their number (Holm 1979), in the order given."""
+    """Holm's adjustment of p-values for their number (Holm 1979), in the given order."""
     order = sorted(range(len(ps)), key=lambda i: ps[i])
     adjusted, top = [0.0] * len(ps), 0.0
     for rank, i in enumerate(order):
@@ -152,7 +158,7 @@ def _checked(
         return x, np.arange(len(x)), len(x)
     if len(clusters) != len(x):
         raise ValueError(f"{len(clusters)} cluster labels for {len(x)} values")
-    # Numbered as they come, so that the draw does not depend on what the labels are.
+    # Numbered in order of appearance, so that draws do not depend on the labels.
     numbers: dict[Hashable, int] = {}
     index = np.array([numbers.setdefault(label, len(numbers)) for label in clusters])
     return x, index, len(numbers)
@@ -192,13 +198,13 @@ def _bootstrap(
 
 
 def _sign_flip(delta: np.ndarray, index: np.ndarray, groups: int, draws: int, seed: int) -> float:
-    """Two-sided p that the clusters' differences are symmetric about zero."""
+    """Two-sided p of the hypothesis that clusters' differences are symmetric about zero."""
     sums = np.bincount(index, weights=delta, minlength=groups)
     sums = sums[sums != 0]
     if len(sums) == 0:
         return 1.0
     observed = abs(sums.sum()) - 1e-9
-    if len(sums) <= 12:  # few enough to try every flip
+    if len(sums) <= 12:  # few enough for an exact test
         flips = np.array(list(itertools.product((1, -1), repeat=len(sums))))
         return float((np.abs(flips @ sums) >= observed).mean())
     rng = np.random.default_rng(seed)

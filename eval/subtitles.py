@@ -1,4 +1,7 @@
-"""SubRip subtitles (`.srt`): which texts are on screen at given times."""
+"""SubRip subtitles (`.srt`): the texts on screen at given times.
+
+Ours: a block without times must be an error here, where the usual parsers skip it.
+"""
 
 from __future__ import annotations
 
@@ -22,15 +25,15 @@ class Subtitle:
 
 
 def read_srt(path: Path) -> list[Subtitle]:
-    """The subtitles of a file, in its order, without tags such as <font>.
+    """The subtitles of a file, in order, without tags such as <font>.
 
-    Raises DataError if the file has a block without times, or is not UTF-8.
+    Raises DataError if a block has no times, or if the file is not UTF-8.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"cannot read {path} as UTF-8: {error}") from error
-    found = []
+    subtitles = []
     for block in re.split(r"\n\s*\n", text.replace("\r\n", "\n").strip()):
         lines = block.strip().split("\n")
         # The times are on the first line or, below a number, on the second.
@@ -40,12 +43,12 @@ def read_srt(path: Path) -> list[Subtitle]:
                 words = re.sub(r"<[^>]*>|\{\\[^}]*\}", "", words).strip()
                 start, end = (_seconds(match.groups()[i : i + 4]) for i in (0, 4))
                 if words:
-                    found.append(Subtitle(start, end, words))
+                    subtitles.append(Subtitle(start, end, words))
                 break
         else:
             if block.strip():
                 raise DataError(f"{path}: no times in {lines[0][:60]!r}")
-    return found
+    return subtitles
 
 
 def _seconds(parts: Sequence[str]) -> float:
@@ -54,6 +57,6 @@ def _seconds(parts: Sequence[str]) -> float:
 
 
 def shown_at(subtitles: Sequence[Subtitle], times: Sequence[float]) -> list[str]:
-    """Texts shown at any of `times` (start <= time < end), in order, each subtitle once."""
+    """The texts shown at any of `times` (start <= time < end), in order, each subtitle once."""
     shown = [s for s in subtitles if any(s.start <= time < s.end for time in times)]
     return [s.text for s in sorted(shown, key=lambda s: s.start)]

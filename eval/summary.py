@@ -1,4 +1,4 @@
-"""From records to figures: accuracy, interval, share of dense, paired test, breakdowns."""
+"""From results to figures: accuracy, interval, share of dense, paired test, breakdowns."""
 
 from __future__ import annotations
 
@@ -15,13 +15,20 @@ from eval.statistics import Interval, Paired, holm, interval, paired
 
 @dataclass(frozen=True)
 class Result:
-    """One configuration's figures. `accuracy` is None where no answer is known (hidden tests).
+    """The figures of one configuration.
 
-    share, against: of dense, and the paired test against it; adjusted: its p after Holm, for the
-    number of configurations that are compared. by: column -> value -> interval.
-    extra: the benchmark's further figures. figures: means of what was measured. errors: questions
-    that were not answered, with the reason; they are in no accuracy. unread: answers that the rules
-    could make nothing of; they count as wrong. line: what the points of one curve share.
+    Attributes:
+        title: the name of the configuration.
+        accuracy: None if no answer is known (hidden test sets).
+        share: accuracy as a share of that of dense.
+        against: the paired test against dense.
+        by: column -> value -> accuracy.
+        extra: further figures of the benchmark.
+        figures: means of measurements.
+        errors: key -> reason of questions that were not answered. They count in no accuracy.
+        unread: the number of answers from which nothing was read. They count as wrong.
+        line: the name of the curve that this configuration is a point of.
+        adjusted: the p of `against` after Holm, for the number of compared configurations.
     """
 
     title: str
@@ -40,7 +47,7 @@ class Result:
 def score_all(
     benchmark: Benchmark, samples: Sequence[Sample], rows: Mapping[str, Mapping[str, Any]]
 ) -> list[Scored]:
-    """Score the records of one configuration; a question without a record is an error."""
+    """Score the results of one configuration. A question without a result is an error."""
     scored = []
     for sample in samples:
         row = rows.get(sample.key, {"error": "no result"})
@@ -58,9 +65,9 @@ def summarise(
     *,
     seed: int = 0,
 ) -> list[Result]:
-    """Figures of every configuration, dense (if it is there) first and the measure of the others.
+    """The figures of every configuration. Dense comes first; the others are compared to it.
 
-    records: configuration -> question key -> row, as `read_records` gives them.
+    records: configuration -> question key -> row, as from `read_records`.
     """
     arms = sorted(records, key=lambda arm: arm.method is not None)  # stable
     scored = {arm: score_all(benchmark, samples, records[arm]) for arm in arms}
@@ -68,17 +75,17 @@ def summarise(
     dense = next((units[arm] for arm in arms if arm.method is None), None)
     results = []
     for arm in arms:
-        mine = units[arm]
+        own = units[arm]
         against = share = None
-        if dense and mine and arm.method is not None:
-            share, against = _compare(dense, mine, seed)
+        if dense and own and arm.method is not None:
+            share, against = _compare(dense, own, seed)
         results.append(
             Result(
                 arm.title,
-                _interval(mine, seed) if mine else None,
+                _interval(own, seed) if own else None,
                 share,
                 against,
-                _by_group(mine, seed),
+                _by_group(own, seed),
                 benchmark.extra(scored[arm]),
                 _figures(records[arm]),
                 {s.sample.key: s.error for s in scored[arm] if s.error},
@@ -94,7 +101,7 @@ def summarise(
 
 
 def _fill_dense(results: Sequence[Result]) -> None:
-    """What the reports of the others say that dense costs."""
+    """Fill in the cost of dense, which the reports of the reduced configurations contain."""
     for name in ("", "macs", "cache"):
         source = f"dense_{name}" if name else "dense"
         known = [r.figures[source] for r in results if source in r.figures]
@@ -103,10 +110,12 @@ def _fill_dense(results: Sequence[Result]) -> None:
                 result.figures[name or "tokens"] = known[0]
 
 
-def _compare(dense: Sequence[Unit], mine: Sequence[Unit], seed: int) -> tuple[float | None, Paired]:
-    theirs = {unit.key: unit.value for unit in dense}
-    both = [unit for unit in mine if unit.key in theirs]
-    a, b = [theirs[u.key] for u in both], [u.value for u in both]
+def _compare(
+    dense: Sequence[Unit], reduced: Sequence[Unit], seed: int
+) -> tuple[float | None, Paired]:
+    dense_values = {unit.key: unit.value for unit in dense}
+    both = [unit for unit in reduced if unit.key in dense_values]
+    a, b = [dense_values[u.key] for u in both], [u.value for u in both]
     share = fmean(b) / fmean(a) if any(a) else None
     return share, paired(a, b, [u.cluster for u in both], seed=seed)
 
@@ -127,10 +136,10 @@ def _by_group(units: Sequence[Unit], seed: int) -> dict[str, dict[str, Interval]
 
 
 def _figures(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
-    seen: dict[str, list[float]] = defaultdict(list)
+    measured: dict[str, list[float]] = defaultdict(list)
     for row in rows.values():
         for name, value in row.get("figures", {}).items():
-            seen[name].append(float(value))
-    # Times have a long tail (the first batch, other work on the machine); counts are exact.
+            measured[name].append(float(value))
+    # The median, as times have a long tail (the first batch, other work on the machine).
     timed = ("seconds",)
-    return {n: median(v) if n in timed else fmean(v) for n, v in seen.items()}
+    return {n: median(v) if n in timed else fmean(v) for n, v in measured.items()}

@@ -49,7 +49,7 @@ from scripts.common import (
     write_json,
     write_table,
 )
-from train.mini.data import IMAGE, Batch, homes, pack, turns_of
+from train.mini.data import IMAGE, Batch, original_positions, pack, turns_of
 from train.mini.modules import CellHeads, answer_loss
 from vlm import mini
 from vlm.experts import Expert, build_expert, expert_config
@@ -215,7 +215,7 @@ def teach(
         given = processor(images=pictures(seeds))
         visual = torch.stack(model.get_image_features(given["pixel_values"]).pooler_output)
         rows = [turns_of(IMAGE, int(s), rng, captioned=False, letters=0.0, rounds=2) for s in seeds]
-        where, after = homes(IMAGE, "1d")
+        where, after = original_positions(IMAGE, "1d")
         batch = pack(rows, where.expand(len(seeds), -1, -1), after)
         prefix = batch.positions.shape[2] - CELLS - batch.ids.shape[1]
         if by:

@@ -1,7 +1,7 @@
-"""Train: deepspeed --module train recipes/finetune.yaml --model ./base --data data.json ...
+"""Train a model: deepspeed --module train finetune --model ./base --data data.json ...
 
-or, in one process, python -m train. Any key of the recipe can follow as key=value
-(optimizer.batch=64, compress.budget=128, data.window=4096).
+In one process: python -m train finetune ... --deepspeed null. Keys of the recipe can be set with
+key=value (optimizer.batch=64, compress.budget=128, data.window=4096).
 """
 
 from __future__ import annotations
@@ -18,24 +18,35 @@ from train.records import DataError
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m train", description=__doc__)
     add = parser.add_argument
-    add("recipe", help="a YAML file, or the name of one of train/recipes")
+    add("recipe", help="a YAML file, or the name of a recipe in train/recipes")
     add("overrides", nargs="*", metavar="key=value", help="keys of the recipe to set")
-    add("--model", help="a folder of a checkpoint, or a model's name")
+    add("--model", help="the folder of a checkpoint, or a model name")
     add("--data", nargs="+", metavar="FILE", help="JSON or JSON-lines files of samples")
-    add("--media", help="the folder that holds their images and videos")
-    add("--output", help="a new folder for the run")
+    add("--media", help="the folder of their images and videos")
+    add("--output", help="a new folder, which the run writes")
     add("--validation", help="a share of the samples to hold out, or a file of samples")
-    add("--deepspeed", help="settings: zero1, zero2, zero3, zero3_offload, ..., a file, or null")
-    add("--resume", action="store_true", help="go on from the last whole checkpoint in --output")
-    add("--dry-run", action="store_true", help="print what would run, and load no weights")
-    add("--processes", type=int, default=1, help="with --dry-run: how many there would be")
-    # The launcher names each process to it.
+    add("--deepspeed", help="zero1, zero2, zero3, zero3_offload, ..., a file, or null for none")
+    add(
+        "--resume",
+        action="store_true",
+        help="continue from the last complete checkpoint in --output",
+    )
+    add("--dry-run", action="store_true", help="print what would run, without loading weights")
+    add("--processes", type=_count, default=1, help="with --dry-run: the number of processes")
+    # Launchers pass it; the environment says the same.
     add("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
     return parser
 
 
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text}: expected at least 1")
+    return value
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; the exit status."""
+    """Run the command line and return the exit status: 2 for a mistake in what was given."""
     options = _parser().parse_intermixed_args(arguments)
     overrides = list(options.overrides)
     for key, value in (
@@ -50,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             overrides.append(f"{key}={value}")
     try:
         recipe = load_recipe(options.recipe, overrides)
-        # Late, so that a mistake in the recipe shows before seconds of imports.
+        # Imported here, so that a mistake in the recipe is told before seconds of imports.
         if options.dry_run:
             from train.dryrun import dry_run
 

@@ -1,4 +1,7 @@
-"""Adapters and what learns beside them: saved, read again, and merged into a whole model."""
+"""Adapters and the weights that are trained beside them: saving, loading and merging.
+
+PEFT saves adapters alone, and its `merge_and_unload` needs whole weights, which ZeRO-3 shards.
+"""
 
 from __future__ import annotations
 
@@ -20,19 +23,20 @@ def is_adapted(model: Any) -> bool:
 
 
 def save_beside(model: nn.Module, folder: Path, state: dict[str, Tensor] | None) -> None:
-    """Write what learns and is no adapter (a projector), which PEFT leaves out.
+    """Save the trained weights that are not adapters, such as a projector, which PEFT leaves out.
 
-    state: gathered weights, under ZeRO-3.
+    Args:
+        state: the gathered weights under ZeRO-3, else None.
     """
-    learning = [n for n, p in model.named_parameters() if p.requires_grad and "lora_" not in n]
-    held: Any = dict(model.named_parameters()) if state is None else state
-    found = {n.removeprefix(_PREFIX): held[n].detach().cpu().contiguous() for n in learning}
-    if found:
-        save_file(found, folder / BESIDE)
+    trained = [n for n, p in model.named_parameters() if p.requires_grad and "lora_" not in n]
+    weights: Any = dict(model.named_parameters()) if state is None else state
+    beside = {n.removeprefix(_PREFIX): weights[n].detach().cpu().contiguous() for n in trained}
+    if beside:
+        save_file(beside, folder / BESIDE)
 
 
 def load_beside(model: nn.Module, folder: Path) -> None:
-    """Read it again."""
+    """Load what `save_beside` saved, if there is anything."""
     path = folder / BESIDE
     if path.is_file():
         parameters = dict(model.named_parameters())
@@ -42,7 +46,7 @@ def load_beside(model: nn.Module, folder: Path) -> None:
 
 
 def merge(model: nn.Module) -> None:
-    """Add each adapter to its layer's weights, layer by layer; under ZeRO-3 gathered one by one."""
+    """Add each adapter to its layer's weights. Under ZeRO-3 one layer is gathered at a time."""
     from peft.tuners.lora import LoraLayer
 
     for module in model.modules():
@@ -60,7 +64,7 @@ def _gathered(parameters: list[nn.Parameter]) -> Any:
 
 
 def merged_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A merged PeftModel's weights under the names of the model without adapters."""
+    """The weights of a merged PeftModel under the names that the model has without adapters."""
     return {
         name.removeprefix(_PREFIX).replace(".base_layer.", "."): value
         for name, value in state.items()

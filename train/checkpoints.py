@@ -1,4 +1,4 @@
-"""Which checkpoints of a run are whole, and what a folder holds before a run begins in it."""
+"""Complete and incomplete checkpoints, and checks of the output folder before a run."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from train.fields import RecipeError
 from train.recipe import Recipe
 from train.recipe_files import as_dict
 
-WHOLE = "whole.json"  # the last file of a checkpoint: without it the rest may be cut off
+WHOLE = "whole.json"  # written last: a checkpoint without it is incomplete
 RECIPE = "recipe.yaml"
-# What may differ between a run and its continuation: it does not change what is learned.
+# Keys that may differ between a run and its continuation, as they do not change the result.
 _FREE = (
     "model",
     "output",
@@ -29,27 +29,26 @@ _FREE = (
 
 
 def mark_whole(folder: Path, facts: dict[str, Any]) -> None:
-    """Write the file that says that every other file of a checkpoint is written."""
+    """Write the file that marks a checkpoint as complete, after all its other files."""
     draft = folder / f"{WHOLE}.part"
     draft.write_text(json.dumps(facts))
     draft.replace(folder / WHOLE)
 
 
 def checkpoints(output: Path) -> tuple[list[Path], list[Path]]:
-    """The whole checkpoints of a run, oldest first, and those that were cut off."""
-    found = [
+    """The complete checkpoints of a run and the incomplete ones, each oldest first."""
+    folders = [
         path
         for path in (output.glob("checkpoint-*") if output.is_dir() else [])
         if re.fullmatch(r"checkpoint-\d+", path.name) and path.is_dir()
     ]
-    found.sort(key=lambda path: int(path.name.rsplit("-", 1)[1]))
-    return [p for p in found if (p / WHOLE).is_file()], [
-        p for p in found if not (p / WHOLE).is_file()
-    ]
+    folders.sort(key=lambda path: int(path.name.rsplit("-", 1)[1]))
+    complete = [path for path in folders if (path / WHOLE).is_file()]
+    return complete, [path for path in folders if path not in complete]
 
 
 def drop_cut_off(output: Path) -> list[Path]:
-    """Remove the checkpoints that were cut off, so that none is rotated in before a whole one."""
+    """Remove incomplete checkpoints, which would count towards `log.keep`. Returns their paths."""
     cut = checkpoints(output)[1]
     for path in cut:
         shutil.rmtree(path)
@@ -57,24 +56,24 @@ def drop_cut_off(output: Path) -> list[Path]:
 
 
 def check_output(recipe: Recipe, world: int, resume: bool) -> Path | None:
-    """The checkpoint to go on from, None to begin.
+    """The checkpoint to continue from, or None to start from the beginning.
 
-    Raises RecipeError: an output folder with something else in it, another run without `resume`,
-    a run of another recipe, or a checkpoint of another number of processes.
+    Raises RecipeError if the output folder holds other files, a run while `resume` is False, a run
+    of another recipe, or a checkpoint of another number of processes.
     """
     if recipe.output is None:
         raise RecipeError("output: no folder is given; name a new one with --output")
     output = Path(recipe.output)
     if output.exists() and not output.is_dir():
         raise RecipeError(f"output: {output} is a file; expected a new or empty folder")
-    held = sorted(path.name for path in output.iterdir()) if output.is_dir() else []
-    if not held:
+    names = sorted(path.name for path in output.iterdir()) if output.is_dir() else []
+    if not names:
         return None
-    if RECIPE not in held:
-        raise RecipeError(f"output: {output} holds {held[0]!r} and no run; name a new folder")
+    if RECIPE not in names:
+        raise RecipeError(f"output: {output} holds {names[0]!r} and no run; name a new folder")
     if not resume:
         raise RecipeError(
-            f"output: {output} holds a run already; give --resume to go on with it, or name a new "
+            f"output: {output} holds a run already; give --resume to continue it, or name a new "
             "folder"
         )
     before = yaml.safe_load((output / RECIPE).read_text(encoding="utf-8"))
@@ -82,22 +81,23 @@ def check_output(recipe: Recipe, world: int, resume: bool) -> Path | None:
     if changed:
         raise RecipeError(
             f"output: {output} holds a run of another recipe ({'; '.join(changed)}); give the same "
-            "recipe to go on, or name a new folder"
+            "recipe to continue it, or name a new folder"
         )
-    whole, _ = checkpoints(output)
-    if not whole:
+    complete, _ = checkpoints(output)
+    if not complete:
         return None
-    wrote = json.loads((whole[-1] / WHOLE).read_text())["world"]
-    if wrote != world and not is_universal(whole[-1]):
+    newest = complete[-1]
+    written_by = json.loads((newest / WHOLE).read_text())["world"]
+    if written_by != world and not is_universal(newest):
         raise RecipeError(
-            f"{whole[-1]} was written by {wrote} processes and there are {world}: start as many, "
-            "or make it a universal checkpoint first (docs/train.md says how)"
+            f"{newest} was written by {written_by} processes and there are {world}: start "
+            f"{written_by}, or convert it to a universal checkpoint first (see docs/train.md)"
         )
-    return whole[-1]
+    return newest
 
 
 def is_universal(checkpoint: Path) -> bool:
-    """Whether DeepSpeed's ds_to_universal was run on it, for any number of processes to read."""
+    """Whether ds_to_universal was run on it, so that any number of processes can load it."""
     return (checkpoint / "latest_universal").is_file()
 
 
@@ -106,9 +106,9 @@ def _differences(before: Any, now: Any, name: str = "") -> list[str]:
         return []
     if isinstance(before, dict) and isinstance(now, dict):
         keys = list(dict.fromkeys([*before, *now]))
-        found = [
+        nested = [
             _differences(before.get(key), now.get(key), f"{name}.{key}" if name else key)
             for key in keys
         ]
-        return [difference for some in found for difference in some]
+        return [difference for differences in nested for difference in differences]
     return [] if before == now else [f"{name} was {before!r} and is {now!r}"]

@@ -1,11 +1,11 @@
 """From samples to a batch: padding on the right, packing, and visual inputs on every process.
 
-Under ZeRO-3 the weights of a module are gathered by all processes together, each time it runs: a
-process whose samples are all text would skip the vision side, and the others would wait for it.
-So a batch that lacks a kind of media that the data have gets one blank input of that kind, whose
-tokens follow all text of the shortest row. Nothing before them attends to them and no label is on
-them: the loss is the same to the bit, the modules run on every process in the same order (those
-that a compression calls in the decoder too), and gradients of the vision side are there, and zero.
+Under ZeRO-3 all processes gather the weights of a module together, each time that it runs. A
+process with text-only samples would skip the vision encoder, and the others would wait for it
+forever. So a batch without a kind of media that the data contain gets one blank input of that kind,
+after the text of the shortest row. No earlier token attends to it and it has no labels. The loss is
+bit-equal, all processes run the same modules in the same order, and the vision encoder gets
+gradients of zero.
 """
 
 from __future__ import annotations
@@ -25,13 +25,17 @@ KIND_KEYS = {"image": "pixel_values", "video": "pixel_values_videos"}
 
 @dataclass(frozen=True)
 class Collator:
-    """Features of samples (`train.encode.Encoder`) to the arguments of a forward.
+    """Makes the arguments of a forward out of the features of samples (`train.encode.Encoder`).
 
-    pad: the id of padding. blanks: for each kind of media that the data have, the features of one
-        blank input (its tokens alone). accepts: arguments of the model's forward. packing: lay
-        samples one after another in rows of at most `window` tokens; one_row: all in one row,
-        as FlashAttention wants it. places: of a model under M-RoPE, the (3, S) positions of one
-        sample, which it cannot tell from a packed row.
+    Args:
+        pad: the id of padding.
+        blanks: the features of one blank input (its tokens alone) for each kind of media that the
+            data contain.
+        accepts: the names of the arguments of the model's forward.
+        packing: put several samples into one row of at most `window` tokens.
+        one_row: put all samples into one row, as FlashAttention requires.
+        places: for a model with M-RoPE, a function from a sample's features to its positions
+            (3, S), which the model cannot compute from a packed row.
     """
 
     pad: int
@@ -43,10 +47,12 @@ class Collator:
     places: Callable[[dict[str, Any]], Tensor] | None = None
 
     def __call__(self, samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """Returns `input_ids`, `labels` (B, S) and either `attention_mask` (B, S) or, packed,
-        `position_ids` (B, S) that begin anew with each sample, under M-RoPE (4, B, S) with these
-        in front; the media of all samples, joined;
-        and `about`, what the run counts: faults, tokens cut, text and visual tokens, samples.
+        """The batch of some samples.
+
+        Returns `input_ids` and `labels` (B, S); `attention_mask` (B, S) or, with packing,
+        `position_ids` (B, S) that restart with each sample, or (4, B, S) under M-RoPE with these
+        as the first row; the concatenated media of all samples; and `about`, the counts that the
+        run reports: faults, tokens cut, samples, text tokens, visual tokens.
         """
         rows = [[dict(sample)] for sample in samples]
         about = {
@@ -69,7 +75,7 @@ class Collator:
         return batch | {"about": about}
 
     def _packed(self, rows: list[list[dict[str, Any]]]) -> list[list[dict[str, Any]]]:
-        """First fit, longest first; in a row samples keep the order in which they came."""
+        """Rows by first-fit decreasing. Within a row, samples keep their order."""
         if self.one_row:
             return [[sample for row in rows for sample in row]]
         bins: list[list[int]] = []
@@ -86,7 +92,7 @@ class Collator:
     def _padded(self, rows: list[list[dict[str, Any]]]) -> dict[str, Any]:
         width = max(_length(row) for row in rows)
         shape = (len(rows), width)
-        # Padding counts on from 0 like a sample of its own, so that it is one to packing too.
+        # Positions of padding start at 0, so that with packing it counts as a sample of its own.
         batch = {
             "input_ids": torch.full(shape, self.pad),
             "labels": torch.full(shape, IGNORED),
@@ -119,10 +125,10 @@ class Collator:
 
 
 def blank_input(features: dict[str, Any]) -> dict[str, Any]:
-    """What a blank input adds to a sample, from the features of a sample that holds one.
+    """The part of a sample's features that belongs to its one visual input.
 
-    The text around its visual tokens is left out, but for what the model itself writes between
-    them (ids inside the run of visual tokens).
+    This is everything from the first visual token to the last, with the ids that the processor
+    writes between them. The text around them is left out.
     """
     places = features["mm_token_type_ids"].nonzero().flatten()
     run = slice(int(places[0]), int(places[-1]) + 1)
@@ -132,7 +138,7 @@ def blank_input(features: dict[str, Any]) -> dict[str, Any]:
 
 
 def _joined(parts: list[Any]) -> Any:
-    """One tensor of all; several experts have one each, by name."""
+    """The concatenated tensors. Inputs of several experts are dictionaries with one tensor each."""
     if isinstance(parts[0], dict):
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     return torch.cat(parts)

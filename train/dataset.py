@@ -1,4 +1,4 @@
-"""The data set: files looked through once, samples made when they are asked for."""
+"""The data set: files are scanned once, samples are encoded when they are requested."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from train.records import DataError, Records, read_records
 from train.samples import KINDS, SampleError, parse
 from vlm.media import MediaError, inside
 
-CHARACTERS_A_TOKEN = 4  # of English, for estimates of length before anything is made into tokens
+CHARACTERS_A_TOKEN = 4  # of English, to estimate lengths before anything is tokenized
 
 
 @dataclass(frozen=True)
 class Fault:
-    """A sample that was left out: where it stands, and why."""
+    """A sample that was left out: its file and line, and the reason."""
 
     where: str
     reason: str
@@ -30,10 +30,13 @@ class Fault:
 
 @dataclass
 class Scan:
-    """What looking through the files gave, without opening any image.
+    """The result of scanning data files. No image is opened.
 
-    records: the good ones. lengths: (n,) int64, characters of text. media: (n, 2) int64, images
-    and videos of each. faults: the bad ones.
+    Attributes:
+        records: the n good samples.
+        lengths: (n,) int64, characters of text.
+        media: (n, 2) int64, the number of images and of videos.
+        faults: the bad samples.
     """
 
     records: Records
@@ -50,24 +53,24 @@ class Scan:
         return frozenset(kind for kind, n in zip(KINDS, self.media.sum(0), strict=True) if n)
 
     def select(self, indices: np.ndarray) -> Scan:
-        """These samples alone."""
+        """A subset, in this order."""
         return Scan(self.records.select(indices), self.lengths[indices], self.media[indices])
 
     def tokens(self, an_image: int, a_video: int) -> np.ndarray:
-        """(n,) int64: estimated tokens of each sample."""
+        """Estimated tokens of each sample, (n,) int64, given those of an image and of a video."""
         return self.lengths // CHARACTERS_A_TOKEN + self.media @ np.array([an_image, a_video])
 
 
 def scan(files: Iterable[str], media: str | None, bad_share: float) -> Scan:
-    """Look through data files: the form of every sample, and whether its media are there.
+    """Check the form of every sample in data files, and that its media exist.
 
-    Raises DataError: a file that cannot be read, or a greater share of bad samples than
-    `bad_share` (the message names the first ones).
+    Raises DataError if a file cannot be read, or if the share of bad samples exceeds `bad_share`.
+    The message lists the first ones.
     """
     records = read_records([Path(file) for file in files])
     folder = None if media is None else Path(media)
     if folder is not None and not folder.is_dir():
-        raise DataError(f"data.media: {folder} is no folder")
+        raise DataError(f"data.media: there is no folder {folder}")
     good, lengths, counts, faults = [], [], [], []
     for index in range(len(records)):
         record = records[index]
@@ -98,7 +101,7 @@ def scan(files: Iterable[str], media: str | None, bad_share: float) -> Scan:
 
 def _check_media(folder: Path | None, name: str) -> None:
     if folder is None:
-        raise SampleError(f"{name!r} is to be read and no folder of media is given (--media)")
+        raise SampleError(f"it names {name!r}, but no folder of media is given (--media)")
     try:
         if not inside(folder, name).exists():
             raise SampleError(f"{folder / name}: no such file")
@@ -107,7 +110,7 @@ def _check_media(folder: Path | None, name: str) -> None:
 
 
 def split(data: Data, seed: int) -> tuple[Scan, Scan | None]:
-    """The training samples and those held out, as the recipe says. Raises DataError."""
+    """The training samples, and the validation samples if there are any. Raises DataError."""
     if not data.files:
         raise DataError("no data: give the files of samples with --data")
     whole = scan(data.files, data.media, data.bad_share)
@@ -115,7 +118,10 @@ def split(data: Data, seed: int) -> tuple[Scan, Scan | None]:
         return whole, scan([data.validation], data.media, data.bad_share)
     count = round(data.validation * len(whole))
     if data.validation and not 0 < count < len(whole):
-        raise DataError(f"data.validation {data.validation:g} of {len(whole)} samples is {count}")
+        raise DataError(
+            f"data.validation is {data.validation:g}, which of {len(whole)} samples is {count}: "
+            f"expected a share that holds out 1 to {len(whole) - 1} of them"
+        )
     order = np.random.default_rng(seed).permutation(len(whole))
     training = whole.select(np.sort(order[count:]))
     training.faults = whole.faults
@@ -125,8 +131,13 @@ def split(data: Data, seed: int) -> tuple[Scan, Scan | None]:
 class Samples(Dataset[dict[str, Any]]):
     """Encoded samples by index.
 
-    A sample that turns out bad when it is made (a damaged image, no room in the window) gives its
-    place to the next good one, and the features say so under "faults". With `strict` it raises.
+    A sample that turns out to be bad when it is encoded (a damaged image, too long for the window)
+    is replaced by the next good one, and is listed under "faults" of the features.
+
+    Args:
+        scanned: the samples.
+        encoder: turns them into features.
+        strict: raise DataError for a bad sample instead.
     """
 
     def __init__(self, scanned: Scan, encoder: Encoder, strict: bool = False) -> None:
@@ -136,7 +147,7 @@ class Samples(Dataset[dict[str, Any]]):
         return len(self.scan)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        # Tensor threads would outlive a fork, and workers are many.
+        # There are many workers, and threads do not survive a fork.
         if torch.utils.data.get_worker_info() is not None:
             torch.set_num_threads(1)
         faults: list[Fault] = []

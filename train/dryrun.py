@@ -1,4 +1,4 @@
-"""What a recipe would do: itself in full, groups of parameters, tokens and memory a step."""
+"""A description of a run: the whole recipe, parameter groups, tokens and memory a step."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ GIB = 2**30
 
 
 def dry_run(recipe: Recipe, world: int = 1) -> str:
-    """Describe a run on `world` processes. Reads the model's configuration, and no weights.
+    """Describe a run on `world` processes. Reads the model's configuration, but no weights.
 
-    Raises what a run would raise before it loads the model.
+    Raises what a run raises before it loads the model.
     """
     accumulation, settings = check_recipe(recipe, world)
     name = str(recipe.model)
@@ -35,24 +35,24 @@ def dry_run(recipe: Recipe, world: int = 1) -> str:
         model = add_adapters(base, recipe.lora)
     freeze(model, recipe)
     encoder = make_encoder(recipe, AutoProcessor.from_pretrained(name))
-    cells = int((encoder.blank("image")["mm_token_type_ids"] != 0).sum())
+    dense = int((encoder.blank("image")["mm_token_type_ids"] != 0).sum())
     lines = [to_yaml(recipe).rstrip(), "", _batch(recipe, world, accumulation), "", "parameters"]
     for part, (whole, learning) in sizes(model).items():
-        lines.append(f"  {part:<16}{whole:>16,}  of which learn {learning:>16,}")
+        lines.append(f"  {part:<16}{whole:>16,}  trained {learning:>16,}")
     lines.append("groups")
     for group in groups(model, recipe):
         lines.append(
             f"  {group.part:<16}{group.count:>16,}  rate {group.rate:g}, decay {group.decay:g}"
         )
     depth = len(adapter_of(base).layers)
-    kept = _kept(recipe, cells, depth)
-    lines += ["", f"visual tokens an image: {cells} dense, {kept:g} on average over {depth} layers"]
-    reduced = dense = float(recipe.data.window)
+    kept = _kept(recipe, dense, depth)
+    lines += ["", f"visual tokens an image: {dense} dense, {kept:g} on average over {depth} layers"]
+    reduced = unreduced = float(recipe.data.window)
     if recipe.data.files:
-        reduced, dense, text = _tokens(recipe, encoder, cells, kept)
+        reduced, unreduced, text = _tokens(recipe, encoder, dense, kept)
         lines.append(text)
     stage = (settings or {}).get("zero_optimization", {}).get("stage", 0)
-    lines += ["", *_memory(recipe, model, base, world, stage, reduced, dense)]
+    lines += ["", *_memory(recipe, model, base, world, stage, reduced, unreduced)]
     return "\n".join(lines)
 
 
@@ -63,25 +63,29 @@ def _batch(recipe: Recipe, world: int, accumulation: int) -> str:
     )
 
 
-def _kept(recipe: Recipe, cells: int, depth: int) -> float:
+def _kept(recipe: Recipe, dense: int, depth: int) -> float:
+    """Visual tokens an image, averaged over layers and the recipe's budgets."""
     if recipe.compress is None:
-        return float(cells)
+        return float(dense)
     method = get_method(make_method(recipe.compress))
-    averages = [method.allocate(cells, depth, b).average for b in recipe.compress.budgets]
+    averages = [method.allocate(dense, depth, b).average for b in recipe.compress.budgets]
     return float(np.mean(averages))
 
 
-def _tokens(recipe: Recipe, encoder: Any, cells: int, kept: float) -> tuple[float, float, str]:
-    """Mean tokens a sample, reduced and dense, and a line about the data."""
-    training, held = split(recipe.data, recipe.seed)
+def _tokens(recipe: Recipe, encoder: Any, an_image: int, kept: float) -> tuple[float, float, str]:
+    """Mean tokens a sample, reduced and dense, and a line about the data.
+
+    an_image: dense visual tokens of an image; kept: those left after reduction.
+    """
+    training, validation = split(recipe.data, recipe.seed)
     frames = 1 if encoder.sees_video else recipe.data.frames
     inputs = training.media @ np.array([1, frames])
     text = training.tokens(0, 0).mean()
-    dense, reduced = text + cells * inputs.mean(), text + kept * inputs.mean()
+    dense, reduced = text + an_image * inputs.mean(), text + kept * inputs.mean()
     batch = recipe.optimizer.batch
     steps = recipe.optimizer.steps or round(recipe.optimizer.epochs * -(-len(training) // batch))
     line = (
-        f"data: {len(training)} samples, {len(held) if held else 0} held out, "
+        f"data: {len(training)} samples, {len(validation) if validation else 0} held out, "
         f"{len(training.faults)} bad; {steps} steps\n"
         f"tokens a step (text estimated from its length): {batch * dense:,.0f} dense, "
         f"{batch * reduced:,.0f} reduced"
@@ -92,7 +96,7 @@ def _tokens(recipe: Recipe, encoder: Any, cells: int, kept: float) -> tuple[floa
 def _memory(
     recipe: Recipe, model: Any, base: Any, world: int, stage: int, reduced: float, dense: float
 ) -> list[str]:
-    """Estimated bytes on each device: what ZeRO spreads, and the activations of one forward."""
+    """Estimated bytes on each device: model states, sharded by ZeRO, and activations."""
     whole = sum(p.numel() for p in model.parameters())
     learning = sum(p.numel() for p in model.parameters() if p.requires_grad)
     half = 2 if recipe.precision == "bf16" else 4

@@ -1,4 +1,4 @@
-"""From a sample to what the model is fed: media read, words as tokens, labels on answers only."""
+"""From a sample to the features of a model: media, token ids, and labels on answers only."""
 
 from __future__ import annotations
 
@@ -28,8 +28,10 @@ Span = tuple[int, int]
 class Encoder:
     """Turns samples into features with a model's processor.
 
-    processor: of the model (`AutoProcessor`). media: the folder of images and videos.
-    template, window, frames, fps, pad_to_square: see `train.recipe.Data`.
+    Args:
+        processor: the model's processor (`AutoProcessor`).
+        media: the folder of images and videos.
+        template, window, frames, fps, pad_to_square: see `train.recipe.Data`.
     """
 
     processor: Any
@@ -42,7 +44,7 @@ class Encoder:
 
     @cached_property
     def chat_template(self) -> str:
-        """The Jinja text. Raises SampleError where there is none."""
+        """The Jinja source. Raises SampleError if "chat" is asked for and the model has none."""
         if self.template == "chat":
             own = self.processor.chat_template
             if not own:
@@ -53,23 +55,25 @@ class Encoder:
 
     @property
     def sees_video(self) -> bool:
-        """Whether the model takes videos; to others a video is given as images, one a frame."""
+        """Whether the model takes videos. For others, the frames of a video become images."""
         return self._own or getattr(self.processor, "video_processor", None) is not None
 
     @property
     def _own(self) -> bool:
-        """Whether the processor is this package's, which reads videos as they are."""
+        """Whether the processor is this package's, which takes `vlm.media.Video`."""
         return isinstance(self.processor, FoveateProcessor)
 
     def __call__(self, sample: Sample) -> dict[str, Any]:
         """Features of one sample.
 
-        Returns `input_ids` and `labels` (S,) int64, labels -100 everywhere but on answers;
-        `mm_token_type_ids` (S,), not 0 at visual tokens; what the processor makes of the media;
-        and `cut`, the number of tokens that the window cut off.
+        Returns:
+            `input_ids` and `labels` (S,) int64, with labels -100 except on answers;
+            `mm_token_type_ids` (S,), nonzero at visual tokens; the processor's outputs for the
+            media; and `cut`, the number of tokens beyond the window.
 
-        Raises SampleError where nothing could be learned from the sample, MediaError where a file
-        cannot be read.
+        Raises:
+            SampleError: the sample has no answer, or does not fit the window.
+            MediaError: a file cannot be read.
         """
         messages, images, videos = self._messages(sample)
         text, spans = self.render(messages)
@@ -84,7 +88,7 @@ class Encoder:
         return features | self._fit(*(features[name] for name in TOKENS))
 
     def _features(self, text: str, spans: list[Span], media: dict[str, Any]) -> dict[str, Any]:
-        """What the processor makes of a text and its media, and labels."""
+        """The processor's outputs for a text and its media, with labels on the spans of answers."""
         bos = self.processor.tokenizer.bos_token
         out = self.processor(
             text=[text],
@@ -105,11 +109,11 @@ class Encoder:
             out["image_tiles"] = dict.fromkeys(out["pixel_values"], one) if many else one
         answer = in_spans(offsets, [shift(span, replaced) for span in spans])
         labels = torch.where(answer & (kinds == 0), ids, IGNORED)
-        found = dict(zip(TOKENS, (ids, labels, kinds), strict=True))
-        return found | {name: _tensor(value) for name, value in out.items()}
+        tokens = dict(zip(TOKENS, (ids, labels, kinds), strict=True))
+        return tokens | {name: _tensor(value) for name, value in out.items()}
 
     def _kinds(self, ids: Tensor) -> Tensor:
-        """(S,): 1 at visual tokens of images, 2 of videos, for processors that do not tell."""
+        """(S,), 1 at tokens of images and 2 of videos, for processors that do not return it."""
         kinds = torch.zeros_like(ids)
         for number, kind in enumerate(KINDS, start=1):
             token = getattr(self.processor, f"{kind}_token", None)
@@ -118,7 +122,7 @@ class Encoder:
         return kinds
 
     def blank(self, kind: str) -> dict[str, Any]:
-        """Features of a sample that holds one blank input of `kind` and next to no words."""
+        """Features of a sample with one black input of `kind` and almost no text."""
         side = 224
         content = [{"type": kind}, {"type": "text", "text": "."}]
         answer = {"role": "assistant", "content": [{"type": "text", "text": "."}]}
@@ -131,10 +135,12 @@ class Encoder:
         return self._features(text, [], media)
 
     def render(self, messages: list[dict[str, Any]]) -> tuple[str, list[Span]]:
-        """The text of a conversation and the spans of its answers, in characters.
+        """The text of a conversation, and the spans of its answers in characters.
 
-        A template that marks them with {% generation %} is taken at its word. Of others, an
-        answer is what its turn adds to the text that ends in the prompt for it.
+        Answers are what the template marks with {% generation %}. Without such marks, an answer is
+        what its turn adds to the text that ends with the generation prompt.
+
+        Raises SampleError for a template that changes earlier turns when later ones follow.
         """
         if "generation %}" in self.chat_template:
             text, spans = self._template(messages, spans=True)
@@ -148,29 +154,29 @@ class Encoder:
             after, _ = self._template(messages[: number + 1])
             if not (text.startswith(after) and after.startswith(before)):
                 raise SampleError(
-                    "this chat template writes earlier turns in another way once later ones "
-                    "follow, so that answers cannot be found: give data.template a Jinja file "
-                    "that marks them with {% generation %}"
+                    "this chat template changes earlier turns when later ones follow, so the "
+                    "answers cannot be located: set data.template to a Jinja file that marks them "
+                    "with {% generation %}"
                 )
-            # A template's blank between turns is not the model's to say.
+            # White space that the template writes between turns is not part of the answer.
             spans.append((len(before), len(after.rstrip())))
         return text, spans
 
     def _template(
         self, messages: list[dict[str, Any]], prompt: bool = False, spans: bool = False
     ) -> tuple[str, list[Any]]:
-        made: Any = render_jinja_template(
+        result: Any = render_jinja_template(
             conversations=[messages],
             chat_template=self.chat_template,
             add_generation_prompt=prompt,
             return_assistant_tokens_mask=spans,
             **self.processor.tokenizer.special_tokens_map,
         )
-        rendered, found = made
-        return rendered[0], found[0] if found else []
+        rendered, generation_spans = result
+        return rendered[0], generation_spans[0] if generation_spans else []
 
     def _messages(self, sample: Sample) -> tuple[list[dict[str, Any]], list[Any], list[Any]]:
-        """Messages as templates read them, and the media in order."""
+        """Messages in the form of chat templates, and the images and videos in order."""
         messages, images, videos = [], [], []
         for role, parts in sample.messages:
             content: list[dict[str, str]] = []
@@ -193,7 +199,7 @@ class Encoder:
 
     def _path(self, name: str) -> Path:
         if self.media is None:
-            raise SampleError(f"{name!r} is to be read and no folder of media is given (--media)")
+            raise SampleError(f"it names {name!r}, but no folder of media is given (--media)")
         try:
             return inside(self.media, name)
         except ValueError as error:
@@ -214,10 +220,10 @@ class Encoder:
         return square
 
     def _fit(self, ids: Tensor, labels: Tensor, kinds: Tensor) -> dict[str, Any]:
-        """Cut to the window: text at the end may go, visual tokens and all answers may not."""
+        """Cut to the window. Only text at the end may be lost, and not every answer."""
         length, window = len(ids), self.window
         if not bool((labels != IGNORED).any()):
-            raise SampleError("no token is to be learned: the answers are empty as tokens")
+            raise SampleError("the answers have no tokens, so there is nothing to learn")
         if length > window:
             if bool(kinds[window:].any()):
                 raise SampleError(
@@ -236,7 +242,7 @@ class Encoder:
 
 
 def shift(span: Span, replaced: list[dict[str, Any]]) -> Span:
-    """A span of the template's text in the text whose placeholders were written out."""
+    """A span of the rendered text, moved to where it is after placeholders were expanded."""
     ends = [one["span"][1] for one in replaced]
     gained = [0] + [one["new_span"][1] - one["span"][1] for one in replaced]
     first, last = (char + gained[bisect.bisect_right(ends, char)] for char in span)
@@ -244,7 +250,7 @@ def shift(span: Span, replaced: list[dict[str, Any]]) -> Span:
 
 
 def in_spans(offsets: list[Span], spans: list[Span]) -> Tensor:
-    """(S,) bool: tokens that hold a character of one of the spans."""
+    """Which tokens overlap one of the spans, (S,) bool."""
     inside_one = torch.zeros(len(offsets), dtype=torch.bool)
     starts, ends = torch.as_tensor(offsets).reshape(-1, 2).unbind(1)
     for first, last in spans:

@@ -1,4 +1,4 @@
-"""Sentences for what is wrong in a recipe: pydantic checks, this names the key and what is right."""
+"""Error sentences for recipes: what pydantic finds wrong, by key, with what would be right."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ _EXPECTED = {
     "greater_than_equal": "{ge:g} or more",
     "greater_than": "a positive number",
     "less_than": "a number below {lt:g}",
+    "less_than_equal": "a number up to {le:g}",
 }
 
 

@@ -1,4 +1,4 @@
-"""The parts of a model that learn: freezing, adapters, groups of parameters."""
+"""The parts of a model that are trained: freezing, adapters, parameter groups."""
 
 from __future__ import annotations
 
@@ -42,9 +42,9 @@ class Group:
 
 
 def freeze(model: nn.Module, recipe: Recipe) -> None:
-    """Let only the parts learn that the recipe names; with adapters, these in the decoder's place.
+    """Set `requires_grad` as the recipe says. With LoRA, adapters replace the decoder's weights.
 
-    Frozen parts are in evaluation mode only if the caller sees to it: Trainer sets training mode.
+    The mode of modules is left alone: Trainer puts the whole model into training mode.
     """
     learning = recipe.learning_rate.learning
     for name, parameter in model.named_parameters():
@@ -55,15 +55,15 @@ def freeze(model: nn.Module, recipe: Recipe) -> None:
 
 
 def add_adapters(model: Any, lora: Lora) -> Any:
-    """The model with low-rank adapters in its decoder layers (PEFT), as a PeftModel.
+    """A PeftModel with low-rank adapters in the decoder layers.
 
-    Raises RecipeError where PEFT is not there, or a target names no layer.
+    Raises RecipeError if PEFT is not installed, or if a target names no linear layer.
     """
     try:
         from peft import LoraConfig, get_peft_model
     except ImportError as error:
         raise RecipeError("lora needs the package peft: pip install 'foveate[train]'") from error
-    wanted = set(lora.targets)
+    targets = set(lora.targets)
     linear = [
         name
         for name, module in model.named_modules()
@@ -72,14 +72,14 @@ def add_adapters(model: Any, lora: Lora) -> Any:
         and part_of(name) == "language_model"
     ]
     ends = {name.rsplit(".", 1)[-1] for name in linear}
-    if missing := wanted - ends - {"all"}:
+    if missing := targets - ends - {"all"}:
         raise RecipeError(
             f"lora.targets: {', '.join(sorted(missing))} names no linear layer of the decoder; "
             f"expected some of {', '.join(sorted(ends))}, or all"
         )
-    targets = [n for n in linear if "all" in wanted or n.rsplit(".", 1)[-1] in wanted]
+    adapted = [n for n in linear if "all" in targets or n.rsplit(".", 1)[-1] in targets]
     config = LoraConfig(
-        r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=targets
+        r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=adapted
     )
     return get_peft_model(model, config)
 
@@ -89,26 +89,26 @@ def _is_linear(module: nn.Module) -> bool:
 
 
 def groups(model: nn.Module, recipe: Recipe) -> list[Group]:
-    """The groups of parameters that learn, empty ones left out.
+    """The parameter groups: for each trained part, with and without weight decay.
 
-    Raises RecipeError where a part is to learn and has no parameters.
+    Raises RecipeError if a part has a learning rate and no parameters.
     """
-    found = []
+    made = []
     for part, rate in recipe.learning_rate.learning.items():
         names = [n for n, p in _learning(model) if part_of(n) == part]
         if not names:
             raise RecipeError(f"learning_rate.{part} is {rate:g}, but the model has no such part")
         sizes = {n: _size(p) for n, p in _learning(model)}
         for decays in (True, False):
-            mine = tuple(n for n in names if bool(_NO_DECAY.search(n)) != decays)
-            if mine:
+            members = tuple(n for n in names if bool(_NO_DECAY.search(n)) != decays)
+            if members:
                 decay = recipe.optimizer.weight_decay if decays else 0.0
-                found.append(Group(part, rate, decay, mine, sum(sizes[n] for n in mine)))
-    return found
+                made.append(Group(part, rate, decay, members, sum(sizes[n] for n in members)))
+    return made
 
 
 def optimizer_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
-    """The same as an optimizer takes them: params, lr, weight_decay, name."""
+    """`groups` in the form of an optimizer: params, lr, weight_decay, name."""
     parameters = dict(_learning(model))
     return [
         {
@@ -122,13 +122,13 @@ def optimizer_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
 
 
 def sizes(model: nn.Module) -> dict[str, tuple[int, int]]:
-    """For each part, its parameters and those that learn."""
-    found: dict[str, tuple[int, int]] = {}
+    """For each part, the number of its parameters and of those that are trained."""
+    counts: dict[str, tuple[int, int]] = {}
     for name, parameter in model.named_parameters():
-        whole, learning = found.get(part_of(name), (0, 0))
+        whole, learning = counts.get(part_of(name), (0, 0))
         size = _size(parameter)
-        found[part_of(name)] = (whole + size, learning + size * parameter.requires_grad)
-    return found
+        counts[part_of(name)] = (whole + size, learning + size * parameter.requires_grad)
+    return counts
 
 
 def _learning(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
@@ -136,5 +136,5 @@ def _learning(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
 
 
 def _size(parameter: Any) -> int:
-    # Under ZeRO-3 a parameter is empty outside its module's forward and knows its own size.
+    # Under ZeRO-3 a parameter is empty outside its module's forward; ds_numel is its full size.
     return int(getattr(parameter, "ds_numel", parameter.numel()))

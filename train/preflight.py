@@ -22,10 +22,14 @@ from train.reduction import make_method, make_positions
 
 @dataclass
 class Flight:
-    """What the checks found: all that a run needs beside the model.
+    """The result of the checks: everything that a run needs besides the model.
 
-    world, rank: processes, and which this is. accumulation: forwards a step. deepspeed: the
-    settings, None without. training, validation: the samples. checkpoint: to go on from.
+    Attributes:
+        world, rank: the number of processes, and the number of this one.
+        accumulation: forwards a step.
+        deepspeed: the DeepSpeed settings, or None.
+        training, validation: the samples.
+        checkpoint: the checkpoint to continue from, or None.
     """
 
     world: int
@@ -38,7 +42,7 @@ class Flight:
 
 
 def check(recipe: Recipe, resume: bool = False) -> Flight:
-    """Check a recipe against itself, the launcher, the output folder, packages and data.
+    """Check a recipe, the launcher, the output folder, installed packages and the data.
 
     Raises RecipeError or `train.records.DataError`, both ValueErrors.
     """
@@ -46,7 +50,7 @@ def check(recipe: Recipe, resume: bool = False) -> Flight:
     accumulation, settings = check_recipe(recipe, world)
     if settings is not None and "RANK" not in os.environ:
         raise RecipeError(
-            f"deepspeed is {recipe.deepspeed!r}, and no launcher started this process: run "
+            f"deepspeed is {recipe.deepspeed!r}, but no launcher started this process: run "
             "`deepspeed --module train ...`, or give --deepspeed null"
         )
     checkpoint = check_output(recipe, world, resume)
@@ -57,7 +61,7 @@ def check(recipe: Recipe, resume: bool = False) -> Flight:
 
 
 def check_recipe(recipe: Recipe, world: int) -> tuple[int, dict[str, Any] | None]:
-    """Check what needs neither data nor output: forwards a step, and the DeepSpeed settings."""
+    """The checks that need no data. Returns forwards a step and the DeepSpeed settings."""
     if recipe.model is None:
         raise RecipeError("model: none is given; name a folder or a model with --model")
     _check_model(recipe.model)
@@ -76,29 +80,36 @@ def check_recipe(recipe: Recipe, world: int) -> tuple[int, dict[str, Any] | None
 def _check_model(name: str) -> None:
     path = Path(name)
     if name.startswith((".", "/")) and not path.is_dir():
-        raise RecipeError(f"model: {name} is no folder")
+        raise RecipeError(f"model: there is no folder {name}")
     if path.is_dir() and not (path / "config.json").is_file():
         raise RecipeError(f"model: {name} holds no config.json: expected a saved model")
+    if not path.is_dir():
+        try:
+            AutoConfig.from_pretrained(name)
+        except (OSError, ValueError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise RecipeError(f"model: {name} is no folder, nor found by name: {reason}") from error
 
 
 def _check_parallel(recipe: Recipe) -> None:
     size = recipe.sequence_parallel
     if recipe.deepspeed is None:
         raise RecipeError(
-            f"sequence_parallel is {size}, and deepspeed null: sequences are shared by DeepSpeed's "
-            "attention; give --deepspeed zero2 or zero3"
+            f"sequence_parallel is {size}, but deepspeed is null: sequences are shared by "
+            "DeepSpeed's attention; give --deepspeed zero2 or zero3"
         )
     if recipe.attention == "eager":
         raise RecipeError(
-            f"sequence_parallel is {size}, and attention 'eager': expected 'sdpa' or "
+            f"sequence_parallel is {size}, but attention is 'eager': expected 'sdpa' or "
             "'flash_attention_2'"
         )
     text = AutoConfig.from_pretrained(str(recipe.model)).get_text_config()
     heads, keys = text.num_attention_heads, text.num_key_value_heads
     if heads % size or (keys % size and size % keys):
         raise RecipeError(
-            f"sequence_parallel is {size}, and the model has {heads} attention heads on {keys} "
-            "of keys and values: expected a number that divides both (or a multiple of the latter)"
+            f"sequence_parallel is {size}, but the model has {heads} attention heads on {keys} "
+            "key and value heads: expected a divisor of the former, and a divisor or a multiple "
+            "of the latter"
         )
 
 
@@ -106,11 +117,12 @@ def _check_template(name: str) -> None:
     if name == "chat" or Path(name).is_file() or (TEMPLATES / f"{name}.jinja").is_file():
         return
     known = ["chat", *sorted(path.stem for path in TEMPLATES.glob("*.jinja"))]
-    raise RecipeError(f"data.template is {name!r}, and no file; {nearest(name, known)}")
+    raise RecipeError(f"data.template is {name!r}, which is no file; {nearest(name, known)}")
 
 
 def _check_packages(recipe: Recipe) -> None:
     needed = {"tensorboard": "tensorboard" in recipe.log.to, "wandb": "wandb" in recipe.log.to}
+    needed["matplotlib"] = True  # for loss.png, at the end of the run
     needed["peft"] = recipe.lora is not None
     needed["bitsandbytes"] = recipe.lora is not None and recipe.lora.quantize
     needed["deepspeed"] = recipe.deepspeed is not None
@@ -121,9 +133,9 @@ def _check_packages(recipe: Recipe) -> None:
 
 
 def deepspeed_settings(recipe: Recipe, accumulation: int) -> dict[str, Any] | None:
-    """The DeepSpeed settings of a recipe, None without.
+    """The DeepSpeed settings of a recipe, or None.
 
-    Raises RecipeError: no such file, no JSON, or a value that contradicts the recipe.
+    Raises RecipeError if the file does not exist, is not JSON, or contradicts the recipe.
     """
     if recipe.deepspeed is None:
         return None
@@ -131,9 +143,9 @@ def deepspeed_settings(recipe: Recipe, accumulation: int) -> dict[str, Any] | No
     try:
         settings = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise RecipeError(f"{path} is no JSON: {error}") from error
+        raise RecipeError(f"{path} is not JSON: {error}") from error
     if not isinstance(settings, dict):
-        raise RecipeError(f"{path} holds no object")
+        raise RecipeError(f"{path}: expected a JSON object, got {type(settings).__name__}")
     optimizer = recipe.optimizer
     expected = {
         "train_micro_batch_size_per_gpu": (optimizer.micro_batch, "optimizer.micro_batch"),
@@ -148,17 +160,17 @@ def deepspeed_settings(recipe: Recipe, accumulation: int) -> dict[str, Any] | No
         for name in key.split("."):
             given = given.get(name) if isinstance(given, dict) else None
         if given not in (None, "auto", value):
-            raise RecipeError(f"{path}: {key} is {given}, and the recipe says {value} ({source})")
+            raise RecipeError(f"{path}: {key} is {given}, but the recipe says {value} ({source})")
     stage = settings.get("zero_optimization", {}).get("stage", 0)
     if recipe.lora is not None and recipe.lora.quantize and stage == 3:
         raise RecipeError(
-            f"{path}: ZeRO-3 spreads weights, which 4-bit ones (lora.quantize) are not made for; "
+            f"{path}: ZeRO-3 shards weights, which 4-bit weights (lora.quantize) do not support; "
             "give --deepspeed zero2"
         )
     for block in ("optimizer", "scheduler"):
         if block in settings:
             raise RecipeError(
-                f"{path}: {block!r} is set there, and the recipe has its own, with a learning rate "
-                f"for each part: leave {block!r} out"
+                f"{path}: {block!r} is set, but the recipe has its own, with a learning rate for "
+                f"each part: leave {block!r} out"
             )
     return settings

@@ -23,7 +23,7 @@ Positive = Annotated[Number, Field(gt=0)]
 NotNegative = Annotated[Number, Field(ge=0)]
 Share = Annotated[float, Strict(), Field(ge=0, lt=1, allow_inf_nan=False)]
 Count = Annotated[StrictInt, Field(ge=1)]
-Budget = StrictInt | Number
+Budget = Count | Annotated[Number, Field(gt=0, le=1)]
 Names = Annotated[tuple[str, ...], BeforeValidator(as_tuple)]
 
 

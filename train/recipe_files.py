@@ -16,11 +16,15 @@ FOLDER = Path(__file__).parent
 
 
 def load_recipe(name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
-    """A recipe from a YAML file, with overrides such as "optimizer.batch=64".
+    """A recipe from a YAML file.
 
-    name: a path, or a name of `train/recipes` ("finetune", "recipes/finetune.yaml"). A recipe that
-        says `extends: NAME` changes that one where it has keys of its own.
-    Raises RecipeError: no such file, no YAML, an unknown key, a wrong value.
+    Args:
+        name: a path, or the name of a file in train/recipes ("finetune"). A recipe with the key
+            `extends: NAME` starts from that recipe and overrides keys of it.
+        overrides: assignments such as "optimizer.batch=64".
+
+    Raises RecipeError if the file does not exist or is not YAML, or for an unknown key or a wrong
+    value.
     """
     path = find(name, "recipes", ".yaml")
     given = _read(path, ())
@@ -29,6 +33,9 @@ def load_recipe(name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     try:
         return build(Recipe, given)
     except RecipeError as error:
+        keys = tuple(override.partition("=")[0] for override in overrides)
+        if keys and str(error).startswith(keys):  # not a mistake in the file
+            raise
         raise RecipeError(f"{path}: {error}") from error
 
 
@@ -36,16 +43,16 @@ def _read(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
     try:
         given = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path} is no YAML: {error}") from error
+        raise RecipeError(f"{path} is not YAML: {error}") from error
     if not isinstance(given, dict):
-        raise RecipeError(f"{path} holds {type(given).__name__}: expected keys with values")
+        raise RecipeError(f"{path}: expected keys with values, got {type(given).__name__}")
     base = given.pop("extends", None)
     if base is None:
         return given
     beside = path.parent / f"{base}.yaml"
     other = beside if beside.is_file() else find(str(base), "recipes", ".yaml")
     if other in (path, *above):
-        raise RecipeError(f"{path}: extends {base!r}, which extends this one")
+        raise RecipeError(f"{path}: extends {base!r}, which extends this recipe")
     return _merged(_read(other, (path, *above)), given)
 
 
@@ -73,11 +80,11 @@ def apply(given: dict[str, Any], override: str) -> None:
     try:
         at[last] = yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
-        raise RecipeError(f"{override!r}: the value is no YAML: {error}") from error
+        raise RecipeError(f"{override!r}: the value is not YAML: {error}") from error
 
 
 def find(name: str | Path, folder: str, suffix: str) -> Path:
-    """A file by path, or by name in train/`folder`. Raises RecipeError naming what there is."""
+    """A file by path, or by name in train/`folder`. Raises RecipeError with a suggestion."""
     path = Path(name)
     if path.is_file():
         return path
@@ -86,16 +93,18 @@ def find(name: str | Path, folder: str, suffix: str) -> Path:
         return shipped
     names = sorted(file.stem for file in (FOLDER / folder).glob(f"*{suffix}"))
     hint = nearest(path.name.removesuffix(suffix), names)
-    raise RecipeError(f"{name}: there is no such file, nor one in train/{folder}; {hint}")
+    raise RecipeError(
+        f"{name}: there is no such file, and none of that name in train/{folder}; {hint}"
+    )
 
 
 def to_yaml(recipe: Recipe) -> str:
-    """The whole recipe, defaults included, as YAML that `load_recipe` reads."""
+    """The recipe with all defaults, as YAML that `load_recipe` reads."""
     return yaml.safe_dump(as_dict(recipe), sort_keys=False, allow_unicode=True)
 
 
 def as_dict(recipe: Recipe) -> dict[str, Any]:
-    """Plain lists, mappings and numbers."""
+    """The recipe as plain dictionaries, lists and values."""
     return _plain(dataclasses.asdict(recipe))
 
 
@@ -106,7 +115,7 @@ def _plain(value: Any) -> Any:
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader that refuses a key given twice, of which YAML would keep the last in silence."""
+    """A SafeLoader that refuses duplicate keys, of which YAML would silently keep the last."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]

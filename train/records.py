@@ -1,4 +1,8 @@
-"""Records of JSON and JSON-lines files: where each one lies, read when it is asked for."""
+"""Records of JSON and JSON-lines files, located once and read when they are requested.
+
+Ours: the json module does not tell where a record is in its file, and data sets can be larger than
+memory.
+"""
 
 from __future__ import annotations
 
@@ -12,14 +16,16 @@ import numpy as np
 
 
 class DataError(ValueError):
-    """A data file that cannot be read. The message names the file and the line."""
+    """A data file cannot be used. The message names the file and the line."""
 
 
 @dataclass
 class Records:
-    """Some JSON objects, in files, in order. Only their places are held in memory.
+    """JSON objects in files. Only their locations are held in memory.
 
-    paths: the files. places: (n, 4) int64: file, first byte, last byte + 1, line of each record.
+    Attributes:
+        paths: the files.
+        places: (n, 4) int64: file number, first byte, last byte + 1, and line of each record.
     """
 
     paths: list[Path]
@@ -42,24 +48,24 @@ class Records:
         return f"{self.paths[number]}, line {line}"
 
     def select(self, indices: np.ndarray) -> Records:
-        """These records alone, in this order."""
+        """A subset, in this order."""
         return Records(self.paths, self.places[indices])
 
     def __getstate__(self) -> dict[str, Any]:
-        # Worker processes open the files for themselves: a shared handle would share its offset.
+        # Worker processes open the files themselves, as a shared handle would share its offset.
         return self.__dict__ | {"_files": {}}
 
 
 def read_records(paths: list[Path]) -> Records:
-    """Find the records of JSON files (a list of objects) and JSON-lines files.
+    """Locate the records of JSON files (a list of objects) and JSON-lines files.
 
-    Raises DataError: no such file, not UTF-8, no JSON (with line and column), an empty file, or
-    anything but objects.
+    Raises DataError if a file does not exist, is empty, is not UTF-8 or not JSON (with line and
+    column), or holds anything but objects.
     """
-    found: list[tuple[int, int, int, int]] = []
+    places: list[tuple[int, int, int, int]] = []
     for number, path in enumerate(paths):
-        found += [(number, *place) for place in _places(path)]
-    return Records(paths, np.array(found, dtype=np.int64).reshape(-1, 4))
+        places += [(number, *place) for place in _places(path)]
+    return Records(paths, np.array(places, dtype=np.int64).reshape(-1, 4))
 
 
 def _places(path: Path) -> list[tuple[int, int, int]]:
@@ -96,7 +102,7 @@ def _lines(path: Path, text: str) -> Iterator[tuple[int, int]]:
                 record = json.loads(line)
             except json.JSONDecodeError as error:
                 where = f"{path}, line {number}, column {error.colno}"
-                raise DataError(f"{where}: no JSON ({error.msg})") from error
+                raise DataError(f"{where}: not JSON ({error.msg})") from error
             _check(path, number, record)
             yield at, at + len(line)
         at += len(line) + 1
@@ -109,7 +115,7 @@ def _listed(path: Path, text: str) -> Iterator[tuple[int, int]]:
     def fail(place: int, reason: str) -> DataError:
         line = text.count("\n", 0, place) + 1
         column = place - text.rfind("\n", 0, place)
-        return DataError(f"{path}, line {line}, column {column}: no JSON ({reason})")
+        return DataError(f"{path}, line {line}, column {column}: not JSON ({reason})")
 
     def skip(place: int) -> int:
         while place < len(text) and text[place] in " \t\r\n":
@@ -139,4 +145,4 @@ def _listed(path: Path, text: str) -> Iterator[tuple[int, int]]:
 def _check(path: Path, line: int, record: Any) -> None:
     if not isinstance(record, dict):
         kind = type(record).__name__
-        raise DataError(f"{path}, line {line}: a sample is a {kind}, expected an object")
+        raise DataError(f"{path}, line {line}: expected an object, got {kind}")

@@ -1,4 +1,4 @@
-"""A run from a checked recipe to a saved model."""
+"""A training run, from a checked recipe to a saved model."""
 
 from __future__ import annotations
 
@@ -39,34 +39,41 @@ from vlm.families import adapter_of
 
 
 def train(recipe: Recipe, resume: bool = False) -> dict[str, Any]:
-    """Run a recipe: load, train, save the model, report.
+    """Run a recipe: load the model, train it, save it, write a report.
 
-    Under a launcher (deepspeed, torchrun) every process calls it. The output folder gets the model
-    and its processor (as `from_pretrained` reads them), checkpoints, recipe.yaml,
-    train_report.json, loss.png and what TensorBoard shows.
+    Under a launcher (deepspeed, torchrun) every process calls this function. The output folder gets
+    the model and its processor (for `from_pretrained`), checkpoints, recipe.yaml,
+    train_report.json, loss.png and the files of TensorBoard.
 
-    resume: go on from the last whole checkpoint in the output folder, if there is one.
-    Returns the facts of train_report.json.
-    Raises RecipeError or DataError (ValueErrors) before any model is loaded.
+    Args:
+        recipe: the recipe.
+        resume: continue from the last complete checkpoint in the output folder, if there is one.
+
+    Returns:
+        The facts of train_report.json.
+
+    Raises:
+        RecipeError, DataError: something in the recipe or the data is wrong. Raised before the
+            model is loaded, except for media that turn out to be damaged.
     """
     flight = check(recipe, resume)
     arguments = training_arguments(recipe, flight)
     if recipe.deepspeed is not None:
         import deepspeed
 
-        deepspeed.init_distributed()  # on a CPU transformers leaves it until after loading
+        deepspeed.init_distributed()  # on CPU, transformers would do this after loading only
     output = Path(str(recipe.output))
     _begin(recipe, output, flight)
     model, processor = load(recipe)
     freeze(model, recipe)
     base, cached = model, getattr(model.config, "use_cache", None)
-    set_seed(recipe.seed)  # adapters begin at random, and loading draws more under ZeRO-3
+    set_seed(recipe.seed)  # for the adapters: loading draws a different amount under ZeRO-3
     if recipe.lora is not None:
         model = add_adapters(model, recipe.lora)
         freeze(model, recipe)
-    # Processes that share sequences draw the same.
-    drawn = flight.rank // recipe.sequence_parallel
-    reducer = Reducer(base, recipe, drawn) if wanted(recipe) else None
+    # Processes that share sequences must draw the same numbers.
+    stream = flight.rank // recipe.sequence_parallel
+    reducer = Reducer(base, recipe, stream) if wanted(recipe) else None
     encoder = make_encoder(recipe, processor)
     trainer = RecipeTrainer(
         recipe,
@@ -90,7 +97,7 @@ def train(recipe: Recipe, resume: bool = False) -> dict[str, Any]:
         trainer.parallel.remove()
     if reducer is not None:
         reducer.compression.remove()
-    # Trainer turns the cache off in the configuration that is saved, and generation wants it.
+    # Trainer turns the cache off in the configuration; the saved model should generate with it.
     if cached is None:
         del base.config.use_cache
     else:
@@ -102,13 +109,13 @@ def train(recipe: Recipe, resume: bool = False) -> dict[str, Any]:
 
 
 def _begin(recipe: Recipe, output: Path, flight: Flight) -> None:
-    """Let all processes check before one of them writes."""
+    """Prepare the output folder, once all processes have made their checks."""
     if torch.distributed.is_initialized():
         torch.distributed.barrier()
     if flight.rank == 0:
         output.mkdir(parents=True, exist_ok=True)
         for path in drop_cut_off(output):
-            print(f"{path} was cut off while it was written: removed", file=sys.stderr)
+            print(f"{path} is incomplete: removed", file=sys.stderr)
         if flight.checkpoint is None:
             (output / RECIPE).write_text(to_yaml(recipe), encoding="utf-8")
     if torch.distributed.is_initialized():
@@ -116,7 +123,7 @@ def _begin(recipe: Recipe, output: Path, flight: Flight) -> None:
 
 
 def training_arguments(recipe: Recipe, flight: Flight) -> TrainingArguments:
-    """The recipe in transformers' words; starts communication between processes."""
+    """The recipe as `TrainingArguments`. Starts communication between processes."""
     optimizer, log, data = recipe.optimizer, recipe.log, recipe.data
     known = TrainingArguments.__dataclass_fields__
     prefix = "activation" if "activation_checkpointing" in known else "gradient"
@@ -172,9 +179,9 @@ def training_arguments(recipe: Recipe, flight: Flight) -> TrainingArguments:
 
 
 def load(recipe: Recipe) -> tuple[Any, Any]:
-    """The model and its processor. Under ZeRO-3 weights are spread as they are read."""
+    """Load the model and its processor. Under ZeRO-3 weights are sharded as they are read."""
     options: dict[str, Any] = {}
-    # Without DeepSpeed (which keeps a float32 master copy) weights that learn stay in float32.
+    # Trained weights stay in float32 without DeepSpeed, which keeps a float32 master copy.
     half = recipe.precision == "bf16" and (recipe.deepspeed or recipe.lora)
     if recipe.lora is not None and recipe.lora.quantize:
         from transformers import BitsAndBytesConfig
@@ -200,14 +207,14 @@ def load(recipe: Recipe) -> tuple[Any, Any]:
 
 
 def _forget_unused_names(model: Any) -> None:
-    """Save the model under the names that it was read with.
+    """Have the model saved under the names that it was loaded with.
 
-    transformers 5.23 remembers which translations of names a checkpoint needed, and under ZeRO-3
-    all that it knows: a LLaVA would be saved as language_model.model.model.layers...
+    transformers 5.23 records the renamings that a checkpoint needed, but under ZeRO-3 all that it
+    knows: a LLaVA would be saved as language_model.model.model.layers...
     """
-    known = getattr(model, "_weight_conversions", None) or []
-    used = [one for one in known if not isinstance(one, WeightRenaming) or one.was_used()]
-    if len(used) != len(known):
+    conversions = getattr(model, "_weight_conversions", None) or []
+    used = [one for one in conversions if not isinstance(one, WeightRenaming) or one.was_used()]
+    if len(used) != len(conversions):
         model._weight_conversions = used
 
 
@@ -216,7 +223,7 @@ def make_encoder(recipe: Recipe, processor: Any) -> Encoder:
     data = recipe.data
     if data.pad_to_square and not hasattr(processor, "image_processor"):
         raise RecipeError(
-            f"data.pad_to_square is true, and {type(processor).__name__} fits pictures to each "
+            f"data.pad_to_square is true, but {type(processor).__name__} resizes images for each "
             "expert by itself: set it to false"
         )
     media = None if data.media is None else Path(data.media)
@@ -245,15 +252,15 @@ def make_collator(
 
 
 def rope_of(model: Any) -> Callable[[dict[str, Any]], Tensor] | None:
-    """What gives the (3, S) positions of one sample's features to a model under M-RoPE.
+    """For a model with M-RoPE, the function from a sample's features to its (3, S) positions.
 
-    Raises RecipeError for a model that plans the positions of whole rows by itself.
+    None for other models. Raises RecipeError for a model that plans the positions of whole rows.
     """
     core = adapter_of(model).core
     if hasattr(core, "fusion") and core.fusion.config.scheme:
         raise RecipeError(
-            "data.packing: this model gives its experts' tokens positions of their own, row by "
-            "row, and would not see where samples begin: set it to false"
+            "data.packing: this model plans the positions of whole rows, without the limits of "
+            "packed samples: set it to false"
         )
     if not hasattr(core, "get_rope_index"):
         return None
@@ -278,17 +285,17 @@ def _boards(recipe: Recipe, output: Path, rank: int) -> list[Any]:
 
 
 def summary(recipe: Recipe, flight: Flight, model: nn.Module) -> str:
-    """What is about to run, in a few lines."""
-    held = flight.validation
+    """A few lines about the run that starts."""
+    validation = flight.validation
     lines = [
         f"{len(flight.training)} samples"
-        + (f", {len(held)} held out" if held else "")
+        + (f", {len(validation)} held out" if validation else "")
         + (f", {len(flight.training.faults)} bad ones skipped" if flight.training.faults else "")
         + f"; {flight.world} processes x {recipe.optimizer.micro_batch} samples x "
         f"{flight.accumulation} forwards = {recipe.optimizer.batch} samples a step"
     ]
     for part, (whole, learning) in sizes(model).items():
-        lines.append(f"  {part:<16}{whole:>16,} parameters, {learning:>16,} learn")
+        lines.append(f"  {part:<16}{whole:>16,} parameters, {learning:>16,} trained")
     for group in groups(model, recipe):
         lines.append(
             f"  group {group.part:<16}{group.count:>16,} at {group.rate:g}, decay {group.decay:g}"

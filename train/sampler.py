@@ -1,4 +1,4 @@
-"""The order of samples: batches of like length and one modality, drawn anew in each epoch."""
+"""The order of samples: batches of similar length and one modality, drawn in each epoch."""
 
 from __future__ import annotations
 
@@ -7,20 +7,24 @@ from collections.abc import Iterator
 import numpy as np
 from torch.utils.data import Sampler
 
-POOL = 8  # batches that are sorted by length together; more make batches more alike
+POOL = 8  # batches sorted by length together; with more, lengths in a batch are more similar
 
 
 class GroupedSampler(Sampler[int]):
-    """Indices, a whole step's batch after another.
+    """Indices of samples, one step's batch after another.
 
     Samples are shuffled, sorted by length within pools of `POOL` batches, and cut into batches,
-    which are shuffled: a batch holds samples of like length, and of one modality where `modality`
-    is given (LLaVA-1.5's group_by_modality_length). Processes and accumulation share a batch in
-    runs of micro-batches, so that the same samples make a step on any number of processes. What is
-    left over at the end is filled up with samples from the start.
+    which are shuffled again. So the samples of a batch have similar lengths, and one modality if
+    `modality` is given (as LLaVA-1.5's group_by_modality_length). Processes and accumulation share
+    a batch in consecutive micro-batches, so a step consists of the same samples on any number of
+    processes. The last batch is filled up with samples from the start. The order depends on the
+    seed and the epoch only.
 
-    lengths, modality: (n,) of the samples; None where they are not to matter.
-    The order depends on (seed, epoch) alone.
+    Args:
+        count: the number of samples.
+        batch: samples a step.
+        lengths: (n,) lengths of the samples, or None to ignore them.
+        modality: (n,) the kind of each sample, or None to ignore it.
     """
 
     def __init__(

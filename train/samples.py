@@ -1,11 +1,10 @@
-"""Samples: what one record says, whatever form it is written in.
+"""Samples: one conversation with its media, from records of either of two forms.
 
 LLaVA:     {"image": "a.jpg", "conversations": [{"from": "human", "value": "<image>\\n..."}, ...]}
 messages:  {"messages": [{"role": "user", "content": "<image>..."}, ...], "images": ["a.jpg"]}
 
 Both take one medium or a list of them ("image", "images", "video", "videos"). `<image>` and
-`<video>` say where they stand; where no turn holds one, they stand at the front of the first
-question.
+`<video>` mark where they belong. Without such marks they come before the first question.
 """
 
 from __future__ import annotations
@@ -27,15 +26,16 @@ _PLACE = re.compile(r"\s*<(image|video)>\s*")
 
 
 class SampleError(ValueError):
-    """A sample that cannot be learned from, and why."""
+    """A sample cannot be used for training. The message gives the reason."""
 
 
 @dataclass(frozen=True)
 class Sample:
     """One conversation.
 
-    messages: (role, parts) in order; a part is ("text", words), ("image", path) or
-        ("video", path). Roles: "system" first if at all, then "user" and "assistant" in turn.
+    Attributes:
+        messages: pairs (role, parts). A part is ("text", text), ("image", path) or
+            ("video", path). Roles are an optional "system", then "user" and "assistant" in turn.
     """
 
     messages: tuple[tuple[str, tuple[tuple[str, str], ...]], ...]
@@ -47,15 +47,15 @@ class Sample:
 
     @property
     def text(self) -> str:
-        """All words, for estimates of length."""
+        """All text, to estimate the length."""
         return " ".join(words for _, parts in self.messages for k, words in parts if k == "text")
 
 
 def parse(record: Mapping[str, Any]) -> Sample:
     """The sample that a record of either form describes.
 
-    Raises SampleError: another form, a turn without text or with an unknown role, turns out of
-    order, nothing answered, or placeholders that do not match the media.
+    Raises SampleError for another form, a turn without text or with an unknown role, turns out of
+    order, an empty answer, or placeholders that do not match the media.
     """
     if "conversations" in record:
         turns = [_turn(turn, "from", "value") for turn in _list(record, "conversations")]
@@ -63,17 +63,19 @@ def parse(record: Mapping[str, Any]) -> Sample:
         turns = [_turn(turn, "role", "content") for turn in _list(record, "messages")]
     else:
         keys = ", ".join(map(repr, record))
-        raise SampleError(f"neither 'conversations' nor 'messages' is there, but {keys}")
+        raise SampleError(f"expected 'conversations' or 'messages', got {keys}")
     media = {kind: _media(record, kind) for kind in KINDS}
     turns = _placed(turns, media)
     roles = [role for role, _ in turns]
-    if roles and roles[0] == "assistant":  # LLaVA's data hold some; nothing asks for such a turn
+    if (
+        roles and roles[0] == "assistant"
+    ):  # LLaVA's data contain some; there is no question for such a turn
         turns, roles = turns[1:], roles[1:]
     talk = roles[1:] if roles[:1] == ["system"] else roles
     if not talk or talk != ["user", "assistant"] * (len(talk) // 2):
         raise SampleError(
-            f"the turns are {', '.join(roles) or 'none'}: expected a question and an answer in "
-            "turn, after a system turn at most"
+            f"the turns are {', '.join(roles) or 'none'}: expected user and assistant in turn, "
+            "after at most one system turn"
         )
     return Sample(tuple((role, tuple(parts)) for role, parts in turns))
 
@@ -111,7 +113,7 @@ def _turn(turn: Any, role_key: str, text_key: str) -> Turn:
 
 
 def _split(text: str) -> list[tuple[str, str]]:
-    """Text around its placeholders; blanks beside a placeholder are the template's to write."""
+    """Text and placeholders. White space beside a placeholder is left to the template."""
     pieces = _PLACE.split(text)
     parts = []
     for number, piece in enumerate(pieces):
@@ -143,19 +145,19 @@ def _placed(turns: list[Turn], media: dict[str, list[str]]) -> list[Turn]:
         if paths and not places:
             first = next((parts for role, parts in turns if role == "user"), None)
             if first is None:
-                raise SampleError("nothing is asked: expected a user's turn")
+                raise SampleError("there is no question: expected a turn of the user")
             first[:0] = [(kind, path) for path in paths]
         elif len(places) != len(paths):
             raise SampleError(
-                f"the turns hold <{kind}> {len(places)} times and {len(paths)} {kind}s are given: "
-                "expected the same number"
+                f"the turns contain <{kind}> {len(places)} times, but {len(paths)} {kind}s are "
+                "given: expected the same number"
             )
         else:
             for (parts, at), path in zip(places, paths, strict=True):
                 parts[at] = (kind, path)
     for role, parts in turns:
         if role != "user" and any(kind in KINDS for kind, _ in parts):
-            raise SampleError(f"the {role}'s turn holds an image or a video: expected text alone")
+            raise SampleError(f"the {role}'s turn contains an image or a video: expected text only")
         if role == "assistant" and not any(words.strip() for _, words in parts):
             raise SampleError("an answer is empty")
     return turns

@@ -1,4 +1,4 @@
-"""What a run shows: lines as it goes, a report and a picture of the loss at its end."""
+"""The output of a run: a line at each log, and a report and a plot of the loss at the end."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageDraw
+import numpy as np
 from transformers import TrainerCallback
 
 from train.reduction import Reducer
@@ -17,7 +17,7 @@ PACKAGES = ("torch", "transformers", "deepspeed", "accelerate", "peft")
 
 
 class Steps(TrainerCallback):
-    """Tells the reducer which step begins, and prints a line at each log."""
+    """Tells the reducer which step begins, and prints each log as a line."""
 
     def __init__(self, reducer: Reducer | None) -> None:
         self.reducer = reducer
@@ -32,7 +32,7 @@ class Steps(TrainerCallback):
 
 
 def log_line(state: Any, logs: dict[str, Any]) -> str:
-    """One log as a line for people; empty for logs that are no step's."""
+    """One log as a line of text. Empty for a log that does not belong to a step."""
     if "eval_loss" in logs:
         return (
             f"step {state.global_step}/{state.max_steps}  validation loss {logs['eval_loss']:.4f}"
@@ -61,7 +61,7 @@ def log_line(state: Any, logs: dict[str, Any]) -> str:
 
 
 def write_report(path: Path, facts: dict[str, Any]) -> None:
-    """Write `train_report.json`: the facts, and what they were found with."""
+    """Write the facts of a run, with the versions of packages, as JSON."""
     found = {name: version(name) for name in PACKAGES if _installed(name)}
     facts = facts | {"packages": found, "python": platform.python_version()}
     path.write_text(json.dumps(facts, indent=2, default=str) + "\n", encoding="utf-8")
@@ -76,38 +76,16 @@ def _installed(name: str) -> bool:
 
 
 def draw_loss(path: Path, curves: dict[str, list[tuple[float, float]]]) -> None:
-    """Draw curves of (step, loss) as a PNG of 800 x 400 pixels."""
-    width, height, left, low = 800, 400, 60, 360
-    picture = Image.new("RGB", (width, height), "white")
-    pen = ImageDraw.Draw(picture)
-    points = [point for curve in curves.values() for point in curve]
-    if not points:
-        return
-    last = max(step for step, _ in points)
-    values = [loss for _, loss in points if loss == loss]  # NaN is not drawn
-    bottom, top = min(values, default=0.0), max(values, default=1.0)
-    span = (top - bottom) or 1.0
+    """Plot curves of (step, loss) as a PNG of 800 x 400 pixels. NaN leaves a gap."""
+    # Not through pyplot, which would choose a display.
+    from matplotlib.figure import Figure
 
-    def place(step: float, loss: float) -> tuple[float, float]:
-        return (
-            left + (width - left - 20) * step / max(last, 1),
-            low - (low - 30) * (loss - bottom) / span,
-        )
-
-    for tick in range(5):
-        value = bottom + span * tick / 4
-        _, y = place(0, value)
-        pen.line([(left, y), (width - 20, y)], fill=(225, 225, 225))
-        pen.text((8, y - 6), f"{value:.3g}", fill="black")
-    pen.text((left, low + 10), "0", fill="black")
-    pen.text((width - 60, low + 10), f"step {last:g}", fill="black")
-    for number, ((name, curve), colour) in enumerate(
-        zip(curves.items(), ("#0071bc", "#c1272d"), strict=False)
-    ):
-        drawn = [place(step, loss) for step, loss in curve if loss == loss]
-        if len(drawn) > 1:
-            pen.line(drawn, fill=colour, width=2)
-        for x, y in drawn[:: max(1, len(drawn) // 40)]:
-            pen.ellipse([x - 2, y - 2, x + 2, y + 2], fill=colour)
-        pen.text((width - 160, 8 + 14 * number), name, fill=colour)
-    picture.save(path)
+    figure = Figure(figsize=(8, 4))
+    axes = figure.subplots()
+    for name, curve in curves.items():
+        axes.plot(*np.reshape(curve, (-1, 2)).T, marker=".", label=name)
+    axes.set_xlabel("step")
+    axes.set_ylabel("loss")
+    axes.grid(axis="y", alpha=0.25)
+    axes.legend(frameon=False)
+    figure.savefig(path)

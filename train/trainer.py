@@ -1,4 +1,4 @@
-"""transformers' Trainer with a recipe's order of samples, groups of parameters, and accounts."""
+"""transformers' Trainer with the sample order, parameter groups and statistics of a recipe."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from train.sampler import GroupedSampler
 from train.watch import Watch
 from vlm.families import adapter_of
 
-AN_IMAGE = 576  # tokens, for estimates of length: the order of samples is all that they decide
+AN_IMAGE = 576  # tokens, to estimate lengths; these only decide the order of samples
 
 
 class RecipeTrainer(Trainer):
-    """Runs a recipe. `faults` and `totals` are what the run has met so far, over all processes."""
+    """Runs a recipe. `faults` and `totals` cover the run so far, over all processes."""
 
     def __init__(self, recipe: Recipe, reducer: Reducer | None, base: Any, **kwargs: Any) -> None:
         self.recipe, self.reducer = recipe, reducer
@@ -67,7 +67,7 @@ class RecipeTrainer(Trainer):
         return self._sampler
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        # accelerate's set_epoch does not reach a sampler inside its batch sampler's batch sampler.
+        # accelerate's set_epoch does not reach a sampler inside two nested batch samplers.
         self._sampler.epoch = kwargs["epoch"]
         super()._run_epoch(*args, **kwargs)
 
@@ -82,7 +82,7 @@ class RecipeTrainer(Trainer):
     def get_train_dataloader(self) -> Any:
         loader = super().get_train_dataloader()
         if self.recipe.sequence_parallel > 1:
-            # The processes of a group read the same batches, and share the sequences in them.
+            # The processes of a group read the same batches and share their sequences.
             shard: Any = loader.batch_sampler
             shard.num_processes //= self.recipe.sequence_parallel
             shard.process_index //= self.recipe.sequence_parallel
@@ -90,7 +90,7 @@ class RecipeTrainer(Trainer):
         return loader
 
     def _share(self, loader: Any, model: Any) -> Any:
-        """In the place of DeepSpeed's adapter, once its groups are there (see train.parallel)."""
+        """Replaces DeepSpeed's adapter, once its process groups exist (see train.parallel)."""
         from deepspeed.utils import groups
 
         compression = None if self.reducer is None else self.reducer.compression
@@ -100,7 +100,7 @@ class RecipeTrainer(Trainer):
         return loader
 
     def set_initial_training_values(self, args: Any, dataloader: Any) -> Any:
-        # Trainer takes it that each process reads batches of its own, for the whole group in turn.
+        # Trainer assumes that each process of a group reads batches of its own.
         self._alone = True
         found = super().set_initial_training_values(args, dataloader)
         self._alone = False
@@ -113,7 +113,7 @@ class RecipeTrainer(Trainer):
         if self.parallel is None or not self.model.training:  # type: ignore[union-attr]
             return super().compute_loss(model, inputs, *args, **kwargs)
         outputs = model(**inputs, num_items_in_batch=kwargs.get("num_items_in_batch"))
-        # The mean over all tokens of a step is a mean over groups: DeepSpeed divides by as many.
+        # DeepSpeed averages gradients over groups; the loss is already a mean over all tokens.
         return outputs.loss * (self.args.world_size // self.recipe.sequence_parallel)
 
     # ---------------------------------------------------------------- steps
@@ -123,15 +123,15 @@ class RecipeTrainer(Trainer):
             settings = self.recipe.optimizer
             options: dict[str, Any] = {"betas": settings.betas, "eps": settings.epsilon}
             learner: Any = self.model
-            found = optimizer_groups(learner, self.recipe)
+            parameters = optimizer_groups(learner, self.recipe)
             deepspeed: Any = self.args.deepspeed or {}
             zero = deepspeed.get("zero_optimization", {})
             if zero.get("offload_optimizer", {}).get("device", "none") != "none":
                 from deepspeed.ops.adam import DeepSpeedCPUAdam
 
-                self.optimizer = DeepSpeedCPUAdam(found, **options)
+                self.optimizer = DeepSpeedCPUAdam(parameters, **options)
             else:
-                self.optimizer = torch.optim.AdamW(found, **options)
+                self.optimizer = torch.optim.AdamW(parameters, **options)
         return self.optimizer
 
     def training_step(self, model: nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> Tensor:
@@ -139,7 +139,7 @@ class RecipeTrainer(Trainer):
         optimizer: Any = self.optimizer
         self._rates = {f"lr_{group['name']}": group["lr"] for group in optimizer.param_groups}
         self._last_log = self._last_log or time.perf_counter()
-        # A cache would be filled for nothing, and hides packed samples from the attention mask.
+        # A cache is useless here, and with one the attention mask ignores packed samples.
         inputs["use_cache"] = False
         self.watch.start("step")
         loss = super().training_step(model, inputs, *args, **kwargs)
@@ -153,14 +153,14 @@ class RecipeTrainer(Trainer):
         with torch.no_grad(), self.compute_loss_context_manager():
             total = model(**inputs, num_items_in_batch=1).loss.detach().float()
         count = (inputs["labels"][:, 1:] != IGNORED).sum()
-        self._held += torch.stack([total, count.to(total)]).to(self._held)
+        self._validation += torch.stack([total, count.to(total)]).to(self._validation)
         return total / count.clamp(min=1), None, None
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
-        """As Trainer's, but that the loss is the mean over all tokens, however they are batched."""
-        self._held = torch.zeros(2, dtype=torch.float64, device=self.args.device)
+        """As Trainer's, but the loss is the mean over all tokens, however they are batched."""
+        self._validation = torch.zeros(2, dtype=torch.float64, device=self.args.device)
         output = super().evaluation_loop(*args, **kwargs)
-        total, count = self.accelerator.reduce(self._held, "sum").tolist()
+        total, count = self.accelerator.reduce(self._validation, "sum").tolist()
         return output._replace(
             metrics=(output.metrics or {}) | {"eval_loss": total / max(count, 1)}
         )
@@ -168,7 +168,7 @@ class RecipeTrainer(Trainer):
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         if self.reducer is not None:
             self.reducer.settle()
-        self._alone = True  # each process validates on samples of its own
+        self._alone = True  # each process validates its own samples
         try:
             return super().evaluate(*args, **kwargs)
         finally:
@@ -190,7 +190,7 @@ class RecipeTrainer(Trainer):
         for part in (report.reduced.reduce, report.reduced.plan):
             self.watch.seconds["reduce"] += (part or 0.0) / 1e3
 
-    # ---------------------------------------------------------------- what is seen
+    # ---------------------------------------------------------------- logs
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
@@ -201,21 +201,21 @@ class RecipeTrainer(Trainer):
         super().log(logs, start_time)
 
     def _figures(self, wall: float) -> dict[str, float]:
-        """Tokens a second, visual tokens, shares of time since the last log."""
+        """Tokens a second, visual tokens and shares of time since the last log."""
         seconds, counts = self.watch.take()
         names = sorted({"samples", "text", "visual", "cut", "visual dense", "visual kept"})
-        mine = torch.tensor([counts.get(name, 0.0) for name in names], device=self.args.device)
-        every = self.accelerator.reduce(mine, "sum") / self.recipe.sequence_parallel
-        total = dict(zip(names, every.tolist(), strict=True))
+        local = torch.tensor([counts.get(name, 0.0) for name in names], device=self.args.device)
+        summed = self.accelerator.reduce(local, "sum") / self.recipe.sequence_parallel
+        total = dict(zip(names, summed.tolist(), strict=True))
         for name, amount in total.items():
             self.totals[name] = self.totals.get(name, 0.0) + amount
-        inside = seconds.get("reduce", 0.0)
-        decoder = max(0.0, seconds.get("language model", 0.0) - inside)
-        forward = seconds.get("vision", 0.0) + decoder + inside
+        reduce = seconds.get("reduce", 0.0)
+        decoder = max(0.0, seconds.get("language model", 0.0) - reduce)
+        forward = seconds.get("vision", 0.0) + decoder + reduce
         shares = {
             "data": seconds.get("data", 0.0),
             "vision": seconds.get("vision", 0.0),
-            "reduce": inside,
+            "reduce": reduce,
             "language_model": decoder,
             "backward": max(0.0, seconds.get("step", 0.0) - forward),
         }
@@ -228,13 +228,13 @@ class RecipeTrainer(Trainer):
         return figures
 
     def _collect_faults(self) -> None:
-        """Bring the faults of all processes together; too many end the run on all of them."""
+        """Gather the faults of all processes. Too many raise DataError on all of them."""
         count = torch.tensor([len(self._new_faults)], device=self.args.device)
         if not int(self.accelerator.reduce(count, "sum")):
             return
-        found = gather_object(self._new_faults)
+        gathered = gather_object(self._new_faults)
         self._new_faults = []
-        self.faults = list(dict.fromkeys([*self.faults, *found]))
+        self.faults = list(dict.fromkeys([*self.faults, *gathered]))
         size, allowed = len(self.train_dataset), self.recipe.data.bad_share  # type: ignore[arg-type]
         if len(self.faults) > allowed * size:
             first = "\n".join(f"  {fault.where}: {fault.reason}" for fault in self.faults[:5])
@@ -259,8 +259,8 @@ class RecipeTrainer(Trainer):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
             load_beside(learner, Path(resume_from_checkpoint))
             return
-        # Trainer reads the file's names as they are, and leaves out those that from_pretrained
-        # would have translated: for a LLaVA, all of them.
+        # Trainer loads the names in the file as they are and ignores those that from_pretrained
+        # would rename: for a LLaVA, all of them.
         saved = type(learner).from_pretrained(resume_from_checkpoint, dtype=learner.dtype)
         learner.load_state_dict(saved.state_dict())
 
@@ -268,8 +268,8 @@ class RecipeTrainer(Trainer):
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is None or not is_universal(Path(checkpoint)):
             return
-        # DeepSpeed 0.19 gives every group the first one's settings, and under ZeRO-3 one tensor for
-        # all their counts of steps, which each of them then raises.
+        # From a universal checkpoint, DeepSpeed 0.19 gives every group the settings of the first,
+        # and under ZeRO-3 one shared tensor of the step count, which each group then increments.
         optimizer: Any = self.optimizer
         while hasattr(optimizer, "optimizer"):
             optimizer = optimizer.optimizer
@@ -278,14 +278,13 @@ class RecipeTrainer(Trainer):
                 state["step"] = state["step"].clone()
         scheduler: Any = self.lr_scheduler
         learner: Any = self.model
-        mine = groups(learner, self.recipe)
-        for at, group, rate in zip(
-            optimizer.param_groups, mine, scheduler.get_last_lr(), strict=True
-        ):
-            at.update(lr=rate, weight_decay=group.decay, name=group.part)
+        own = groups(learner, self.recipe)
+        rates = scheduler.get_last_lr()
+        for settings, group, rate in zip(optimizer.param_groups, own, rates, strict=True):
+            settings.update(lr=rate, weight_decay=group.decay, name=group.part)
 
     def save_whole(self, folder: Path) -> None:
-        """The finished model, adapters merged in, as `from_pretrained` reads it."""
+        """Save the finished model for `from_pretrained`, with adapters merged if asked for."""
         learner: Any = self.model
         if not is_adapted(learner):
             self.save_model(str(folder))

@@ -1,4 +1,4 @@
-"""Where the time of a run goes, and how much goes through it."""
+"""Time and counts of a run, by name."""
 
 from __future__ import annotations
 
@@ -11,10 +11,9 @@ from torch import nn
 
 
 class Watch:
-    """Adds up seconds by name, and counts.
+    """Adds up seconds and counts by name.
 
-    On a GPU the clock is read on the device's own time line (events), so that watching does not
-    make the host wait; what is read is from the last `take` but for what is still under way.
+    On a GPU, times are read from CUDA events, so that timing does not synchronize the host.
     """
 
     def __init__(self) -> None:
@@ -25,11 +24,11 @@ class Watch:
         self._gpu = torch.cuda.is_available()
 
     def start(self, name: str) -> None:
-        """The clock of `name` runs."""
+        """Start the clock of `name`."""
         self._began[name] = self._now()
 
     def stop(self, name: str) -> None:
-        """The clock of `name` stands, if it ran."""
+        """Stop the clock of `name`, if it is running."""
         began = self._began.pop(name, None)
         if began is None:
             return
@@ -46,11 +45,11 @@ class Watch:
         return event
 
     def add(self, name: str, amount: float) -> None:
-        """Count."""
+        """Add to the count of `name`."""
         self.counts[name] += amount
 
     def take(self) -> tuple[dict[str, float], dict[str, float]]:
-        """Seconds and counts since the last call."""
+        """Seconds and counts since the last call. Waits for the last event on a GPU."""
         if self._events:
             self._events[-1][2].synchronize()
         for name, first, last in self._events:
@@ -62,7 +61,7 @@ class Watch:
         return seconds, counts
 
     def time_module(self, name: str, module: nn.Module) -> list[Any]:
-        """Time every forward of a module; returns the handles of the hooks."""
+        """Time every forward of a module. Returns the handles of the hooks."""
         return [
             module.register_forward_pre_hook(lambda *_: self.start(name)),
             module.register_forward_hook(lambda *_: self.stop(name)),

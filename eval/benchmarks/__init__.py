@@ -1,4 +1,4 @@
-"""The benchmarks, each a dataclass in a file of its own."""
+"""The benchmarks. Each is a dataclass in its own file."""
 
 from __future__ import annotations
 

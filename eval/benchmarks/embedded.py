@@ -1,8 +1,8 @@
 """The embedded benchmark: scenes and clips that the embedded model never saw, in seven categories.
 
-The questions of scene (clip) s of a split are those that `vlm.scenes` draws from the generator
-seeded with (s, number of the split + 1000, 0 (1)). Answers are open: an answer is right if it is
-the text wanted, surrounding space removed, and case too, except for what is read from a sign.
+The questions about scene (clip) s of a split are drawn by `vlm.scenes` from the generator with the
+seed (s, number of the split + 1000, 0 (1)). Answers are open. An answer is right if it equals the
+expected text, ignoring surrounding white space and, except for what is read from a sign, case.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ from vlm.scenes import (
 
 @dataclass(frozen=True)
 class Asked:
-    """All questions about one scene or clip, and the things that it shows."""
+    """All questions about one scene or clip, and the items that it shows."""
 
     key: str
     questions: list[Question]
@@ -67,11 +67,11 @@ class Asked:
 
 @dataclass(frozen=True)
 class Embedded(Benchmark):
-    """Answers about drawn scenes and clips.
+    """Questions about drawn scenes and clips.
 
-    split, scenes, clips: which are drawn, the first of the split. choices: ask in multiple choice.
-    blind: ask without picture or video, to see what the words alone give away. data: instead of
-    drawing, an `open.jsonl` that `write` made (its pictures beside it).
+    split, scenes, clips: the first scenes and clips of a split. choices: ask multiple-choice
+    questions. blind: ask without pictures and videos, to measure what the words give away. data:
+    instead of drawing, read an `open.jsonl` from `make-embedded` with its pictures.
     """
 
     split: Split = "test"
@@ -82,7 +82,7 @@ class Embedded(Benchmark):
     data: Path | None = None
 
     name: ClassVar[str] = "embedded"
-    help: ClassVar[str] = "scenes and clips that are drawn, or open.jsonl that make-embedded wrote"
+    help: ClassVar[str] = "drawn scenes and clips, or the open.jsonl of make-embedded"
 
     def load(self) -> Loaded:
         """Draw the questions, or read them from `data`."""
@@ -93,7 +93,9 @@ class Embedded(Benchmark):
                 raise DataError(f"split is {self.split!r}; expected one of {', '.join(SPLITS)}")
             for name, count in (("scenes", self.scenes), ("clips", self.clips)):
                 if count < 0 or self.scenes + self.clips < 1:
-                    raise DataError(f"{name} is {count}; expected at least 0, and 1 of the two")
+                    raise DataError(
+                        f"{name} is {count}: expected 0 or more, and at least one scene or clip"
+                    )
             loaded = Loaded(
                 [
                     _sample(asked.key, number, self._form(question, asked, number), asked.media)
@@ -112,16 +114,16 @@ class Embedded(Benchmark):
         return multiple_choice(question, options(question, asked.shown, rng))
 
     def score(self, sample: Sample, text: str) -> Score:
-        """Exact match, but for surrounding space and, for words, case."""
+        """Exact match, ignoring surrounding white space and, for words, case."""
         read = text.strip()
         if sample.groups["category"] != "reading" and not self.choices:
             read = read.lower()
         return Score(float(read == sample.answer), read)
 
     def chance(self, samples: Sequence[Sample]) -> float:
-        """The best that one constant answer for each question template can do on these samples.
+        """The best accuracy of one constant answer for each question template on these samples.
 
-        Where the question names what can be the answer, the constant is a place among these.
+        If the question names the candidates, the constant is an index among them.
         """
         answers: dict[str, Counter[str]] = defaultdict(Counter)
         for sample in samples:
@@ -132,7 +134,7 @@ class Embedded(Benchmark):
 
 
 def template(prompt: str) -> str:
-    """A question with the names of colours and shapes blanked."""
+    """A question with the names of colours and shapes replaced by blanks."""
     names = "|".join([*COLOURS, *(f"{shape}(?:e?s)?" for shape in SHAPES)])
     return re.sub(rf"\b(?:{names})\b", "_", prompt)
 
@@ -164,7 +166,7 @@ def _read_video(frames: tuple[Path, ...]) -> Video:
 
 
 def as_video(frames: Sequence[Image.Image]) -> Video:
-    """Frames, a second apart, as a video."""
+    """Frames, one second apart, as a video."""
     count = len(frames)
     stacked = np.stack([np.asarray(frame) for frame in frames])
     return Video(stacked, np.arange(count, dtype=float), np.arange(count), 1.0, float(count), "")
@@ -188,9 +190,9 @@ def _sample(key: str, number: int, question: Question, media: Drawing | Picture)
 def write(folder: Path, split: Split, scenes: int, clips: int) -> list[Path]:
     """Write the benchmark as files: `open.jsonl`, `images/*.png` and `mmbench.tsv`.
 
-    The TSV is in MMBench's form (up to four options, one row a question, vanilla: rolls are built
-    when it is read) and holds the pictures alone, no videos; its first row of a scene holds the
-    picture, the others the index of that row.
+    The TSV has MMBench's form, with up to four options and one row for each question about a
+    picture. Rolls are built when it is read. The first row of a scene contains the picture, the
+    others the index of that row.
     """
     (folder / "images").mkdir(parents=True, exist_ok=True)
     rows: list[list[object]] = []

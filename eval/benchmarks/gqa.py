@@ -1,7 +1,7 @@
-"""GQA (Hudson and Manning 2019): one-word answers, exact match; usually testdev_balanced.
+"""GQA (Hudson and Manning 2019): one-word answers and exact match, usually testdev_balanced.
 
 `data` is the official testdev_balanced_questions.json: question id -> {imageId, question, answer,
-types}; pictures lie under `media` as <imageId>.jpg.
+types}. Pictures are <imageId>.jpg in `media`.
 """
 
 from __future__ import annotations
@@ -49,6 +49,6 @@ class GQA(Benchmark):
         )
 
     def score(self, sample: Sample, text: str) -> Score:
-        """Exact match, but for case and punctuation."""
+        """Exact match, ignoring case and punctuation."""
         read = normalise_words(text)
         return Score(float(read == normalise_words(sample.answer)), read)

@@ -1,9 +1,9 @@
 """MMBench (Liu et al. 2023), EN and CN, dev and test: CircularEval and vanilla accuracy.
 
-The official TSV: index, question, hint, A..D, answer, category, image, l2-category, source, split.
-An image is base64, or the index of the row that holds it. A question with N options is asked N
-times with its options turned; row k of a question has index base + k * 1,000,000 (or its base in
-`g_index`). Turned rows that a file lacks are built.
+The official TSV has the columns index, question, hint, A..D, answer, category, image, l2-category,
+source and split. An image is base64, or the index of the row that contains it. CircularEval asks a
+question with N options N times, with the options rotated ("rolls"). Row k of a question has the
+index base + k * 1,000,000, or its base in `g_index`. Rolls that are not in the file are built.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from eval.xlsx import write_xlsx
 LETTERS = "ABCDE"
 ROLL = 1_000_000
 STYLES = {
-    # hint and question, options, and what follows them
+    # The prompt with hint, question and options, and what follows the options.
     "llava": (
         "{hint}\n{question}\n{options}",
         "\nAnswer with the option's letter from the given choices directly.",
@@ -45,9 +45,9 @@ _COLUMNS = ("index", "question", "A", "B", "image")
 
 @dataclass(frozen=True)
 class MMBench(Benchmark):
-    """data: the TSV. circular: ask all rolls. style: the prompt, one of `STYLES`; "question" shows
-    no options, for models that answer in words, and reads option texts only. judge: asked where
-    the rules read nothing.
+    """data: the TSV. circular: ask all rolls. style: the form of the prompt, one of `STYLES`.
+    "question" shows no options, for models that answer in words; only option texts are read.
+    judge: a function that is asked if the rules read nothing.
     """
 
     data: Path
@@ -63,7 +63,7 @@ class MMBench(Benchmark):
             raise DataError(f"style is {self.style!r}; expected one of {', '.join(STYLES)}")
 
     def load(self) -> Loaded:
-        """Read the questions; a question with a bad roll is left out whole."""
+        """Read the questions. A question with a bad roll is left out entirely."""
         head, numbered = read_tsv(self.data)
         need(head, _COLUMNS, self.data)
         rows, bad = _unique(list(numbered))
@@ -94,7 +94,7 @@ class MMBench(Benchmark):
         self, index: int, base: int, row: dict[str, str], pictures: _Pictures, hidden: bool
     ) -> Sample:
         if None in row or None in row.values():
-            raise ValueError("the number of fields is not that of the head")
+            raise ValueError("the number of fields differs from that of the head")
         options = {letter: row[letter] for letter in LETTERS if row.get(letter)}
         answer = (row.get("answer") or "").strip() or None
         if list(options) != list(LETTERS[: len(options)]) or len(options) < 2:
@@ -120,7 +120,7 @@ class MMBench(Benchmark):
     def _prompt(self, row: dict[str, str], options: dict[str, str]) -> str:
         form, suffix = STYLES[self.style]
         hint = (row.get("hint") or "").strip()
-        if not hint:  # the line (or words) of the hint goes with it
+        if not hint:  # without the line, or the words, of the hint
             form = form[form.index("{hint}") + len("{hint}") + 1 :]
         lines = "\n".join(f"{letter}. {text}" for letter, text in options.items())
         return form.format(hint=hint, question=row["question"], options=lines) + suffix
@@ -128,13 +128,13 @@ class MMBench(Benchmark):
     def _rolls(self, base: int, group: list[Sample], rolled: bool) -> list[Sample]:
         first = [sample for sample in group if int(sample.key) == base]
         if not first:
-            raise ValueError(f"the row itself is missing; it has {len(group)} turned ones")
+            raise ValueError(f"the unrotated row is missing; there are {len(group)} rotated ones")
         if not self.circular:
             return first
         count = len(first[0].options)
         if rolled or len(group) > 1:
             if len(group) != count:
-                raise ValueError(f"{len(group)} of {count} rolls are there")
+                raise ValueError(f"only {len(group)} of {count} rolls are in the file")
             return group
         return [self._rolled(first[0], base, k) for k in range(count)]
 
@@ -153,12 +153,12 @@ class MMBench(Benchmark):
         )
 
     def score(self, sample: Sample, text: str) -> Score:
-        """Whether the text chooses the right option."""
+        """Whether the answer chooses the right option."""
         read = choice(text, sample.options, self.judge, letters=self.style != "question")
         return Score(None if sample.answer is None else float(read == sample.answer), read)
 
     def units(self, scored: Sequence[Scored]) -> list[Unit]:
-        """A question counts as right if it was answered rightly in all rolls."""
+        """A question counts as right if all its rolls are answered right."""
         groups: dict[str, list[Scored]] = defaultdict(list)
         for one in scored:
             groups[str(one.sample.about["base"])].append(one)
@@ -170,7 +170,7 @@ class MMBench(Benchmark):
         ]
 
     def extra(self, scored: Sequence[Scored]) -> dict[str, float]:
-        """Vanilla accuracy: over the rows as they stand, unturned."""
+        """Vanilla accuracy: over the unrotated rows."""
         plain = [
             s.score.value
             for s in scored
@@ -179,13 +179,13 @@ class MMBench(Benchmark):
         return {"vanilla": sum(plain) / len(plain)} if plain and self.circular else {}
 
     def chance(self, samples: Sequence[Sample]) -> float | None:
-        """Of one letter for all, where each question is asked once (turned, none holds)."""
+        """The accuracy of the best constant letter; none is right in CircularEval."""
         if self.circular or self.style == "question" or samples[0].answer is None:
             return None
         return max(Counter(s.answer for s in samples).values()) / len(samples)
 
     def export(self, scored: Sequence[Scored], folder: Path) -> list[Path]:
-        """The submission file of the evaluation server: the rows with a `prediction`, as XLSX."""
+        """Write the submission file of the evaluation server: rows with a `prediction`, as XLSX."""
         names = ["index", "question", "hint", *LETTERS, "answer", "category", "l2-category"]
         names += ["source", "split"]
         names = [name for name in names if any(name in s.sample.about for s in scored)]
@@ -197,21 +197,21 @@ class MMBench(Benchmark):
 
 
 class _Pictures:
-    """The bytes of each row's picture, decoded once, references followed."""
+    """The bytes of each row's picture. References are followed, and each is decoded once."""
 
     def __init__(self, fields: dict[int, str]) -> None:
         self.fields = fields
         self.known: dict[int, bytes] = {}
 
     def holder(self, index: int) -> int:
-        """The index of the row that has the picture itself."""
+        """The index of the row that contains the picture."""
         at, seen = index, [index]
         while len(text := self.fields[at] or "") <= 64:
             if not text.strip().isdecimal():
                 raise ValueError(f"image is {text!r}: expected base64 or the index of a row")
             at = int(text)
             if at not in self.fields:
-                raise ValueError(f"image refers to index {at}, which is not there")
+                raise ValueError(f"image refers to index {at}, which is not in the file")
             if at in seen:
                 raise ValueError(f"image refers to itself by {' -> '.join(map(str, seen))}")
             seen.append(at)
@@ -235,7 +235,7 @@ def _unique(
     for number, row in numbered:
         text = row["index"] or ""
         try:
-            # Files that pandas has been through hold "17.0".
+            # Files that were written by pandas contain "17.0".
             if (value := float(text)) != (index := int(value)) or index < 0:
                 raise ValueError
             seen[index].append((number, row))
@@ -244,5 +244,7 @@ def _unique(
     for index, rows in seen.items():
         if len(rows) > 1:
             places = ", ".join(str(number) for number, _ in rows)
-            problems.append(Problem(f"rows {places}", f"index {index} is there {len(rows)} times"))
+            problems.append(
+                Problem(f"rows {places}", f"index {index} is in the file {len(rows)} times")
+            )
     return {index: rows[0] for index, rows in seen.items() if len(rows) == 1}, problems

@@ -1,9 +1,10 @@
 """MME (Fu et al. 2023): two yes-or-no questions on each picture, in 14 tasks.
 
-`data` is the official folder: for each task a folder with pictures and, beside them or under
-questions_answers_YN, a text file of the same name with two lines "question<TAB>answer" (pictures
-then under images). A task's score is 100 * (accuracy + accuracy+), accuracy+ being the share of
-pictures with both questions right; perception is the sum of 10 tasks, cognition of 4.
+`data` is the official folder, with a folder for each task. It contains pictures, and for each a
+text file of the same name with two lines "question<TAB>answer". Some tasks have them in the folders
+images and questions_answers_YN. The score of a task is 100 * (accuracy + accuracy+), where
+accuracy+ is the share of pictures with both answers right. Perception is the sum of 10 tasks,
+cognition of 4.
 """
 
 from __future__ import annotations
@@ -35,12 +36,12 @@ class MME(Benchmark):
     help: ClassVar[str] = "MME folder, one folder in it for each task"
 
     def load(self) -> Loaded:
-        """Read the questions of all tasks that are there."""
+        """Read the questions of all tasks in the folder."""
         root = folder(self.data, "--data", "one folder for each task")
         known = [*PERCEPTION, *COGNITION]
         found = [task for task in known if (root / task).is_dir()]
         if not found:
-            raise DataError(f"{root}: none of the folders {', '.join(known)}")
+            raise DataError(f"{root} contains none of the folders {', '.join(known)}")
         samples: list[Sample] = []
         problems = [Problem(task, "no such folder") for task in known if task not in found]
         for task in found:
@@ -52,12 +53,12 @@ class MME(Benchmark):
         return Loaded(samples, problems)
 
     def score(self, sample: Sample, text: str) -> Score:
-        """Whether yes or no, as read, is right; what says neither is wrong."""
+        """Whether the answer, read as yes or no, is right. Neither counts as wrong."""
         read = yes_no(text)
         return Score(float(read == sample.answer), read)
 
     def extra(self, scored: Sequence[Scored]) -> dict[str, float]:
-        """The score of each task, and perception and cognition where all their tasks are there."""
+        """The score of each task, and perception and cognition if all their tasks are present."""
         values: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
         for s in scored:
             if s.score.value is not None:

@@ -1,7 +1,7 @@
-"""POPE (Li et al. 2023): is this object in the picture? Random, popular and adversarial ones.
+"""POPE (Li et al. 2023): is an object in the picture? Random, popular and adversarial objects.
 
 `data` is an official coco_pope_<kind>.json (one object a line: question_id, image, text, label), or
-a folder that holds several; pictures lie under `media` by their names.
+a folder with several. Pictures are in `media`, by name.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class POPE(Benchmark):
     help: ClassVar[str] = "POPE JSON lines, or a folder of them, with the folder of images"
 
     def load(self) -> Loaded:
-        """Read the questions of all kinds that are there."""
+        """Read the questions of all kinds in the file or folder."""
         media = folder(self.media, "--media", "the images that the questions name")
         files = sorted(self.data.glob("*pope*.json*")) if self.data.is_dir() else [self.data]
         if not files:
@@ -57,7 +57,7 @@ class POPE(Benchmark):
         )
 
     def score(self, sample: Sample, text: str) -> Score:
-        """Whether yes or no, as read, is right; what says neither is wrong."""
+        """Whether the answer, read as yes or no, is right. Neither counts as wrong."""
         read = yes_no(text)
         return Score(float(read == sample.answer), read)
 

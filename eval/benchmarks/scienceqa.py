@@ -1,7 +1,7 @@
-"""ScienceQA (Lu et al. 2022), the questions with a picture (IMG): which option is right?
+"""ScienceQA (Lu et al. 2022): multiple-choice questions, only those with a picture (IMG).
 
 `data` is the official problems.json: id -> {question, choices, answer, hint, image, split, ...};
-pictures lie under `media` as <id>/image.png, or as <split>/<id>/image.png.
+Pictures are <id>/image.png or <split>/<id>/image.png in `media`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ LETTERS = "ABCDEFGH"
 
 @dataclass(frozen=True)
 class ScienceQA(Benchmark):
-    """data, media: see the module. split: "test", "val", "minival", ... as the file names them."""
+    """data, media: see the module. split: "test", "val", "minival", ..., as in the file."""
 
     data: Path
     media: Path | None = None
@@ -30,7 +30,7 @@ class ScienceQA(Benchmark):
     help: ClassVar[str] = "ScienceQA problems.json, with the folder of images"
 
     def load(self) -> Loaded:
-        """Read the questions of the split that have a picture."""
+        """Read the questions of the split with a picture."""
         media = folder(self.media, "--media", "<id>/image.png")
         rows = read_json(self.data)
         if not isinstance(rows, dict) or not all(isinstance(row, dict) for row in rows.values()):
@@ -69,6 +69,6 @@ class ScienceQA(Benchmark):
         )
 
     def score(self, sample: Sample, text: str) -> Score:
-        """Whether the text chooses the right option."""
+        """Whether the answer chooses the right option."""
         read = choice(text, sample.options, self.judge)
         return Score(float(read == sample.answer), read)

@@ -1,8 +1,8 @@
-"""TextVQA (Singh et al. 2019): short answers about text in photographs, ten people's answers each.
+"""TextVQA (Singh et al. 2019): short answers about text in photographs, with ten reference answers.
 
-`data` is the official TextVQA_0.5.1_val.json (or _test, without answers); photographs lie under
-`media` as <image_id>.jpg, or as train_images/<image_id>.jpg. With `ocr`, the official Rosetta file,
-its tokens are put in the prompt: figures with and without them cannot be compared.
+`data` is the official TextVQA_0.5.1_val.json (or _test, without answers). Photographs are
+<image_id>.jpg or train_images/<image_id>.jpg in `media`. With `ocr`, the official Rosetta file, its
+tokens are added to the prompt. Figures with and without them cannot be compared.
 """
 
 from __future__ import annotations
@@ -73,12 +73,12 @@ class TextVQA(Benchmark):
         )
 
     def score(self, sample: Sample, text: str) -> Score:
-        """The share of people, up to three of nine, who gave this answer."""
+        """VQA accuracy: an answer that three people gave is fully right."""
         value = None if sample.answer is None else vqa_score(text, sample.answer)
         return Score(value, normalise_vqa(text))
 
     def export(self, scored: Sequence[Scored], folder: Path) -> list[Path]:
-        """The submission file of the evaluation server."""
+        """Write the submission file of the evaluation server."""
         rows = [
             {"question_id": s.sample.about["question_id"], "answer": normalise_vqa(s.text)}
             for s in scored

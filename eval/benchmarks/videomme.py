@@ -1,8 +1,8 @@
-"""Video-MME (Fu et al. 2024): three questions on each of 900 videos, with and without subtitles.
+"""Video-MME (Fu et al. 2024): three questions about each of 900 videos, optionally with subtitles.
 
-`data` is the official parquet (or the same rows as JSON), or the official result file's form: a
-list of videos with their `questions`. Videos lie under `media` as <videoID>.mp4, or as
-video/<videoID>.mp4; subtitles as subtitle/<videoID>.srt.
+`data` is the official parquet file, the same rows as JSON, or JSON in the form of the official
+result file: a list of videos with their `questions`. Videos are <videoID>.mp4 or
+video/<videoID>.mp4 in `media`, subtitles are subtitle/<videoID>.srt.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ _SUBTITLES = "This video's subtitles are listed below:\n{subtitles}\n"
 
 @dataclass(frozen=True)
 class VideoMME(Benchmark):
-    """data, media: see the module. frames: how many, by the rule `sampling` (see
-    `vlm.media.sample_indices`); with fps, at most so many. subtitles: put those that are shown at
-    the frames before the question. short: take videos that have fewer frames than asked.
+    """data, media: see the module. frames: the number of frames, chosen by the rule `sampling` (see
+    `vlm.media.sample_indices`); with fps, the largest number. subtitles: put the subtitles that are
+    on screen at those frames before the question. short: accept videos with too few frames.
     """
 
     data: Path
@@ -54,13 +54,13 @@ class VideoMME(Benchmark):
 
     def __post_init__(self) -> None:
         if self.frames < 1 or (self.fps is not None and not self.fps > 0):
-            raise DataError(f"frames={self.frames}, fps={self.fps}: expected more than none")
+            raise DataError(f"frames={self.frames}, fps={self.fps}: expected positive numbers")
         if self.sampling not in SAMPLINGS:
             known = ", ".join(SAMPLINGS)
             raise DataError(f"sampling is {self.sampling!r}; expected one of {known}")
 
     def load(self) -> Loaded:
-        """Read the questions and look for their videos and subtitles."""
+        """Read the questions and locate their videos and subtitles."""
         media = folder(self.media, "--media", "<videoID>.mp4 or video/<videoID>.mp4")
         rows = list(_flat(read_rows(self.data)))
         if rows:
@@ -100,12 +100,12 @@ class VideoMME(Benchmark):
         )
 
     def score(self, sample: Sample, text: str) -> Score:
-        """Whether the text chooses the right option."""
+        """Whether the answer chooses the right option."""
         read = choice(text, sample.options, self.judge)
         return Score(None if sample.answer is None else float(read == sample.answer), read)
 
     def export(self, scored: Sequence[Scored], folder: Path) -> list[Path]:
-        """The official result file: each video with its questions and the `response` to them."""
+        """Write the official result file: videos with their questions and `response`s."""
         videos: dict[str, dict[str, Any]] = {}
         for one in scored:
             row = one.sample.about

@@ -17,7 +17,7 @@ def test_files_that_cannot_be_used(tmp_path: Path) -> None:
     for benchmark, what in (
         (GQA(tmp_path / "bad.json", media), "line 2 is not JSON"),
         (GQA(tmp_path / "absent.json", media), "does not exist"),
-        (GQA(data, tmp_path / "absent"), "is no folder"),
+        (GQA(data, tmp_path / "absent"), "there is no folder"),
         (GQA(tmp_path, media), "is a folder, not a file"),
         (POPE(media, media), r"no \*pope\*\.json"),
         (TextVQA(data, media), "no column 'question', 'question_id', 'image_id'"),

@@ -200,6 +200,9 @@ def test_bad_rows_stop_it_before_the_model_loads(
         (["--method", "duet", "--budget", "1.5"], "budget is 1.5"),
         (["--method", "duet", "--budget", "x"], "budget 'x': expected a count"),
         (["--data", "absent.jsonl"], "absent.jsonl"),
+        (["--device", "cuda:99"], "--device: there is no cuda:99"),
+        (["--device", "gpu"], "--device: 'gpu' is no device"),
+        (["--scenes", "-1"], "scenes is -1: expected 0 or more"),
         (["--split", "tset"], "split is 'tset'"),
     ],
 )

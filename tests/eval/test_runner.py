@@ -176,7 +176,7 @@ def test_results_of_other_versions_are_not_mixed(tmp_path: Path) -> None:
     saved = json.loads((folder / "run.json").read_text())
     saved["versions"]["torch"] = "0.1"
     (folder / "run.json").write_text(json.dumps(saved))
-    with pytest.raises(DataError, match=r"versions\.torch: '0\.1' there"):
+    with pytest.raises(DataError, match=r"versions\.torch was '0\.1' and is"):
         open_run(tmp_path, BENCHMARK, asked, Stub())
 
 

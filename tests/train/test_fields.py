@@ -38,6 +38,11 @@ def write(folder: Path, text: str) -> Path:
         ("optimizer: {batch: 4}", "learning_rate is missing: expected vision_encoder, projector"),
         (MINIMAL + "data: {validation: 1.5}", "data.validation is 1.5: expected a number below 1"),
         (
+            MINIMAL + "compress: {budget: 2.5}",
+            "budget is 2.5: expected a whole number or a number up",
+        ),
+        (MINIMAL + "compress: {budget: [64, 0]}", "compress.budget is 0: expected 1 or more or"),
+        (
             MINIMAL + "compress: {budget: yes}",
             "compress.budget is True: expected a whole number or",
         ),
@@ -46,8 +51,8 @@ def write(folder: Path, text: str) -> Path:
         (MINIMAL + "optimizer: {betas: [0.9, 1]}", "betas is 1: expected a number below 1"),
         (MINIMAL + "lora: {targets: [q_proj, 3]}", "lora.targets is 3: expected text"),
         (MINIMAL + "3: 4", "3: there is no such key"),
-        ("- a\n- b", "holds list"),
-        ("a: [", "is no YAML"),
+        ("- a\n- b", "expected keys with values, got list"),
+        ("a: [", "is not YAML"),
         ("extends: nothing\n" + MINIMAL, "there is no such file"),
     ],
 )

@@ -14,5 +14,7 @@ def test_the_command_prints_one_line_on_a_mistake(
 ) -> None:
     assert main(["mini", "--model", "./nowhere", "optimizer.bach=3"]) == 2
     assert capsys.readouterr().err.count("\n") == 1
+    assert main(["mini", "optimizer.bach=3"]) == 2
+    assert capsys.readouterr().err.startswith("error: optimizer.bach: there is no such key")
     assert main(["finetun"]) == 2
     assert "did you mean 'finetune'" in capsys.readouterr().err

@@ -25,11 +25,11 @@ def settings(tmp_path: Path, changes: dict[str, object]) -> Recipe:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"train_micro_batch_size_per_gpu": 4}, "is 4, and the recipe says 16"),
-        ({"gradient_accumulation_steps": 3}, "is 3, and the recipe says 8"),
-        ({"bf16": {"enabled": False}}, "bf16.enabled is False, and the recipe says True"),
-        ({"fp16": {"enabled": True}}, "fp16.enabled is True, and the recipe says False"),
-        ({"gradient_clipping": 0.5}, "is 0.5, and the recipe says 1.0"),
+        ({"train_micro_batch_size_per_gpu": 4}, "is 4, but the recipe says 16"),
+        ({"gradient_accumulation_steps": 3}, "is 3, but the recipe says 8"),
+        ({"bf16": {"enabled": False}}, "bf16.enabled is False, but the recipe says True"),
+        ({"fp16": {"enabled": True}}, "fp16.enabled is True, but the recipe says False"),
+        ({"gradient_clipping": 0.5}, "is 0.5, but the recipe says 1.0"),
         ({"optimizer": {"type": "Adam"}}, "leave 'optimizer' out"),
     ],
 )
@@ -47,7 +47,7 @@ def test_four_bit_weights_are_not_spread(tmp_path: Path) -> None:
     quantized = dataclasses.replace(
         found, lora=lora, learning_rate=LearningRate(language_model=1e-4)
     )
-    with pytest.raises(RecipeError, match=r"ZeRO-3 spreads weights.*zero2"):
+    with pytest.raises(RecipeError, match=r"ZeRO-3 shards weights.*zero2"):
         deepspeed_settings(quantized, 8)
 
 
@@ -60,7 +60,7 @@ def test_deepspeed_settings_that_agree_pass(tmp_path: Path) -> None:
     ("overrides", "message"),
     [
         (["model=null"], "model: none is given"),
-        (["model=./nowhere"], "model: ./nowhere is no folder"),
+        (["model=./nowhere"], "model: there is no folder ./nowhere"),
         (["output=null"], "output: no folder is given"),
         (["compress.method=duett"], "compress.method is 'duett'; did you mean 'duet'"),
         (["compress.options.qery=all"], "options.qery: .*did you mean 'query'"),
@@ -68,7 +68,7 @@ def test_deepspeed_settings_that_agree_pass(tmp_path: Path) -> None:
         (["positions=v2pee"], "positions: scheme 'v2pee'"),
         (["data.template=plane"], "data.template is 'plane'.*did you mean 'plain'"),
         (["deepspeed=zero2"], "no launcher started this process"),
-        (["deepspeed=zero5"], "there is no such file, nor one in train/deepspeed"),
+        (["deepspeed=zero5"], "there is no such file, and none of that name in train/deepspeed"),
         (["optimizer.batch=3"], "such as 4"),
         (["attention=flash_attention_2"], "needs the package flash_attn"),
         (["lora={quantize: true, merge: false}"], "needs the package bitsandbytes"),
@@ -93,7 +93,7 @@ def test_mistakes_are_found_before_the_model_is_loaded(
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["deepspeed=null"], "deepspeed null: sequences are shared by DeepSpeed's"),
+        (["deepspeed=null"], "deepspeed is null: sequences are shared by DeepSpeed's"),
         (["deepspeed=zero2", "attention=eager"], "expected 'sdpa' or 'flash_attention_2'"),
         (
             ["sequence_parallel=3", "deepspeed=zero2"],

@@ -32,7 +32,7 @@ def test_recipes_that_ship_are_recipes(path: Path) -> None:
 def test_a_recipe_that_extends_itself_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text("extends: mine\n")
-    with pytest.raises(RecipeError, match="extends this one"):
+    with pytest.raises(RecipeError, match="extends this recipe"):
         load_recipe(path)
 
 

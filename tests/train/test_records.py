@@ -36,14 +36,14 @@ def test_records_are_found_where_they_lie(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('[{"a": 1},\n {"a": }]', "line 2, column 8: no JSON"),
+        ('[{"a": 1},\n {"a": }]', "line 2, column 8: not JSON"),
         ('[{"a": 1}\n {"a": 2}]', "line 2, column 2: .*expected ',' or ']'"),
         ('[{"a": 1},\n]', "line 2, column 1: .*comma before the end"),
         ('[{"a": 1}', "expected ',' or ']'"),
         ('[{"a": 1}] x', "text after the end"),
-        ('{"a": 1}\n{"a": 2', "line 2, column 8: no JSON"),
-        ('{"a": 1}\n3\n', "line 2: a sample is a int"),
-        ('[{"a": 1},\n [2]]', "line 2: a sample is a list"),
+        ('{"a": 1}\n{"a": 2', "line 2, column 8: not JSON"),
+        ('{"a": 1}\n3\n', "line 2: expected an object, got int"),
+        ('[{"a": 1},\n [2]]', "line 2: expected an object, got list"),
         ("", "is empty"),
         ("[]", "holds no samples"),
     ],

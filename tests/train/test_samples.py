@@ -70,7 +70,7 @@ def test_a_leading_answer_is_left_out() -> None:
 @pytest.mark.parametrize(
     ("record", "message"),
     [
-        ({"text": "x"}, "neither 'conversations' nor 'messages'"),
+        ({"text": "x"}, "expected 'conversations' or 'messages', got 'text'"),
         ({"conversations": []}, "expected a list of turns"),
         ({"conversations": [ASK]}, "the turns are user"),
         ({"conversations": [ASK, ASK, SAY]}, "the turns are user, user, assistant"),
@@ -80,14 +80,14 @@ def test_a_leading_answer_is_left_out() -> None:
         ({"conversations": [ASK, {"from": "gpt", "value": " "}]}, "an answer is empty"),
         ({"conversations": [ASK, {"from": "gpt", "value": 3}]}, "expected text"),
         ({"conversations": [ASK, SAY], "image": 3}, "expected the path of a file"),
-        ({"conversations": [{"from": "human", "value": "<image>"}, SAY]}, "<image> 1 times and 0"),
+        ({"conversations": [{"from": "human", "value": "<image>"}, SAY]}, "<image> 1 times, but 0"),
         (
             {"conversations": [{"from": "human", "value": "<image>"}, SAY], "images": ["a", "b"]},
-            "<image> 1 times and 2 images",
+            "<image> 1 times, but 2 images",
         ),
         (
             {"conversations": [ASK, {"from": "gpt", "value": "<image>"}], "image": "a"},
-            "the assistant's turn holds an image",
+            "the assistant's turn contains an image",
         ),
     ],
 )

@@ -1,23 +1,27 @@
 """Training of the embedded model: `python -m train.mini --output out/mini`.
 
-A model of 2 million parameters does not learn to look things up in 144 cells from questions alone
-in the time one has on 2 cores. The recipe therefore takes the two halves apart first:
+In a few hours on 2 CPU cores, a model of 2 million parameters does not learn to look things up in
+144 grid cells from questions alone. So its two halves are trained apart first, in five stages:
 
-1. `vision`: the tower learns to name what each cell shows (colour, shape, slot, character), its
-   class token to list what the picture holds, so that its attention goes to things;
-2. `closer`: the same on mosaics, whose slots mostly hold signs and dots, which are small and rare;
-3. `language`: the language model learns to answer from *symbols*: each cell is the sum of learned
-   embeddings of its labels, so that nothing has to be seen yet and a clip needs few of its cells;
-4. `bridge`: tower and projector learn to turn what is seen into those symbols;
-5. `joint`: everything is trained together on pictures and videos, dense, with all their cells. A
-   third of the scenes are still shown as symbols, and the projector is held near these.
+1. `vision`: the vision encoder learns to name what each cell shows (colour, shape, slot,
+   character). Its class token learns to list what the picture contains, so that its attention goes
+   to objects.
+2. `closer`: the same on mosaics whose slots mostly contain signs and dots, which are small and
+   rare.
+3. `language`: the language model learns to answer from *symbols*. The symbol of a cell is the sum
+   of learned embeddings of its labels. No vision is needed, and a clip needs few of its cells.
+4. `bridge`: the vision encoder and the projector learn to produce those symbols from pixels.
+5. `joint`: everything is trained together on pictures and videos, dense, with all cells. A third of
+   the scenes are still shown as symbols, and the projector is kept close to them.
 
-A colour that training never shows with a shape becomes evidence against that shape, and the tests,
-whose scenes all hold such a pair, then find one too few counted. Stages 3 and 5 therefore hide one
-of the two in most lessons: symbols *blend* two shapes (or two colours), some pictures have strange
-outlines (or pale colours, their hues turned), and only the other is asked about.
+Training never shows certain pairs of a colour and a shape, and every test scene contains such a
+pair. A model could take the colour as evidence against the shape, and count one object too few.
+Stages 3 and 5 therefore hide one of the two in most lessons: symbols *blend* two shapes (or two
+colours), some pictures have unnamed outlines (or pale colours with turned hues), and only the other
+field is asked about.
 
-Stages 1 and 3 need no other (`--stage` runs one alone). Each stage writes its weights and goes on
-where it was when it is run again. All questions about a picture lie in one sequence and share its
-cells, but do not see one another: each stands where it would stand alone.
+Stages 1 and 3 do not depend on others (`--stage` runs a single one). A stage writes its weights at
+its end, and continues from its last checkpoint when it is run again. All questions about a picture
+are in one sequence and share its cells. They do not attend to each other, and each has the
+positions that it would have alone.
 """

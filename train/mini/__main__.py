@@ -19,14 +19,14 @@ def main() -> None:
         formatter_class=argparse.RawTextHelpFormatter,
     )
     parser.add_argument("--output", type=Path, default=Path("out/mini"))
-    parser.add_argument("--stage", choices=STAGES, help="run this stage alone")
-    parser.add_argument("--scenes", type=int, default=24_000, help="how many scenes are drawn")
-    parser.add_argument("--clips", type=int, default=4_000, help="how many clips are drawn")
+    parser.add_argument("--stage", choices=STAGES, help="run only this stage")
+    parser.add_argument("--scenes", type=int, default=24_000, help="number of scenes")
+    parser.add_argument("--clips", type=int, default=4_000, help="number of clips")
     parser.add_argument("--axes", choices=("mrope", "1d"), default="mrope")
     parser.add_argument(
         "--begin",
         type=Path,
-        help="joint.safetensors of a trained model: the joint stage from there",
+        help="start the joint stage from joint.safetensors of a trained model",
     )
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--workers", type=int, default=0, help="processes that make batches")

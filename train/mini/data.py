@@ -1,4 +1,4 @@
-"""Drawn training scenes and clips on disk, and the questions about them as token sequences."""
+"""Training scenes and clips, drawn to disk, and questions about them as token sequences."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ from vlm.scenes import (
 
 CELLS = mini.GRID * mini.GRID
 IMAGE, VIDEO = "image", "video"
-MOSAIC = (0.4, 0.3, 0.3)  # of the slots of a mosaic: with a sign, with a dot, any
-SLOW = ("relation", "count", "order")  # kinds of questions that take two look-ups or more
-# Field of a cell -> its words; what an item has one of, and what questions ask of items.
+MOSAIC = (0.4, 0.3, 0.3)  # shares of the slots of a mosaic with a sign, a dot, anything
+SLOW = ("relation", "count", "order")  # kinds of questions that need several look-ups
+# The fields of an item that questions ask about, with their words.
 ASKED = {"colour": tuple(COLOURS), "shape": SHAPES}
-# How a scene is shown: as pictures, as such in strange colours or shapes, or as symbols.
+# How a scene is shown: pixels with strange colours or shapes, pixels, or symbols.
 STRANGE, PIXELS, SYMBOLS = -3, -2, -1
-UNKNOWN = -100  # label of what cannot be told
+UNKNOWN = -100  # the label of a field that a picture does not show
 _processor = mini.build_processor()
 _tokenizer = _processor.tokenizer
 _view = _processor.seen[0]
@@ -57,9 +57,11 @@ _view = _processor.seen[0]
 
 
 class Drawn:
-    """The first training scenes (one frame each) or clips: pictures and labels.
+    """The pictures and labels of the first n training scenes (one frame each) or clips.
 
-    images: (n, frames, 96, 96, 3) uint8. labels: (n, fields, frames * cells) uint8.
+    Attributes:
+        images: (n, frames, 96, 96, 3) uint8.
+        labels: (n, fields, frames * cells) uint8.
     """
 
     def __init__(self, kind: str, images: np.ndarray, labels: np.ndarray) -> None:
@@ -67,7 +69,7 @@ class Drawn:
 
     @classmethod
     def prepare(cls, kind: str, folder: Path, count: int) -> Drawn:
-        """Draw them, or read them where they were drawn before."""
+        """Draw `count` of them, or load them if they were drawn before."""
         path = folder / f"{kind}s.npy"
         if not (path.is_file() and len(np.load(path, mmap_mode="r")) == count):
             folder.mkdir(parents=True, exist_ok=True)
@@ -78,15 +80,15 @@ class Drawn:
         return cls(kind, np.load(path, mmap_mode="r"), np.load(path.with_suffix(".labels.npy")))
 
     def pick(self, step: int, size: int, seed: int) -> np.ndarray:
-        """The indices of one step's batch: each is drawn once in every round through all."""
+        """The indices of a step's batch. In a round through all scenes, each comes once."""
         rounds = len(self.images) // size
         order = np.random.default_rng((seed, step // rounds)).permutation(len(self.images))
         return order[size * (step % rounds) :][:size]
 
     def mosaics(self, count: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-        """Pictures put together of slots of many, most with a sign or a dot: pixels and fields.
+        """Pixels and fields of pictures that combine slots of many, most with a sign or a dot.
 
-        A thing stays in its slot, so its labels stay true. See `pixels` and `fields` for shapes.
+        An object stays in its slot, so its labels stay right. Shapes as in `pixels` and `fields`.
         """
         side = mini.GRID // SLOTS
         labels = self.labels.reshape(len(self.labels), -1, SLOTS, side, SLOTS, side)
@@ -106,16 +108,16 @@ class Drawn:
 
     @cached_property
     def _pools(self) -> list[list[list[np.ndarray]]]:
-        """By row and column of a slot: the pictures with a sign there, with a dot, and all."""
-        side, every = mini.GRID // SLOTS, np.arange(len(self.labels))
+        """For each row and column of slots: the pictures with a sign there, with a dot, and all."""
+        side, everything = mini.GRID // SLOTS, np.arange(len(self.labels))
         kind = self.labels[:, 0].reshape(-1, SLOTS, side, SLOTS, side)
 
         def holding(wanted: int, row: int, column: int) -> np.ndarray:
-            found = np.flatnonzero((kind[:, row, :, column] == wanted).any((1, 2)))
-            return found if len(found) else every
+            pictures = np.flatnonzero((kind[:, row, :, column] == wanted).any((1, 2)))
+            return pictures if len(pictures) else everything
 
         return [
-            [[holding(2, r, c), holding(3, r, c), every] for c in range(SLOTS)]
+            [[holding(2, r, c), holding(3, r, c), everything] for c in range(SLOTS)]
             for r in range(SLOTS)
         ]
 
@@ -129,13 +131,13 @@ class Drawn:
 
 
 def recoloured(pixels: Tensor, rng: np.random.Generator) -> Tensor:
-    """(frames, 96, 96, 3) uint8 with all hues turned by one angle, and paled.
+    """(frames, 96, 96, 3) uint8 with all hues turned by one angle, and paler.
 
-    No colour of the palette but white, which stays, is as pale: no pair that is held out for the
-    tests is shown.
+    No colour of the palette is as pale, except white, which does not change. So no pair that is
+    held out for the tests is shown.
     """
     angle, pale = rng.uniform(0, 2 * np.pi), rng.uniform(0.3, 0.7)
-    axis = np.full((3, 3), 1 / 3)  # onto the axis of greys; what is off it turns around it
+    axis = np.full((3, 3), 1 / 3)  # projects on the axis of greys, which colours turn around
     across = np.array([[0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / 3**0.5
     turn = np.cos(angle) * (np.eye(3) - axis) + np.sin(angle) * across
     matrix = torch.from_numpy(axis + pale * turn).float()
@@ -143,7 +145,7 @@ def recoloured(pixels: Tensor, rng: np.random.Generator) -> Tensor:
 
 
 def reshaped(scene: Scene, rng: np.random.Generator) -> Scene:
-    """The scene with outlines that have no name in the place of its shapes."""
+    """The scene with random outlines that have no name, in place of its shapes."""
     items = [
         replace(item, outline=tuple(rng.uniform(0.4, 1.15, int(rng.integers(5, 13)))))
         for item in scene.items
@@ -152,7 +154,7 @@ def reshaped(scene: Scene, rng: np.random.Generator) -> Scene:
 
 
 def normalised(pixels: Tensor) -> Tensor:
-    """(b, 96, 96, 3) uint8 -> (b, 3, 96, 96) float32, as the processor does it."""
+    """(b, 96, 96, 3) uint8 -> (b, 3, 96, 96) float32, normalized as by the processor."""
     mean, std = (torch.tensor(v, device=pixels.device) for v in (_view.mean, _view.std))
     return ((pixels / 255 - mean) / std).permute(0, 3, 1, 2).contiguous()
 
@@ -207,11 +209,13 @@ def turns_of(
     rounds: int = 1,
     blended: str = "",
 ) -> list[tuple[list[int], list[int]]]:
-    """The questions about one scene or clip, and their answers.
+    """Token ids and labels of the questions about one scene or clip, with their answers.
 
-    captioned: with a caption beside them. letters: the chance that a question is asked in multiple
-    choice. rounds: how often the kinds that are slow to learn are drawn. blended: the field of the
-    items ("colour" or "shape") that nothing may be asked of, or "".
+    Args:
+        captioned: add a caption.
+        letters: the probability that a question is multiple choice.
+        rounds: how often the kinds of questions that are slow to learn are drawn.
+        blended: a field of items ("colour" or "shape") that no question may depend on, or "".
     """
     if kind == IMAGE:
         scene = make_scene(seed)
@@ -239,26 +243,26 @@ def turns_of(
 
 
 def _asks(question: Question, field: str) -> bool:
-    """Whether a question takes that field of an item to be asked or answered."""
+    """Whether a question, or its answer, depends on that field of an item."""
     told = f"{question.text} {question.answer}"
     return any(word in told for word in (field, *ASKED[field]))
 
 
 @cache
-def homes(kind: str, axes: mini.Axes) -> tuple[Tensor, int]:
-    """Positions of all cells (cells, 3) int64, and of the first token after them."""
+def original_positions(kind: str, axes: mini.Axes) -> tuple[Tensor, int]:
+    """The positions of all cells, (cells, 3) int64, and of the first token after them."""
     grid = (mini.GRID, mini.GRID)
     visual = Image(grid) if kind == IMAGE else Video((FRAMES, *grid))
     scheme = MRoPE() if axes == "mrope" else Sequential()
-    found = plan([Text(len(PREFIX)), visual], scheme=scheme)
-    return found.positions[len(PREFIX) :, 0].long(), int(found.next_position)
+    layout = plan([Text(len(PREFIX)), visual], scheme=scheme)
+    return layout.positions[len(PREFIX) :, 0].long(), int(layout.next_position)
 
 
 class Batch(NamedTuple):
-    """Prefix, cells and questions of some scenes, in one sequence each (see `pack`)."""
+    """Prefix, cells and questions of b scenes, one sequence each (see `pack`)."""
 
     ids: Tensor  # (b, text) question and answer ids
-    labels: Tensor  # (b, text) shifted: the id that each token has to predict, or -100
+    labels: Tensor  # (b, text) the id that each token has to predict, or -100
     positions: Tensor  # (3, b, prefix + cells + text)
     mask: Tensor  # (b, 1, s, s) bool
 
@@ -267,14 +271,16 @@ Turns = Sequence[Sequence[tuple[list[int], list[int]]]]
 
 
 def pack(rows: Turns, cells: Tensor, after: int) -> Batch:
-    """Lay the questions of each scene side by side; none sees another, all see the cells.
+    """Put the questions of each scene into one row. They attend to the cells, not to each other.
 
-    rows: the turns of each scene. cells: (b, v, 3) positions of the cells that are shown. after:
-    where text stands after them.
+    Args:
+        rows: the turns of each scene.
+        cells: (b, v, 3) positions of the cells that are shown.
+        after: the position of the first text token after the cells.
     """
     prefix, shown = len(PREFIX), cells.shape[1]
     length = max(sum(len(ids) for ids, _ in turns) for turns in rows)
-    length = -(-length // 128) * 128  # few different shapes, so that compiled code is used again
+    length = -(-length // 128) * 128  # few different shapes, so that compiled code is reused
     batch = len(rows)
     ids = torch.full((batch, length), _tokenizer.pad_token_id)
     labels = torch.full((batch, length), -100)
@@ -297,28 +303,31 @@ def pack(rows: Turns, cells: Tensor, after: int) -> Batch:
     return Batch(ids, labels, positions, mask[:, None])
 
 
-# ------------------------------------------------------------------ what one step learns from
+# ------------------------------------------------------------------ lessons
 
 
 class Lesson(NamedTuple):
-    """One kind's part of one step. pixels or batch are empty where the stage takes none."""
+    """What one step learns from scenes or from clips. `pixels` or `batch` may be empty."""
 
     pixels: Tensor  # (b * frames, 96, 96, 3) uint8
     fields: Tensor  # (b, fields, cells shown) int64
     batch: Batch | None
-    told: Tensor  # (b,) int64, how each scene is shown; 0 and up: as symbols, that field blended
+    told: Tensor  # (b,) int64, how each scene is shown; from 0: as symbols, with that field blended
 
 
 @dataclass(frozen=True)
 class Lessons(Dataset[dict[str, Lesson]]):
-    """The lessons of a stage by step, made in worker processes; the same for the same seed.
+    """The lessons of a stage by step, made in worker processes. They depend on the seed only.
 
-    sizes: of a batch, by kind. shown: cells that the language model is shown, None for all (with
-    pixels) and 0 for no questions. captions: share of the lessons that have them. letters, rounds:
-    see `turns_of`; letters are asked from a third of the stage on. mosaics: share of the pictures
-    that are put together of many, where there are no questions. symbols: share of each batch, from
-    its first scene on, that is shown as symbols; most lessons blend (see `Symbols`) these
-    and show some of the pictures in strange colours or shapes.
+    Attributes:
+        sizes: batch size by kind.
+        shown: the number of cells shown to the language model, None for all (with pixels), 0 for
+            no questions.
+        captions: the share of lessons with captions.
+        letters, rounds: see `turns_of`. Multiple choice starts after a third of the stage.
+        mosaics: the share of pictures that are mosaics, if there are no questions.
+        symbols: the share of each batch, from its first scene, that is shown as symbols. Most
+            lessons blend these (see `Symbols`) and show some pictures in strange colours or shapes.
     """
 
     data: dict[str, Drawn]
@@ -349,14 +358,14 @@ class Lessons(Dataset[dict[str, Lesson]]):
             if kind == IMAGE and (count := int(self.mosaics * size)):
                 pixels[:count], fields[:count] = drawn.mosaics(count, rng)
             return Lesson(pixels, fields, None, nothing)
-        captioned = rng.random() < self.captions  # all or none: rows of one length waste nothing
+        captioned = rng.random() < self.captions  # all or none, so that rows have similar lengths
         letters = self.letters * min(1.0, max(0.0, 3 * step / self.steps - 1))
         blends = [""] * size
         told = np.full(size, PIXELS)
         told[: round(self.symbols * size)] = SYMBOLS
         if not captioned and rng.random() < 0.85:
             strange = (told == PIXELS) & (rng.random(size) < 0.6)
-            strange[0] = False  # so that something tells of colours and shapes
+            strange[0] = False  # so that one scene shows colours and shapes
             told[strange] = STRANGE
             for k in np.flatnonzero(told != PIXELS):  # clips are asked about shapes alone
                 blends[k] = str(rng.choice(list(ASKED))) if kind == IMAGE else "colour"
@@ -366,9 +375,9 @@ class Lessons(Dataset[dict[str, Lesson]]):
             turns_of(kind, int(seed), rng, captioned, letters, self.rounds, blended)
             for seed, blended in zip(index, blends, strict=True)
         ]
-        where, after = homes(kind, self.axes)
+        positions, after = original_positions(kind, self.axes)
         if self.shown is None:
-            cells = torch.arange(len(where)).expand(size, -1)
+            cells = torch.arange(len(positions)).expand(size, -1)
             pixels = drawn.pixels(index).unflatten(0, (size, -1))
             for k in np.flatnonzero(told == STRANGE):
                 if blends[k] == "colour":
@@ -378,10 +387,10 @@ class Lessons(Dataset[dict[str, Lesson]]):
                     pixels[k, 0] = torch.from_numpy(np.array(draw(scene)))
                     fields[k] = torch.from_numpy(cell_labels(scene, mini.GRID))
                 fields[k, list(FIELDS).index(blends[k])] = UNKNOWN
-            batch = pack(rows, where[cells], after)
+            batch = pack(rows, positions[cells], after)
             return Lesson(pixels.flatten(0, 1), fields, batch, torch.from_numpy(told))
-        # Every cell that shows something, and some blank ones: short sequences, true positions.
+        # Every cell that shows something and some blank ones, at their original positions.
         score = (fields[:, 0] > 0) + torch.from_numpy(rng.random(fields[:, 0].shape))
         cells = score.topk(self.shown, dim=1).indices.sort(dim=1).values
         fields = fields.gather(2, cells[:, None].expand(-1, fields.shape[1], -1))
-        return Lesson(nothing, fields, pack(rows, where[cells], after), torch.from_numpy(told))
+        return Lesson(nothing, fields, pack(rows, positions[cells], after), torch.from_numpy(told))

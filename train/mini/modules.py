@@ -1,4 +1,4 @@
-"""What only the training of the embedded model has: read-outs, symbols, the answers' loss."""
+"""Modules used only to train the embedded model: read-outs, symbols, the loss of answers."""
 
 from __future__ import annotations
 
@@ -12,25 +12,26 @@ from train.mini.data import PREFIX, UNKNOWN, Batch
 from vlm.model import FoveateForConditionalGeneration
 from vlm.scenes import FIELDS
 
-_HELD = ("colour", "shape", "character")
-# Where a label is asked for: anywhere, or where the cell shows an item, a sign, or one of them.
+_CONTAINED = ("colour", "shape", "character")
+# The kinds of cells that have a label (1 item, 2 sign, 3 dot); other fields: all that show one.
 _WHERE = {"colour": (1, 3), "shape": (1,), "centre": (1,), "character": (2,), "place": (2,)}
 _SLOTS = FIELDS["row"] * FIELDS["column"]
-_BLENDED = 0.8  # of the items of a scene that is blended
+_BLENDED = 0.8  # share of the items of a blended scene
 
 
 class CellHeads(nn.Module):
-    """Linear read-outs of the tower: a label a cell, and what the picture holds from its CLS."""
+    """Linear read-outs of the vision encoder: labels of cells, and the content from its CLS."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.cells = nn.ModuleDict({f"read_{f}": nn.Linear(width, n) for f, n in FIELDS.items()})
-        self.holds = nn.Linear(width, sum(FIELDS[f] for f in _HELD) + FIELDS["colour"])
+        self.contents = nn.Linear(width, sum(FIELDS[f] for f in _CONTAINED) + FIELDS["colour"])
 
     def loss(self, hidden: Tensor, fields: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """`hidden` (b, 1 + cells, width), `fields` (b, fields, cells) -> loss, shares right.
+        """The loss and the accuracy by field.
 
-        Pictures with a field `UNKNOWN` teach the others, and not what they hold.
+        hidden: (b, 1 + cells, width). fields: (b, fields, cells). A field that is `UNKNOWN` is left
+        out, and its picture does not train the content read-out.
         """
         labels = dict(zip(FIELDS, fields.unbind(1), strict=True))
         kind = labels["kind"]
@@ -39,7 +40,7 @@ class CellHeads(nn.Module):
             at = kind >= 0 if field == "kind" else kind > 0
             if field in _WHERE:
                 at = torch.isin(kind, torch.tensor(_WHERE[field], device=kind.device))
-            if not bool(at.any()):  # frames of clips hold no signs
+            if not bool(at.any()):  # frames of clips have no signs
                 continue
             logits = self.cells[f"read_{field}"](hidden[:, 1:][at]).float()
             total = total + functional.cross_entropy(logits, label[at], ignore_index=UNKNOWN)
@@ -47,18 +48,18 @@ class CellHeads(nn.Module):
         known = (fields != UNKNOWN).all((1, 2))
         labels = {field: label[known] for field, label in labels.items()}
         item, dot = labels["kind"] == 1, labels["kind"] == 3
-        held = [
+        content = [
             functional.one_hot(labels[f] * (item if f == "colour" else 1), FIELDS[f]).amax(1)
-            for f in _HELD
+            for f in _CONTAINED
         ]
-        held.append(functional.one_hot(labels["colour"] * dot, FIELDS["colour"]).amax(1))
-        logits = self.holds(hidden[known, 0]).float()
-        wanted = torch.cat(held, dim=1).float()
+        content.append(functional.one_hot(labels["colour"] * dot, FIELDS["colour"]).amax(1))
+        logits = self.contents(hidden[known, 0]).float()
+        wanted = torch.cat(content, dim=1).float()
         return total + 4 * functional.binary_cross_entropy_with_logits(logits, wanted), right
 
 
 class Symbols(nn.Module):
-    """A cell as the sum of its labels' embeddings: what the projector has to say later."""
+    """The symbol of a cell: the sum of its labels' embeddings, a target for the projector."""
 
     def __init__(self, width: int, std: float) -> None:
         super().__init__()
@@ -71,10 +72,10 @@ class Symbols(nn.Module):
     def forward(self, fields: Tensor, blended: Tensor | None = None) -> Tensor:
         """(b, fields, v) -> (b, v, width).
 
-        blended: (b,) field whose place in the sum, of some items of the scene, two values drawn at
-        random take together (below 0: none). Asked about the other fields, a model then learns to
-        tell a colour whatever the shape, and the other way round. A pair that is held out for the
-        tests is never shown, but a blend may hold one of its values beside the other.
+        blended: (b,) the field whose embedding is replaced, in most items of the scene, by the sum
+        of those of two random values, divided by sqrt(2); below 0 for none. Asked about other
+        fields, a model learns to tell a colour independently of the shape, and vice versa. A pair
+        that is held out for the tests is never shown, but a blend may contain both of its values.
         """
         tables = zip(self.tables.values(), fields.unbind(1), strict=True)
         told = torch.stack([table(column) for table, column in tables]).sum(0)
@@ -86,20 +87,20 @@ class Symbols(nn.Module):
         return told
 
     @staticmethod
-    def _blend(table: Tensor, labels: dict[str, Tensor], held: Tensor) -> Tensor:
-        """What to add to the cells of one scene, (v, width), so that items hold two values."""
+    def _blend(table: Tensor, labels: dict[str, Tensor], label: Tensor) -> Tensor:
+        """What to add to the cells of one scene, (v, width), to blend two values in items."""
         two = torch.rand(_SLOTS, len(table) - 1, device=table.device).topk(2).indices + 1
         mixed = table[two].sum(1) / 2**0.5
         chosen = torch.rand(_SLOTS, device=table.device) < _BLENDED
         slot = labels["row"] * FIELDS["column"] + labels["column"]
         at = (labels["kind"] == 1) & chosen[slot]
-        return torch.where(at[:, None], mixed[slot] - table[held], 0.0)
+        return torch.where(at[:, None], mixed[slot] - table[label], 0.0)
 
 
 def answer_loss(
     model: FoveateForConditionalGeneration, batch: Batch, visual: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Mean cross-entropy over the answers' tokens, and the share of them that is right."""
+    """Mean cross-entropy over the tokens of answers, and their accuracy."""
     lm: Any = model.model.language_model
     words = lm.embed_tokens(batch.ids)
     prefix = lm.embed_tokens(torch.tensor(PREFIX, device=words.device))

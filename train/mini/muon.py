@@ -1,7 +1,7 @@
 """Muon for the matrices, AdamW for the rest.
 
-torch.optim.Muon turns matrices to bfloat16, which takes a processor without bfloat16 a hundred
-times as long; this one stays in float32 there.
+torch.optim.Muon casts matrices to bfloat16, which is a hundred times slower on a CPU without
+bfloat16 instructions. This implementation stays in float32.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-# Of the Newton-Schulz iteration (K. Jordan et al., "Muon", 2024).
+# Coefficients of the Newton-Schulz iteration (K. Jordan et al., "Muon", 2024).
 _A, _B, _C = 3.4445, -4.7750, 2.0315
 
 
 def orthogonal(matrix: Tensor, steps: int = 5) -> Tensor:
-    """A matrix (m, n) with its singular values brought near 1."""
+    """A matrix (m, n) with its singular values moved close to 1."""
     wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
     x = wide / (wide.norm() + 1e-7)
     for _ in range(steps):
@@ -27,25 +27,25 @@ def orthogonal(matrix: Tensor, steps: int = 5) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum, made orthogonal: for weight matrices of hidden layers."""
+    """Orthogonalized momentum, for weight matrices of hidden layers."""
 
     def __init__(self, params: Iterable[Tensor], lr: float, momentum: float = 0.95) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": 0.01})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
-        """One step, of the gradients that are there."""
+        """One step for the parameters with gradients."""
         for group in self.param_groups:
             for weight in group["params"]:
                 if weight.grad is None:
                     continue
                 state = self.state[weight]
-                held = state.setdefault("momentum", torch.zeros_like(weight))
-                held.lerp_(weight.grad, 1 - group["momentum"])
-                ahead = weight.grad.lerp(held, group["momentum"])
+                momentum = state.setdefault("momentum", torch.zeros_like(weight))
+                momentum.lerp_(weight.grad, 1 - group["momentum"])
+                nesterov = weight.grad.lerp(momentum, group["momentum"])
                 scale = max(1.0, weight.shape[0] / weight.shape[1]) ** 0.5
                 weight.mul_(1 - group["lr"] * group["weight_decay"])
-                weight.add_(orthogonal(ahead), alpha=-group["lr"] * scale)
+                weight.add_(orthogonal(nesterov), alpha=-group["lr"] * scale)
 
 
 def optimizers(parts: nn.Module, lr: float, muon: float) -> list[torch.optim.Optimizer]:
@@ -55,11 +55,11 @@ def optimizers(parts: nn.Module, lr: float, muon: float) -> list[torch.optim.Opt
     for name, weight in parts.named_parameters():
         inner = "layers." in name or "fusion" in name
         (matrices if inner and weight.ndim == 2 else rest).append(weight)
-    found: list[torch.optim.Optimizer] = [
+    made: list[torch.optim.Optimizer] = [
         torch.optim.AdamW(rest, lr=lr, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
     ]
-    found += [Muon(matrices, muon)] if matrices else []
-    for optimizer, peak in zip(found, (lr, muon), strict=False):
+    made += [Muon(matrices, muon)] if matrices else []
+    for optimizer, peak in zip(made, (lr, muon), strict=False):
         for group in optimizer.param_groups:
             group["peak"] = peak
-    return found
+    return made

@@ -1,4 +1,4 @@
-"""The five stages, the sibling's one, and the loop that runs them."""
+"""The five stages, the one of the 1-D sibling, and the loop that runs them."""
 
 from __future__ import annotations
 
@@ -33,22 +33,24 @@ from train.mini.muon import optimizers
 from vlm import mini
 
 STAGES = ("vision", "closer", "language", "bridge", "joint")
-CLIP_WEIGHT = 0.6  # of a batch of clips, beside 1 of a batch of scenes
+CLIP_WEIGHT = 0.6  # of the loss of clips, with 1 for scenes
 SAVE = 250  # steps between two checkpoints
-SEE_WEIGHT = 0.2  # of the tower's own read-outs once the language model learns from it
-APART_WEIGHT = 1.0  # of the distance to the symbols, beside the answers
+SEE_WEIGHT = 0.2  # of the read-outs' loss, once there are other losses
+APART_WEIGHT = 1.0  # of the distance to the symbols, with 1 for the answers
 Shares = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
 class Stage:
-    """How long and how fast one stage learns.
+    """The settings of one stage.
 
-    batch: scenes a step. clips: clips a step. lr: the peak of AdamW, muon: of Muon. shown: cells
-    that the language model is shown (see `Lessons`). asked: chances of captions and of letters,
-    and rounds of questions. mosaics, symbols: shares of the pictures, see `Lessons`. restarts: how
-    often the learning rate goes up and down once more; each such round but the first ends at the
-    mean of the weights that it began and ended with.
+    Attributes:
+        batch, clips: scenes and clips a step.
+        lr, muon: the peak learning rates of AdamW and of Muon.
+        shown, mosaics, symbols: see `Lessons`.
+        asked: `captions`, `letters` and `rounds` of `Lessons`.
+        restarts: how often the learning rate schedule restarts. Each round after the first ends
+            with the mean of the weights at its start and its end.
     """
 
     steps: int
@@ -80,12 +82,12 @@ RECIPE = {
 
 
 def schedule(progress: float) -> float:
-    """Share of the peak learning rate at `progress` in [0, 1]: warm-up, then a cosine to 1%."""
+    """The share of the peak learning rate at `progress` in [0, 1]: warm-up, then cosine to 1%."""
     return min(1.0, progress / 0.02 + 1e-3) * (0.505 + 0.495 * math.cos(math.pi * progress))
 
 
 class Trainer:
-    """Holds the parts, runs the stages, and writes `<stage>.safetensors` and `log.jsonl`."""
+    """Runs the stages. Writes `<stage>.safetensors` and `log.jsonl`."""
 
     def __init__(
         self,
@@ -105,16 +107,16 @@ class Trainer:
         text: Any = self.model.config.text_config
         self.noise = 0.5 * text.initializer_range
         expert: Any = self.model.model.experts["clip"]
-        self.tower = expert.encoder
+        self.vision_encoder = expert.encoder
         self.heads = CellHeads(mini.WIDTH)
         self.symbols = Symbols(text.hidden_size, text.initializer_range)
-        tower = {"tower": self.tower, "heads": self.heads}
+        vision = {"vision_encoder": self.vision_encoder, "heads": self.heads}
         language = {"lm": self.model.model.language_model, "lm_head": self.model.lm_head}
         self.parts = {
-            "vision": nn.ModuleDict(tower),
-            "closer": nn.ModuleDict(tower),
+            "vision": nn.ModuleDict(vision),
+            "closer": nn.ModuleDict(vision),
             "language": nn.ModuleDict({**language, "symbols": self.symbols}),
-            "bridge": nn.ModuleDict({**tower, "fusion": self.model.model.fusion}),
+            "bridge": nn.ModuleDict({**vision, "fusion": self.model.model.fusion}),
             "joint": nn.ModuleDict(
                 {"model": self.model, "heads": self.heads, "symbols": self.symbols}
             ),
@@ -124,72 +126,56 @@ class Trainer:
             module.to(self.device)
 
     def load(self, stage: str) -> bool:
-        """Take a finished stage's weights, if it is finished."""
+        """Load the weights of a finished stage. Returns whether it is finished."""
         path = self.output / f"{stage}.safetensors"
         if path.is_file():
             self.parts[stage].load_state_dict(load_file(path))
         return path.is_file()
 
     def begin(self, path: Path) -> None:
-        """Take the weights of a finished joint stage, of this model or of its sibling.
+        """Load the weights of a finished joint stage, of this model or of its 1-D sibling.
 
-        The sibling on one axis has a bias in the output of attention more, and the other way
-        round; it begins at nothing.
+        The output bias of attention, which one of them lacks, keeps its initial value of 0.
         """
         missing, foreign = self.parts["joint"].load_state_dict(load_file(path), strict=False)
         if odd := [name for name in [*missing, *foreign] if not name.endswith("o_proj.bias")]:
-            raise ValueError(f"{path} is of another model: {odd[0]} is in one of them alone")
+            raise ValueError(f"{path} is of another model: only one of them has {odd[0]}")
         self.begun = True
 
     def run(self, stage: str) -> None:
-        """Run one stage to its end, from its last checkpoint where there is one."""
+        """Run one stage, from its last checkpoint if there is one."""
         recipe, parts = RECIPE["sibling" if self.begun else stage], self.parts[stage]
         if self.load(stage):
             return
         for before in STAGES[: STAGES.index(stage)] if not self.begun else ():
             if stage != "language" and not self.load(before):
                 raise FileNotFoundError(f"stage {stage!r} needs {before!r} in {self.output} first")
-        found = optimizers(parts, recipe.lr, recipe.muon)
+        stage_optimizers = optimizers(parts, recipe.lr, recipe.muon)
         partial = self.output / f"{stage}.partial.pt"
-        first, start = 0, dict[str, Tensor]()  # start: the weights that a later round begins at
+        first, start = 0, dict[str, Tensor]()  # start: the weights at the start of a later round
         length = math.ceil(recipe.steps / (recipe.restarts + 1))
         if partial.is_file():
             state = torch.load(partial, weights_only=True)
             parts.load_state_dict(state["weights"])
-            for optimizer, saved in zip(found, state["optimizers"], strict=True):
+            for optimizer, saved in zip(stage_optimizers, state["optimizers"], strict=True):
                 optimizer.load_state_dict(saved)
             first, start = state["step"], state["start"]
-        sizes = {IMAGE: recipe.batch, VIDEO: recipe.clips}
-        seed = self.seed + 1000 * STAGES.index(stage)
-        lessons = Lessons(
-            self.data,
-            sizes,
-            recipe.steps,
-            seed,
-            self.axes,
-            recipe.shown,
-            *recipe.asked,
-            recipe.mosaics,
-            recipe.symbols,
-        )
-        loader = DataLoader(
-            lessons, batch_size=None, sampler=range(first, recipe.steps), num_workers=self.workers
-        )
+        loader = self._loader(stage, recipe, first)
         began, seen = time.time(), []
         parts.train()
         if self.compiled:
-            self.tower.compile(dynamic=False)
+            self.vision_encoder.compile(dynamic=False)
             lm: Any = self.model.model.language_model
             lm.compile(dynamic=False)
         on_gpu = self.device.type == "cuda"
         for step, lesson in enumerate(loader, first):
             if step and step % length == 0:
                 start = deepcopy(parts.state_dict())
-                found = optimizers(parts, recipe.lr, recipe.muon)
+                stage_optimizers = optimizers(parts, recipe.lr, recipe.muon)
             with torch.autocast("cuda", torch.bfloat16) if on_gpu else nullcontext():
                 shares = self._step(stage, lesson)
             nn.utils.clip_grad_norm_(parts.parameters(), 1.0)
-            for optimizer in found:
+            for optimizer in stage_optimizers:
                 for group in optimizer.param_groups:
                     group["lr"] = group["peak"] * schedule(step % length / length)
                 optimizer.step()
@@ -203,14 +189,31 @@ class Trainer:
                 self._log(stage, step + 1, began, seen)
                 seen = []
             if (step + 1) % SAVE == 0 and step + 1 < recipe.steps:
-                states = [optimizer.state_dict() for optimizer in found]
+                states = [optimizer.state_dict() for optimizer in stage_optimizers]
                 weights = {"weights": parts.state_dict(), "start": start}
                 torch.save({"step": step + 1, "optimizers": states, **weights}, partial)
         save_file(parts.state_dict(), self.output / f"{stage}.safetensors")
         partial.unlink(missing_ok=True)
 
+    def _loader(self, stage: str, recipe: Stage, first: int) -> DataLoader[Any]:
+        """The lessons of a stage from step `first` on."""
+        lessons = Lessons(
+            self.data,
+            {IMAGE: recipe.batch, VIDEO: recipe.clips},
+            recipe.steps,
+            self.seed + 1000 * STAGES.index(stage),
+            self.axes,
+            recipe.shown,
+            *recipe.asked,
+            recipe.mosaics,
+            recipe.symbols,
+        )
+        return DataLoader(
+            lessons, batch_size=None, sampler=range(first, recipe.steps), num_workers=self.workers
+        )
+
     def _step(self, stage: str, lessons: dict[str, Lesson]) -> Shares:
-        """Gradients of one step: a batch of scenes and a batch of clips."""
+        """Accumulate the gradients of one step: a batch of scenes and a batch of clips."""
         shares: Shares = {}
         for kind, lesson in lessons.items():
             pixels, fields = lesson.pixels.to(self.device), lesson.fields.to(self.device)
@@ -229,11 +232,11 @@ class Trainer:
             print(json.dumps(head | row), file=file)
         print(f"{stage} {step} {head['seconds']:.0f} s {row}", flush=True)
 
-    # one batch of each stage: -> loss, shares right
+    # The loss of a batch by stage, and its figures for the log.
 
     def _see(self, pixels: Tensor, fields: Tensor) -> tuple[Tensor, Tensor]:
         """Hidden states (b * frames, 1 + cells, width) and labels (b * frames, fields, cells)."""
-        hidden = self.tower(normalised(pixels)).last_hidden_state
+        hidden = self.vision_encoder(normalised(pixels)).last_hidden_state
         return hidden, fields.unflatten(2, (-1, CELLS)).transpose(1, 2).flatten(0, 1)
 
     def _vision(self, pixels: Tensor, fields: Tensor, *_: Any) -> tuple[Tensor, Shares]:
@@ -268,14 +271,14 @@ class Trainer:
         return loss + SEE_WEIGHT * see + APART_WEIGHT * apart, shares
 
     def _noisy(self, fields: Tensor, told: Tensor) -> Tensor:
-        """Symbols, and noise on them: (b, cells, width)."""
+        """Symbols with noise, (b, cells, width)."""
         symbols = self.symbols(fields, told)
         return symbols + torch.randn_like(symbols) * self.noise
 
     def _apart(self, said: Tensor, labels: Tensor) -> Tensor:
-        """How far the projector's cells are from their symbols, as a share of these' variance.
+        """The squared distance from the projector's outputs to the symbols, over their variance.
 
-        Where a field is unknown, all that its table can say is left out of the distance.
+        Where a field is unknown, the span of its embeddings is left out of the distance.
         """
         with torch.no_grad():
             wanted = self.symbols(labels.clamp(min=0))
@@ -285,7 +288,7 @@ class Trainer:
                 span = torch.linalg.qr(table.detach().T).Q
                 rest = off - off @ span @ span.T
                 off = torch.where(unknown[:, None, None], rest, off)
-        # Blank cells, items, signs and dots count alike: of the last there is one in a picture.
+        # Blank cells, items, signs and dots have equal weight, as a picture has only one dot.
         weight = 1 / torch.bincount(labels[:, 0].flatten(), minlength=4)[labels[:, 0]]
         return (off.square().mean(2) * weight).sum() / weight.sum() / wanted.var()
 

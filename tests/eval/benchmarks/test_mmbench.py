@@ -191,7 +191,7 @@ FAULTS = [
     ({"B": ""}, "expected A, B, ... in order"),
     ({"question": " "}, "no question"),
     ({"index": "x"}, "index is 'x': expected a number"),
-    ({"index": "242"}, "index 242 is there 2 times"),
+    ({"index": "242"}, "index 242 is in the file 2 times"),
 ]
 
 
@@ -219,10 +219,12 @@ def test_a_bad_roll_takes_its_question_with_it(tmp_path: Path) -> None:
 def test_missing_rolls_are_told(tmp_path: Path) -> None:
     rows = rolls(mmbench_rows(tmp_path))
     loaded = written(tmp_path, rows[:3] + rows[4:]).load()
-    assert [p.what for p in loaded.problems] == ["3 of 4 rolls are there"]
+    assert [p.what for p in loaded.problems] == ["only 3 of 4 rolls are in the file"]
     others = [{**row, "image": "241"} for row in rows[5:7]]
     loaded = written(tmp_path, rows[:4] + others).load()
-    assert [p.what for p in loaded.problems] == ["the row itself is missing; it has 2 turned ones"]
+    assert [p.what for p in loaded.problems] == [
+        "the unrotated row is missing; there are 2 rotated ones"
+    ]
 
 
 def test_a_row_of_another_width(tmp_path: Path) -> None:
@@ -232,7 +234,7 @@ def test_a_row_of_another_width(tmp_path: Path) -> None:
     (problem,) = MMBench(path).load().problems
     assert (problem.row, problem.what) == (
         "row 5 (index 999)",
-        "the number of fields is not that of the head",
+        "the number of fields differs from that of the head",
     )
 
 

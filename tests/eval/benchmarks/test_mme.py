@@ -43,5 +43,5 @@ def test_mme_tells_what_is_missing(tmp_path: Path) -> None:
     benchmark = MME(root)
     found = [Scored(s, s.answer, benchmark.score(s, s.answer)) for s in loaded.samples]
     assert "perception" not in benchmark.extra(found)
-    with pytest.raises(DataError, match="none of the folders existence, count"):
+    with pytest.raises(DataError, match="contains none of the folders existence, count"):
         MME(tmp_path / "count").load()

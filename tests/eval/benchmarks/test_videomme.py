@@ -171,7 +171,7 @@ def test_files_that_cannot_be_used(tmp_path: Path, media: Path) -> None:
         written(tmp_path, media, rows).load()
     with pytest.raises(DataError, match="--media"):
         VideoMME(tmp_path / "test.json").load()
-    with pytest.raises(DataError, match="is no folder"):
+    with pytest.raises(DataError, match="there is no folder"):
         written(tmp_path, tmp_path / "absent").load()
     (tmp_path / "bad.parquet").write_bytes(b"PAR0")
     with pytest.raises(DataError, match="not a parquet file"):
