@@ -1,7 +1,8 @@
-"""`make results`: every table and picture of the studies, made again from their JSON.
+"""`make results`: renders every table and picture of the studies from their JSON.
 
-Nothing is measured. Where docs/results.md holds a line `<!-- table: NAME -->`, what stands between
-it and the line `<!-- end -->` is replaced by the table docs/results/NAME.md.
+Nothing is measured. The tables go to docs/results/NAME.md. In docs/results.md and in the pages of
+docs/studies/, the text between a line `<!-- table: NAME -->` and the next line `<!-- end -->` is
+replaced by the table docs/results/NAME.md.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from compress import get_method
 from scripts import (
     ablate,
     accuracy,
@@ -43,26 +45,77 @@ STUDIES: dict[str, Any] = {
 }
 
 
+# The first table of docs/results.md: these budgets of docs/results/methods.json, of the embedded
+# model's 144 visual tokens an image and 4 decoder layers.
+SUMMARY = "methods"
+BUDGETS = {"1/3": "0.3333", "1/9": "0.1111"}
+TOKENS, LAYERS = 144, 4
+
+
 def main(folder: Path = RESULTS) -> int:
-    """Render every study that has been run, then the tables in the page."""
+    """Render every study that has been run, then fill the pages that show its tables."""
     for path in sorted(folder.glob("*.json")):
-        found = json.loads(path.read_text(encoding="utf-8"))
-        study = STUDIES[found["command"].split()[2]]  # python -m scripts.NAME ...
+        facts = json.loads(path.read_text(encoding="utf-8"))
+        study = STUDIES[facts["command"].split()[2]]  # python -m scripts.NAME ...
         with contextlib.redirect_stdout(io.StringIO()):
-            study.render(found, path.with_suffix(""))
+            study.render(facts, path.with_suffix(""))
+        if path.stem == SUMMARY:
+            table = summary(facts)
+            path.with_name("summary.md").write_text(table + "\n", encoding="utf-8")
         print(path)
-    page = folder.parent / "results.md"
-    page.write_text(filled(page.read_text(encoding="utf-8"), folder), encoding="utf-8")
-    print(page)
+    for page in pages(folder.parent):
+        page.write_text(filled(page.read_text(encoding="utf-8"), folder), encoding="utf-8")
+        print(page)
     return 0
 
 
-def filled(text: str, folder: Path) -> str:
-    """The page with the tables that it names."""
+def pages(docs: Path) -> list[Path]:
+    """The pages that show tables: results.md and the studies."""
+    return [docs / "results.md", *sorted((docs / "studies").glob("*.md"))]
 
-    def table(found: re.Match[str]) -> str:
-        body = (folder / f"{found[1]}.md").read_text(encoding="utf-8").strip()
-        return f"<!-- table: {found[1]} -->\n{body}\n<!-- end -->"
+
+def summary(facts: dict[str, Any]) -> str:
+    """Methods x budgets as a Markdown table: accuracy, both token counts, share of the prefill.
+
+    Accuracy, layer average and prefill are the measured ones. The number of tokens that enter the
+    language model is not in the JSON: it is what the method allocates to one image.
+    """
+    dense, *rows = facts["results"]
+    by_title = {row["title"]: row for row in rows}
+    head = "| method | budget 1/3: accuracy | entering | average | prefill "
+    head += "| budget 1/9: accuracy | entering | average | prefill |"
+    every = f"{dense['accuracy']['mean']:.1%} | {TOKENS} | {TOKENS}.0 | 100%"
+    lines = [head, "|---|" + "--:|" * 8, f"| dense | {every} | {every} |"]
+    names = dict.fromkeys(row["title"].split()[0] for row in rows)
+    cells = {
+        name: [_cells(by_title[f"{name} {budget}"], dense) for budget in BUDGETS.values()]
+        for name in names
+    }
+    # Best first at the smaller budget; methods that cannot reach it last.
+    for name in sorted(cells, key=lambda name: cells[name][::-1], reverse=True):
+        lines.append(f"| {name} | " + " | ".join(text for _, text in cells[name]) + " |")
+    return "\n".join(lines)
+
+
+def _cells(row: dict[str, Any], dense: dict[str, Any]) -> tuple[float, str]:
+    """Accuracy (0 where the budget was not reached) and the four cells of one configuration."""
+    name, budget = row["title"].split()
+    figures, mean = row["figures"], row["accuracy"]["mean"]
+    share = figures["tokens"] / dense["figures"]["tokens"]
+    if abs(share / float(budget) - 1) > 0.05:
+        return 0.0, "- | - | - | -"
+    entering = get_method(name).allocate(TOKENS, LAYERS, float(budget)).keep
+    prefill = figures["macs"] / figures["dense_macs"]
+    return mean, f"{mean:.1%} | {entering} | {TOKENS * share:.1f} | {prefill:.0%}"
+
+
+def filled(text: str, folder: Path) -> str:
+    """A page with the tables that it names. Raises FileNotFoundError for one that is not there."""
+
+    def table(marker: re.Match[str]) -> str:
+        body = (folder / f"{marker[1]}.md").read_text(encoding="utf-8").strip()
+        gap = "\n" if body.startswith("|") else ""  # a Markdown table needs an empty line before it
+        return f"<!-- table: {marker[1]} -->\n{gap}{body}\n{gap}<!-- end -->"
 
     return re.sub(r"<!-- table: ([\w-]+) -->\n.*?<!-- end -->", table, text, flags=re.DOTALL)
 
