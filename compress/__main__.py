@@ -42,11 +42,11 @@ def main(argv: list[str] | None = None) -> int:
             with compress(model, method, budget) as attached:
                 ask(model, processor, frames, args.prompt)
                 reports.append(attached.report())
-                stages = [attached.steps(index) for index in range(len(frames))]
+                steps = [attached.steps(index) for index in range(len(frames))]
             if len(methods) > 1:
-                rows += [_telling(name, *both) for both in zip(frames, stages, strict=True)]
+                rows += [_telling(name, *both) for both in zip(frames, steps, strict=True)]
             else:
-                rows += [overlay(*both, title=name) for both in zip(frames, stages, strict=True)]
+                rows += [overlay(*both, title=name) for both in zip(frames, steps, strict=True)]
     except (ValueError, TypeError, OSError) as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 1
@@ -62,10 +62,10 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def _telling(name: str, frame: Image.Image, stages: list[Any]) -> Image.Image:
-    """The first stage that takes tokens away, under the method's name."""
-    reduced = (s for s in stages if s[2].count < s[1][0] * s[1][1] * s[1][2])
-    words, grid, reduction = next(reduced, stages[-1])
+def _telling(name: str, frame: Image.Image, steps: list[Any]) -> Image.Image:
+    """The first step that takes tokens away, under the method's name."""
+    reduced = (s for s in steps if s[2].count < s[1][0] * s[1][1] * s[1][2])
+    words, grid, reduction = next(reduced, steps[-1])
     where = "" if words.startswith("before") else f", {words}"
     return panel(frame, name + where, grid, reduction)
 

@@ -17,30 +17,30 @@ _PAPER, _INK, _SOFT = (250, 250, 248), (30, 30, 34), (110, 110, 118)
 
 
 def overlay(
-    picture: Any, stages: Sequence[tuple[str, Grid, Reduction]], title: str = "input"
+    picture: Any, steps: Sequence[tuple[str, Grid, Reduction]], title: str = "input"
 ) -> Image.Image:
-    """One row of panels a frame: the picture, then each stage.
+    """One row of panels a frame: the picture, then each step.
 
-    Cells that are kept as they are show the picture; merged cells are tinted and outlined in the
-    colour of their group, with a dot on the cell that stands for it; dropped cells are dim.
+    Tokens that are kept as they are show the picture; merged tokens are tinted and outlined in the
+    colour of their group, with a dot on the token that stands for it; dropped tokens are dim.
 
     Args:
         picture: a PIL image, or one a time step of the grid for a video.
-        stages: name, grid (t, h, w) and reduction (B = 1) of each stage.
+        steps: name, grid (t, h, w) and reduction (B = 1) of each step.
         title: what stands over the first panel.
 
     Raises:
         ValueError: the number of pictures is not that of the grid's time steps.
     """
     frames = list(picture) if isinstance(picture, (list, tuple)) else [picture]
-    steps = stages[0][1][0] if stages else len(frames)
-    if len(frames) != steps:
-        raise ValueError(f"{len(frames)} pictures for a grid of {steps} time steps")
+    length = steps[0][1][0] if steps else len(frames)
+    if len(frames) != length:
+        raise ValueError(f"{len(frames)} pictures for a grid of {length} time steps")
     rows = []
     for t, frame in enumerate(frames):
         shown = _fit(frame)
         panels = [_captioned(shown, title if len(frames) == 1 else f"{title} {t + 1}", "")]
-        panels += [panel(frame, *stage, step=t) for stage in stages]
+        panels += [panel(frame, *one, step=t) for one in steps]
         rows.append(sheet(panels, columns=len(panels)))
     return stack(rows)
 
@@ -48,7 +48,7 @@ def overlay(
 def panel(
     picture: Image.Image, name: str, grid: Grid, reduction: Reduction, step: int = 0
 ) -> Image.Image:
-    """One stage over the picture of time step `step` of the grid, with its name and counts."""
+    """One step over the picture of time step `step` of the grid, with its name and counts."""
     assign, anchor = reduction.assign[0].cpu().numpy(), reduction.anchor[0].cpu().numpy()
     size = grid[1] * grid[2]
     cut = slice(step * size, (step + 1) * size)
@@ -72,7 +72,7 @@ def stack(pictures: Sequence[Image.Image]) -> Image.Image:
 
 
 def sheet(pictures: Sequence[Image.Image], columns: int) -> Image.Image:
-    """Lay pictures out in rows of `columns`, each in a cell of the largest one's size."""
+    """Lay pictures out in rows of `columns`, each in a field of the largest one's size."""
     width, height = max(p.width for p in pictures), max(p.height for p in pictures)
     rows = -(-len(pictures) // columns)
     size = (columns * (width + _GAP) + _GAP, rows * (height + _GAP) + _GAP)
@@ -126,7 +126,7 @@ def _count(groups: np.ndarray, cells: int) -> str:
 def _cells(
     picture: Image.Image, assign: np.ndarray, groups: np.ndarray, anchors: np.ndarray
 ) -> Image.Image:
-    """Dim, tint and outline the cells of one frame. assign (h, w): row of each cell or -1."""
+    """Dim, tint and outline the tokens of one frame. assign (h, w): row of each cell or -1."""
     pixels = np.asarray(picture, dtype=np.float32)
     rows, columns = assign.shape
     row_of = np.minimum(np.arange(picture.height) * rows // picture.height, rows - 1)

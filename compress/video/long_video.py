@@ -31,8 +31,8 @@ class LongVideo:
     """A video as the tokens that are left of it, for any number of questions.
 
     kept: the tokens of each view (one for each expert), features as the language model takes them.
-    grids: (T, h, w) of each view's dense cells. times: (T,) seconds, float64, None if not known.
-    most: tokens and cells that were held at once while the video was read.
+    grids: (T, h, w) of each view's dense tokens. times: (T,) seconds, float64, None if not known.
+    most: tokens that were held at once while the video was read.
     """
 
     kept: tuple[Kept, ...]
@@ -76,9 +76,9 @@ def stream_video(
     beyond 8 bytes a frame for its time stamps, time is linear in it. The method's part inside the
     language model is not used: the budget is what enters it. Merging follows the projector.
 
-    model: a `FoveateForConditionalGeneration` (with several experts, the budget is dealt over them
-        in proportion to their cells), or a stock LLaVA, which sees frames as images. processor: its
-        own. Each frame is seen whole, without tiles.
+    model: a `FoveateForConditionalGeneration` or a stock LLaVA, which sees frames as images. With
+        several experts, the budget is dealt over them in proportion to their tokens.
+    processor: the model's own. Each frame is seen whole, without tiles.
     video: a path, or the video's chunks in order: `vlm.Video`s as from `vlm.media.iter_video`, or
         arrays (F, H, W, 3) uint8.
     fps: frames a second that are looked at, of a path; None for all. chunk: frames decoded and
@@ -145,9 +145,9 @@ def video_prompt(
 
     text: with one placeholder for each video, <video> where the model has that, else <image>.
     positions: "compact" numbers the tokens that are left one by one, which keeps an hour within a
-        language model's reach; "original" is where the dense video would put them, by the model's own
-        scheme of each expert; a `positions.Scheme` places them (planning takes about 70 bytes a
-        dense cell for a moment).
+        language model's reach. "original" is where the dense video would put them, by the model's
+        own scheme of each expert. A `positions.Scheme` places them; planning takes about 70 bytes
+        for each dense token.
     Raises ValueError where placeholders and videos differ in number.
     """
     adapter = adapter_of(model)
@@ -171,7 +171,7 @@ def video_prompt(
     features = [video.features for video in videos]
     given["mm_encoder_outputs"] = {kind: adapter.encoder_output(features)}
     if positions != "compact":
-        found = _homes(adapter, runs, videos, positions)
+        found = _positions(adapter, runs, videos, positions)
         given["position_ids"] = found.float()[None].to(device)
     return given
 
@@ -183,7 +183,7 @@ def _placeholder(adapter: ModelAdapter) -> tuple[str, int]:
     return kind, adapter.placeholder(kind)
 
 
-def _homes(
+def _positions(
     adapter: ModelAdapter, runs: list[Tensor], videos: list[LongVideo], positions: str | Scheme
 ) -> Tensor:
     """(S,) float64: planned positions of the tokens of a prompt that are left."""
@@ -199,17 +199,17 @@ def _homes(
         times = None if video.times is None else tuple(video.times.tolist())
         for kept, grid, scheme in zip(video.kept, video.grids, own, strict=True):
             segments.append(VideoCells(grid, times=times, scheme=scheme))
-            t, h, w = kept.cells.cpu().unbind(1)
+            t, h, w = kept.places.cpu().unbind(1)
             index.append(start + (t * grid[1] + h) * grid[2] + w)
             start += grid[0] * grid[1] * grid[2]
         segments.append(Text(len(run)))
         index.append(start + torch.arange(len(run)))
         start += len(run)
     planned = plan(segments) if isinstance(positions, str) else plan(segments, positions)
-    homes = planned.dense_positions[torch.cat(index)]
-    if not bool((homes == homes[:, :1]).all()):
+    places = planned.dense_positions[torch.cat(index)]
+    if not bool((places == places[:, :1]).all()):
         raise ValueError(f"{positions!r} has several axes: expected a scheme with one")
-    return homes[:, 0]
+    return places[:, 0]
 
 
 def _words(model: Any, processor: Any, question: str) -> Tensor:

@@ -25,13 +25,14 @@ _OWN = ("keys", "saliency", "shallow_saliency")
 class Kept:
     """M tokens of a video, in order.
 
-    features: (M, D), in the type that came in. cells: (M, 3) int64, the frame, row and column that
-    each stands for. size: (M,) int64, the cells merged in it.
-    keys, saliency, shallow_saliency, pre_projector: as in `VisualTokens`, without the batch; None where not given.
+    features: (M, D), in the dtype of the input. places: (M, 3) int64, frame, row and column of the
+    dense token that each stands for. size: (M,) int64, the dense tokens merged in it.
+    keys, saliency, shallow_saliency, pre_projector: as in `VisualTokens`, without the batch
+    dimension; None where not given.
     """
 
     features: Tensor
-    cells: Tensor
+    places: Tensor
     size: Tensor
     keys: Tensor | None = None
     saliency: Tensor | None = None
@@ -60,7 +61,7 @@ class Kept:
     def reduced(self, reduction: Reduction, first: bool) -> Kept:
         """What is left after a reduction of these tokens.
 
-        first: they are dense cells, so the method's own features count. Later ones are means of
+        first: they are dense tokens, so the method's own features count. Later ones are means of
         what the method put together, weighted by size whether or not it does so itself.
         """
         anchor = reduction.anchor[0]
@@ -74,7 +75,7 @@ class Kept:
         features = reduction.features[0] if first else mean(self.features)
         own = {name: x[anchor] for name in _OWN if (x := getattr(self, name)) is not None}
         pre_projector = None if self.pre_projector is None else mean(self.pre_projector)
-        return Kept(features, self.cells[anchor], size, pre_projector=pre_projector, **own)
+        return Kept(features, self.places[anchor], size, pre_projector=pre_projector, **own)
 
 
 def _summed(x: Tensor, reduction: Reduction) -> Tensor:
@@ -96,7 +97,7 @@ class Stream:
     of unknown length at least about `shrink` of the budget is used.
 
     Neither result nor cost depends on how the frames are dealt over calls of `add`. At most
-    `budget` tokens and one window of cells are held; the time is linear in the number of frames.
+    `budget` tokens and one window of dense tokens are held. Time is linear in the frames.
 
     stream = Stream("foveate", budget=8192, total=3600)
     for tokens in ...:
@@ -105,7 +106,8 @@ class Stream:
 
     method: a name or an instance; the part of it before the language model.
     budget: tokens, at least 2. total: frames that will come, if known.
-    text_query: (Q, D) text embeddings, for methods that read them. generator: for methods that draw.
+    text_query: (Q, D) text embeddings, for methods that read them.
+    generator: for methods that draw.
     """
 
     def __init__(
@@ -146,15 +148,15 @@ class Stream:
         self.frames = 0  # that came
         self.most = 0  # tokens held at once, so far
         self._grid: tuple[int, int] | None = None
-        self._share = Fraction(1)  # tokens a cell
-        self._done: list[tuple[int, int]] = []  # of each stretch, its cells and the tokens left
+        self._share = Fraction(1)  # tokens a dense token
+        self._done: list[tuple[int, int]] = []  # of each stretch: dense tokens, tokens left
         # One block of memory for all that is kept: small ones, scattered among the large ones that
         # come and go, would keep the allocator from giving those back.
         self._store: dict[str, Tensor] = {}
         self._waiting: list[Kept] = []  # frames of an incomplete window
 
     def __len__(self) -> int:
-        """Tokens held: those kept, and the cells of an incomplete window."""
+        """Tokens held: those kept, and the dense tokens of an incomplete window."""
         return self._kept + sum(map(len, self._waiting))
 
     @property
@@ -170,24 +172,24 @@ class Stream:
         self._grid = self._grid or (grid[0], grid[1])
         if len(tokens.features) != 1 or tuple(grid) != self._grid:
             raise ValueError(
-                f"features {tuple(tokens.features.shape)} in frames of {tuple(grid)} cells: "
-                f"expected one video in frames of {self._grid} cells"
+                f"features {tuple(tokens.features.shape)} in frames of {tuple(grid)} tokens: "
+                f"expected one video in frames of {self._grid} tokens"
             )
         if self.total is not None:
             self._share = min(self._share, Fraction(self.budget, self.total * math.prod(grid)))
-        cells = math.prod(grid)
+        dense = math.prod(grid)
         names = ("features", "pre_projector", *_OWN)
         fields = {n: x[0] for n in names if (x := getattr(tokens, n)) is not None}
         at, first = 0, torch.tensor([self.frames, 0, 0]).to(tokens.grid_cells)
         while at < count:
-            waiting = sum(map(len, self._waiting)) // cells
+            waiting = sum(map(len, self._waiting)) // dense
             step = min(self.window - waiting, count - at)
-            part = slice(at * cells, (at + step) * cells)
-            homes = tokens.grid_cells[part] + first
-            size = torch.ones_like(homes[:, 0])
+            part = slice(at * dense, (at + step) * dense)
+            places = tokens.grid_cells[part] + first
+            size = torch.ones_like(places[:, 0])
             # A copy: a view would keep the whole chunk alive.
             own = {name: x[part].clone() for name, x in fields.items()}
-            self._waiting.append(Kept(cells=homes, size=size, **own))
+            self._waiting.append(Kept(places=places, size=size, **own))
             at, self.frames = at + step, self.frames + step
             self.most = max(self.most, len(self))
             if waiting + step == self.window:
@@ -210,7 +212,7 @@ class Stream:
     def _reduce(self) -> None:
         """Reduce the window that waits to its share."""
         window, self._waiting = Kept.join(self._waiting), []
-        before = sum(cells for cells, _ in self._done)
+        before = sum(dense for dense, _ in self._done)
         stop = before + len(window)
         keep = self._count(before, stop)
         if self._kept + keep > self.budget:
@@ -227,7 +229,7 @@ class Stream:
         """Kept tokens start..stop-1, a view of where they are stored."""
         return Kept(**{name: x[start:stop] for name, x in self._store.items()})
 
-    def _put(self, cells: int, kept: Kept) -> None:
+    def _put(self, dense: int, kept: Kept) -> None:
         """Store what is left of the next stretch behind what is there."""
         start, stop = self._kept, self._kept + len(kept)
         for name, x in vars(kept).items():
@@ -239,10 +241,10 @@ class Stream:
                 self._store[name] = x.new_empty(room, *x.shape[1:])
                 self._store[name][:start] = old[:start]
             self._store[name][start:stop] = x
-        self._done.append((cells, len(kept)))
+        self._done.append((dense, len(kept)))
 
     def _count(self, start: int, stop: int) -> int:
-        """Tokens of cells start..stop-1: differences of rounded-down sums, so that these add up."""
+        """Tokens kept of start..stop-1: differences of rounded-down sums, so that they add up."""
         return max(1, math.floor(self._share * stop) - math.floor(self._share * start))
 
     def _thin(self) -> None:
@@ -267,10 +269,10 @@ class Stream:
             first, at = at, at + sum(kept for _, kept in group)
             # A copy: it is written over what was read before, never over what comes.
             kept = self._cut(self._held(first, at), max(1, count)).copy()
-            self._put(sum(cells for cells, _ in group), kept)
+            self._put(sum(dense for dense, _ in group), kept)
 
     def _cut(self, kept: Kept, keep: int, grid: tuple[int, int, int] | None = None) -> Kept:
-        """Reduce to `keep` tokens, or to all that there are; grid: of dense cells."""
+        """Reduce to `keep` tokens, or to all that there are; grid: of dense tokens."""
         if keep >= len(kept):
             return kept
         tokens = kept.tokens()

@@ -46,7 +46,7 @@ def test_the_size_of_the_chunks_changes_nothing(built, total):
     for video in videos[1:]:
         torch.testing.assert_close(video.features, videos[0].features, atol=1e-5, rtol=1e-4)
         for a, b in zip(video.kept, videos[0].kept, strict=True):
-            assert torch.equal(a.cells, b.cells) and torch.equal(a.size, b.size)
+            assert torch.equal(a.places, b.places) and torch.equal(a.size, b.size)
     cells = videos[0].dense // 30
     assert len(videos[0]) == 40 if total else 24 <= len(videos[0]) <= 40
     assert videos[0].most <= 40 + 4 * cells < videos[0].dense
@@ -88,7 +88,7 @@ def test_an_answer_is_what_the_language_model_says_by_itself(built, positions):
             step = 1 / 16 if isinstance(positions, V2PE) else 1.0
             by_row = positions == "original" and kept is not video.kept[0]
             width = 1 if by_row else columns
-            for t, h, w in kept.cells.tolist():
+            for t, h, w in kept.places.tolist():
                 places.append(last + step * ((t * rows + h) * width + (0 if by_row else w) + 1))
             last = float(np.ceil(last + step * frames * rows * width))
         places += [last + 1 + i for i in range(len(ids) - len(places))]
@@ -113,7 +113,7 @@ def test_a_file_is_read_whole_and_the_budget_used(built, tmp_path):
     assert videos[0].grids[0][0] == 20
     np.testing.assert_allclose(videos[0].times, np.arange(20) / 2, atol=0.01)
     for a, b in zip(videos[0].kept, videos[1].kept, strict=True):
-        assert torch.equal(a.cells, b.cells)
+        assert torch.equal(a.places, b.places)
     given = video_prompt(model, processor, text(token * 2), videos)
     assert model.generate(**given, **NEW).shape[1] == given["input_ids"].shape[1] + 4
 
@@ -168,7 +168,7 @@ def test_a_question_is_the_query():
         for question in ("What colour is the star", "How many")
     ]
     assert isinstance(found[0], LongVideo)
-    assert not torch.equal(found[0].kept[0].cells, found[1].kept[0].cells)
+    assert not torch.equal(found[0].kept[0].places, found[1].kept[0].places)
 
 
 def test_other_families_are_refused():

@@ -62,11 +62,11 @@ def test_any_method_and_any_chunks_give_the_same(name, total):
         found.append(stream.result())
         assert stream.most <= 24 + 4 * CELLS
     for other in found[1:]:
-        for field in ("features", "cells", "size", "keys", "saliency"):
+        for field in ("features", "places", "size", "keys", "saliency"):
             assert torch.equal(getattr(found[0], field), getattr(other, field))
     count = len(found[0])
     assert count == 24 if total else 0.6 * 24 <= count <= 24
-    order = found[0].cells @ torch.tensor([CELLS, W, 1])
+    order = found[0].places @ torch.tensor([CELLS, W, 1])
     if name not in ("chatunivi", "vcast"):  # rows of several scales; of several frames at once
         assert (order.diff() > 0).all()
 
@@ -88,7 +88,7 @@ def test_a_known_length_uses_the_whole_budget_and_reduces_once():
     tokens = video(40)
     kept = fed(tokens, 5, "uniform", 30, total=40, window=4).result()
     assert len(kept) == 30
-    assert torch.bincount(kept.cells[:, 0] // 4, minlength=10).tolist() == [3] * 10
+    assert torch.bincount(kept.places[:, 0] // 4, minlength=10).tolist() == [3] * 10
     expected = []
     for start in range(0, 40, 4):
         part = tokens.fold([start * CELLS], (4, H, W))
@@ -101,7 +101,7 @@ def test_a_known_length_uses_the_whole_budget_and_reduces_once():
 def test_parts_of_a_video_of_unknown_length_have_equal_shares(frames):
     kept = fed(video(frames), 3, "divprune", 60, window=4).result()
     assert 0.7 * 60 <= len(kept) <= 60 or frames * CELLS <= 60
-    halves = (kept.cells[:, 0] < frames // 2).sum() / len(kept)
+    halves = (kept.places[:, 0] < frames // 2).sum() / len(kept)
     assert 0.4 <= halves <= 0.6
 
 
@@ -156,7 +156,7 @@ def test_bad_frames_are_refused():
     with pytest.raises(ValueError, match="no frames were added"):
         stream.result()
     stream.add(video(2))
-    with pytest.raises(ValueError, match=r"frames of \(2, 3\) cells"):
+    with pytest.raises(ValueError, match=r"frames of \(2, 3\) tokens"):
         stream.add(VisualTokens(torch.zeros(1, 12, D), (2, 3, 2)))
     with pytest.raises(ValueError, match="one video"):
         stream.add(VisualTokens(torch.zeros(2, 6, D), (1, 2, 3)))
