@@ -23,7 +23,7 @@ style: $(READY)
 	$(BIN)/mypy
 
 slow: $(READY)  ## what takes long: wheels, launchers, long products of the matrix
-	$(BIN)/python -m pytest -m "slow and not gpu"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "slow and not gpu"
 
 train-mini: $(READY)  ## train the embedded model again (some three hours on 2 cores)
 	$(BIN)/python -m train.mini --output out/mini

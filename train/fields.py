@@ -84,8 +84,10 @@ def _sentence(kind: type, values: Any, error: ValidationError) -> str:
     if what == "literal_error":
         options = re.findall("'([^']*)'", problem["ctx"]["expected"])
         return f"{name} is {value!r}; {nearest(str(value), options)}"
-    # A union gives an error for each of its types, all with the same name.
+    # A union gives an error for each of its types, and deeper ones for the type that fits best.
     same = [p for p in problems if _named(values, p["loc"])[0] == name]
+    depth = max(len(p["loc"]) for p in same)
+    same = [p for p in same if len(p["loc"]) == depth]
     wanted = [_EXPECTED.get(p["type"], p["msg"]).format(**p.get("ctx", {})) for p in same]
     return f"{name or 'the recipe'} is {value!r}: expected {' or '.join(dict.fromkeys(wanted))}"
 
