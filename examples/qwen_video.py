@@ -17,22 +17,19 @@ from compress import compress
 
 
 def tiny() -> tuple[Any, dict[str, torch.Tensor]]:
-    """A random model of two layers, and the inputs of a video."""
-    text = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
-    rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]}
-    text |= {"num_attention_heads": 4, "num_key_value_heads": 2, "rope_parameters": rope}
-    vision = {"hidden_size": 32, "out_hidden_size": 32, "depth": 2, "num_heads": 2}
-    vision |= {"intermediate_size": 48, "fullatt_block_indexes": [1]}
-    tokens = {"image_token_id": 5, "video_token_id": 4, "vision_start_token_id": 6}
-    model = Qwen(Qwen2_5_VLConfig(text_config=text, vision_config=vision, **tokens)).eval()
-    model.generation_config.pad_token_id, model.generation_config.eos_token_id = 0, None
+    """A random model of two layers, and the inputs of a video of 32 tokens."""
+    rope = dict(rope_type="default", rope_theta=1e4, mrope_section=[1, 1, 2])
+    size = dict(hidden_size=32, intermediate_size=48)
+    text = dict(vocab_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2)
+    vision = dict(out_hidden_size=32, depth=2, num_heads=2, fullatt_block_indexes=[1])
+    config = Qwen2_5_VLConfig(
+        text_config=text | size | {"rope_parameters": rope}, vision_config=vision | size,
+        image_token_id=5, video_token_id=4, vision_start_token_id=6,
+    )  # fmt: skip
     ids = torch.tensor([[7, 6, *[4] * 32, 8, 9]])
-    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    inputs |= {
-        "mm_token_type_ids": 2 * (ids == 4).long(),
-        "video_grid_thw": torch.tensor([[2, 8, 8]]),
-    }
-    return model, inputs | {"pixel_values_videos": torch.randn(128, 1176)}
+    inputs = dict(input_ids=ids, mm_token_type_ids=2 * (ids == 4).long())
+    inputs |= dict(pixel_values_videos=torch.randn(128, 1176))
+    return Qwen(config).eval(), inputs | dict(video_grid_thw=torch.tensor([[2, 8, 8]]))
 
 
 def main() -> None:
