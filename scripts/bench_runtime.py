@@ -23,14 +23,16 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 import transformers
 from torch import Tensor
 
 from compress import compress
+from compress.ops import greedy
 from scripts.common import COLOURS, canvas, facts, write_json, write_table
-from tests.device_counter import Counts, DeviceCounter, to_device
+from tests.device_counter import Counts, DeviceCounter, DeviceTensor, to_device
 
 hf: Any = transformers  # its configurations take more than their types say
 DENSE = "dense"
@@ -85,10 +87,33 @@ def attached(model: Any, way: str, budget: float) -> Iterator[None]:
         yield
 
 
+class OneLaunch:
+    """Stands for the Triton kernels of greedy selections, which need a GPU: one launch each."""
+
+    def __init__(self, counter: DeviceCounter) -> None:
+        self._counter = counter
+
+    def serve(self, table: Tensor) -> OneLaunch | None:
+        """The kernels, for tables on the counter's device."""
+        return self if isinstance(table, DeviceTensor) else None
+
+    def cover(self, table: DeviceTensor, count: int) -> Any:
+        return self._once(greedy.cover, table, count)
+
+    def volume(self, kernel: DeviceTensor, count: int) -> Any:
+        return self._once(greedy.volume, kernel, count)
+
+    def _once(self, select: Callable[[Tensor, int], Tensor], x: DeviceTensor, count: int) -> Any:
+        self._counter.counts.launches["a Triton kernel"] += 1
+        return to_device(select(x.host_values, count))
+
+
 def counts_of(model: Any, way: str, budget: float, given: dict[str, Tensor]) -> dict[str, Any]:
     """Counts of a prefill and of a decoded token; the model is on the counter's device already."""
     found = {}
-    with DeviceCounter() as counter, torch.no_grad(), attached(model, way, budget):
+    counter = DeviceCounter()
+    kernels = mock.patch.object(greedy, "_fused", OneLaunch(counter).serve)
+    with counter, kernels, torch.no_grad(), attached(model, way, budget):
         inputs = to_device(given)
         counter.take()
         cache = model(**inputs, use_cache=True).past_key_values
