@@ -1,6 +1,6 @@
-"""Positions of every token of a multimodal sequence, before and after visual tokens are reduced.
+"""Positions of the tokens of a multimodal sequence, before and after a reduction.
 
-from positions import Image, PositionTable, Text, plan
+from positions import Image, PlannedRotary, PositionTable, Text, plan
 
 p = plan([Text(30), Image(grid=(24, 24)), Text(20)])
 p.positions, p.next_position

@@ -1,12 +1,12 @@
 """Which axis and which slot each rotary channel reads.
 
 Rotary embeddings of one position (1-D), of three axes (M-RoPE, chunked or interleaved) and of
-several slots (PPE) differ in nothing but this table:
+several slots (PPE) differ only in this table:
 
     angle[b, s, c] = position[b, s, slot[c], axis[c]] * inv_freq[c]
 
-Channels are counted as they lie in a head, c = 0 .. head_dim / 2 - 1: from the highest frequency in
-nearly every model (`frequency` says where not).
+Channels are counted in the order of a head, c = 0 .. head_dim / 2 - 1. In most models this is the
+order of descending frequency; `frequency` holds the order where it is not.
 """
 
 from __future__ import annotations
@@ -26,10 +26,14 @@ SlotLayout = Literal["contiguous", "strided"]
 
 @dataclass(frozen=True, eq=False)
 class ChannelTable:
-    """What each of C rotary channels reads.
+    """The axis and the slot that each of C rotary channels reads.
 
-    axis: (C,) int64 in {0: t, 1: h, 2: w}.   slot: (C,) int64 in 0 .. slots - 1.
-    frequency: (C,) int64, the index of its frequency in `inv_freq`; by default its own number.
+    Args:
+        axis: (C,) int64 in {0: t, 1: h, 2: w}.
+        slot: (C,) int64 in 0 .. slots - 1.
+        slots: K, the number of slots.
+        frequency: (C,) int64, the index of each channel's frequency in `inv_freq`. By default the
+            index of the channel.
     """
 
     axis: Tensor
@@ -39,23 +43,23 @@ class ChannelTable:
 
     @property
     def axes(self) -> int:
-        """1 for a 1-D host, 3 for M-RoPE."""
+        """The number of axes: 1 for a 1-D model, 3 for M-RoPE."""
         return 3 if bool((self.axis > 0).any()) else 1
 
     @classmethod
     def flat(cls, channels: int) -> ChannelTable:
-        """1-D: every channel reads t."""
+        """Return the table of a 1-D model: every channel reads t."""
         return cls(torch.zeros(channels, dtype=torch.int64), torch.zeros(channels).long())
 
     @classmethod
     def chunked(cls, sections: Sequence[int]) -> ChannelTable:
-        """M-RoPE of Qwen2-VL and Qwen2.5-VL: one run of channels an axis, such as [16, 24, 24]."""
+        """Return the table of Qwen2-VL and Qwen2.5-VL: one run of channels per axis."""
         axis = torch.arange(3).repeat_interleave(torch.tensor(_sections(sections)))
         return cls(axis, torch.zeros_like(axis))
 
     @classmethod
     def interleaved(cls, sections: Sequence[int]) -> ChannelTable:
-        """M-RoPE of Qwen3-VL: t, h, w in turn while h and w last, then t; such as [24, 20, 20]."""
+        """Return the table of Qwen3-VL: t, h, w alternate, the rest is t ([24, 20, 20])."""
         t, h, w = _sections(sections)
         channel = torch.arange(t + h + w)
         axis = torch.zeros_like(channel)
@@ -65,13 +69,17 @@ class ChannelTable:
 
     @classmethod
     def of(cls, rotary_emb: nn.Module) -> ChannelTable:
-        """The table of a transformers rotary embedding, read off what it does with three axes."""
+        """Return the table of a transformers rotary embedding.
+
+        It is read off the module's recomposition of three axes. Raises PositionError where the
+        module has no `inv_freq` or does not recompose three axes.
+        """
         inv_freq = inverse_frequencies(rotary_emb)
         count = inv_freq.numel()
         recompose = getattr(rotary_emb, "recomposition_frequencies", None)
         if recompose is None:
             return cls.flat(count)
-        # Hand it a number for each axis and frequency, and see where each of them ends up.
+        # Pass it a number for each axis and frequency, and see where each of them ends up.
         marks = torch.arange(3.0 * count, device=inv_freq.device).view(3, 1, 1, count)
         try:
             entries = recompose(marks).flatten().cpu().long()
@@ -86,13 +94,15 @@ class ChannelTable:
         return cls(entries // count, torch.zeros_like(entries), frequency=entries % count)
 
     def with_slots(self, slots: int, layout: SlotLayout = "contiguous") -> ChannelTable:
-        """Cut each axis' channels into `slots` equal parts (PPE, arXiv 2510.22936, eq. 5 to 7).
+        """Divide the channels of each axis among slots (PPE, arXiv 2510.22936, eq. 5 to 7).
 
-        contiguous: one run of neighbouring frequencies a slot, as in the paper.
-        strided: each slot takes every `slots`-th channel, so that it spans all frequencies.
+        Args:
+            layout: "contiguous" gives each slot a run of neighbouring frequencies, as in the paper;
+                "strided" gives it every `slots`-th channel, so that it spans all frequencies.
 
-        Raises PositionError where `slots` does not divide an axis' channel count. (A fallback that
-        deals channels out in another order would move channels from one axis to another.)
+        Raises:
+            PositionError: `slots` does not divide the channel count of an axis. (The fallback of
+                the released code would move channels from one axis to another.)
         """
         counts = [int(n) for n in torch.bincount(self.axis) if n]
         if slots < 1 or any(count % slots for count in counts):
@@ -105,9 +115,9 @@ class ChannelTable:
             raise PositionError(f"layout={layout!r}: expected 'contiguous' or 'strided'")
         slot = torch.zeros_like(self.axis)
         for axis in self.axis.unique():
-            mine = (self.axis == axis).nonzero().squeeze(1)
-            rank = torch.arange(len(mine))
-            slot[mine] = rank // (len(mine) // slots) if layout == "contiguous" else rank % slots
+            channels = (self.axis == axis).nonzero().squeeze(1)
+            rank, width = torch.arange(len(channels)), len(channels) // slots
+            slot[channels] = rank // width if layout == "contiguous" else rank % slots
         return replace(self, slot=slot, slots=slots)
 
     def to(self, device: torch.device | str) -> ChannelTable:
@@ -118,10 +128,11 @@ class ChannelTable:
         )
 
     def angles(self, positions: Tensor, inv_freq: Tensor) -> Tensor:
-        """Angles modulo 2 pi, in float64.
+        """Return the angles modulo 2 pi, (..., C) float64 in [0, 2 pi).
 
-        positions: (..., K, 3) float64 with K equal to `slots` (or 1: all slots alike).
-        inv_freq: (C,).   Returns (..., C) float64 in [0, 2 pi).
+        Args:
+            positions: (..., K, 3) float64, with K equal to `slots`, or 1 where all slots are equal.
+            inv_freq: (C,).
         """
         slot = (self.slot % positions.shape[-2]).to(positions.device)
         read = positions.double()[..., slot, self.axis.to(positions.device)]
@@ -132,7 +143,7 @@ class ChannelTable:
 
 
 def inverse_frequencies(rotary_emb: nn.Module, layer_type: str | None = None) -> Tensor:
-    """(C,) the rotary embedding's frequencies as they are now, scaling included."""
+    """Return (C,), the current frequencies of a rotary embedding, scaling included."""
     names = [f"{layer_type}_inv_freq"] if layer_type else []
     for name in (*names, "inv_freq"):
         value = getattr(rotary_emb, name, None)

@@ -1,8 +1,8 @@
-"""What a plan will do to a given model and dtype, in words.
+"""Warnings about a plan on a given model and dtype.
 
-Sources: the bounds on the RoPE base are those of Liu 2026 (arXiv 2602.10959), applied to each axis
-with the slowest frequency that it has; the paper derives them for one axis. They are soft: LLaMA-2
-breaks the depth bound at its own context length and works.
+The bounds on the RoPE base are those of Liu 2026 (arXiv 2602.10959), applied to each axis with its
+slowest frequency; the paper derives them for one axis. They are soft: LLaMA-2 exceeds the depth
+bound at its own context length and works.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from positions.placement import Placement
 from positions.schemes import FINEST
 
 AXES = ("t", "h", "w")
-# Where float32 angles, p * 2^-24 off at the fastest frequency, are more than 0.01 off.
+# The position from which float32 angles have an error over 0.01 (p * 2^-24 at frequency 1).
 FLOAT32_ANGLES = 0.01 * 2**24
-# The attention that the slowest channel should keep over the span, per layer and over all layers.
+# The share of attention that the slowest channel should keep over the span, per layer and in all.
 KEPT = 0.5
 
 
 @dataclass(frozen=True)
 class Host:
-    """What a model's configuration says about its rotary embedding."""
+    """The rotary embedding that a model's configuration describes."""
 
     window: int
     base: float
@@ -40,7 +40,7 @@ class Host:
 
     @classmethod
     def of(cls, config: Any) -> Host:
-        """Read a transformers configuration (of the whole model, or of its language model)."""
+        """Read a transformers configuration, of the whole model or of its language model."""
         text = config.get_text_config() if hasattr(config, "get_text_config") else config
         rope = getattr(text, "rope_parameters", None)
         if not rope:
@@ -48,7 +48,7 @@ class Host:
                 f"{type(config).__name__} has no rope_parameters: expected a model with a rotary "
                 "embedding"
             )
-        if "rope_theta" not in rope:  # one set a layer type
+        if "rope_theta" not in rope:  # one set per layer type
             rope = rope.get("full_attention") or next(iter(rope.values()))
         head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
         width = int(head * rope.get("partial_rotary_factor", 1.0))
@@ -70,7 +70,7 @@ class Host:
 
 
 def _channels(model_type: str, rope: Any, count: int) -> ChannelTable:
-    """The channel table that a configuration asks for."""
+    """The channel table of a configuration."""
     interleaved = bool(rope.get("mrope_interleaved")) or model_type.startswith("qwen3")
     sections = rope.get("mrope_section")
     if sections is None and re.match(r"qwen\d(_\d)?_vl", model_type):
@@ -81,15 +81,20 @@ def _channels(model_type: str, rope: Any, count: int) -> ChannelTable:
 
 
 def check(plan: Placement, config: Any, dtype: torch.dtype = torch.bfloat16) -> list[str]:
-    """Warnings about `plan` on this model, most serious first; empty where there is nothing to say.
+    """Return warnings about `plan` on this model, most serious first; possibly none.
 
-    config: a transformers configuration.   dtype: the dtype that the model runs in.
+    Args:
+        config: a transformers configuration.
+        dtype: the dtype that the model runs in.
+
+    Raises:
+        PositionError: the configuration has no rotary embedding.
     """
     if not len(plan):
         return []
     host = Host.of(config)
     return [
-        *_host(plan, host),
+        *_attachable(plan, host),
         *_order(plan),
         *_window(plan, host),
         *_precision(plan, host, dtype),
@@ -98,10 +103,10 @@ def check(plan: Placement, config: Any, dtype: torch.dtype = torch.bfloat16) -> 
     ]
 
 
-def _host(plan: Placement, host: Host) -> list[str]:
-    found = []
+def _attachable(plan: Placement, host: Host) -> list[str]:
+    warnings = []
     if host.channels.axes == 1 and bool((plan.positions != plan.positions[..., :1]).any()):
-        found.append(
+        warnings.append(
             "the plan has different t, h and w, and this model has one rotary axis: it cannot be "
             "attached; choose a 1-D scheme"
         )
@@ -110,12 +115,12 @@ def _host(plan: Placement, host: Host) -> list[str]:
         try:
             host.channels.with_slots(slots)
         except PositionError as error:
-            found.append(f"the plan cannot be attached: {error}")
-    return found
+            warnings.append(f"the plan cannot be attached: {error}")
+    return warnings
 
 
 def _order(plan: Placement) -> list[str]:
-    found = []
+    warnings = []
     highest = plan.positions.amax((1, 2))
     before = highest.cummax(0).values[:-1]
     text = torch.tensor([isinstance(segment, Text) for segment in plan.segments])
@@ -123,22 +128,22 @@ def _order(plan: Placement) -> list[str]:
     behind = text[plan.segment_of[1:]] & (highest[1:] <= before)
     if alone and bool(behind.any()):
         first = int(behind.nonzero()[0])
-        found.append(
+        warnings.append(
             f"text token {first + 1} stands at {float(highest[first + 1]):g}, not past "
             f"{float(before[first]):g} where tokens before it stand: the order of the two is lost"
         )
     if alone and plan.next_position <= float(highest.max()):
-        found.append(
+        warnings.append(
             f"the next token stands at {plan.next_position:g}, behind the prompt's end at "
             f"{float(highest.max()):g}"
         )
     same = (plan.positions[1:] == plan.positions[:-1]).flatten(1).all(1)
     if bool(same.any()):
-        found.append(
+        warnings.append(
             f"{int(same.sum())} tokens share the position of the token before them: only the "
             "causal mask and the content tell them apart"
         )
-    return found
+    return warnings
 
 
 def _window(plan: Placement, host: Host) -> list[str]:
@@ -158,13 +163,13 @@ def _steps(plan: Placement) -> Tensor:
 
 
 def _precision(plan: Placement, host: Host, dtype: torch.dtype) -> list[str]:
-    found = []
+    warnings = []
     steps = _steps(plan)
     step = float(steps[0]) if len(steps) else 1.0
     if step < FINEST.get(dtype, 0.0):
         bits = torch.finfo(dtype).eps / 2
         moving = int((host.inv_freq * step > bits).sum())
-        found.append(
+        warnings.append(
             f"steps of {step:g} are under the resolution of cos and sin in {_name(dtype)}: "
             f"{moving} of {len(host.inv_freq)} rotary pairs tell neighbours apart; use steps of "
             f"{FINEST[dtype]:g} or more, or a finer dtype"
@@ -172,13 +177,13 @@ def _precision(plan: Placement, host: Host, dtype: torch.dtype) -> list[str]:
     end = float(plan.positions.abs().max())
     rounded = int((plan.positions.float().double() != plan.positions).flatten(1).any(1).sum())
     if rounded:
-        found.append(
+        warnings.append(
             f"{rounded} positions are too fine for float32 (steps of {step:g} are exact up to "
             f"{step * 2**24:g}): never hand them to the model as they are; the planned rotary "
             "embedding gives this sequence float64 angles"
         )
     elif end > FLOAT32_ANGLES:
-        found.append(
+        warnings.append(
             f"positions reach {end:g}, where the stock float32 angles are up to "
             f"{end * 2.0**-24:.2g} off; build the position table with exact=True"
         )
@@ -189,15 +194,15 @@ def _precision(plan: Placement, host: Host, dtype: torch.dtype) -> list[str]:
     ]
     mixed = sorted({value for value in inputs if math.isfinite(value)})
     if len(mixed) > 1:
-        found.append(
+        warnings.append(
             f"visual inputs have steps of {', '.join(f'{value:g}' for value in mixed)} in one "
             "sequence: distances mean different things in each (arXiv 2511.19778)"
         )
-    return found
+    return warnings
 
 
 def _base(plan: Placement, host: Host) -> list[str]:
-    found = []
+    warnings = []
     for axis in range(host.channels.axes):
         on_axis = plan.positions[..., axis]
         span = float(on_axis.max() - on_axis.min())
@@ -213,17 +218,17 @@ def _base(plan: Placement, host: Host) -> list[str]:
         )
         for angle, effect in limits:
             if slowest > 0 and span > angle / slowest:
-                found.append(
+                warnings.append(
                     f"{name} spans {span:g} positions; past {angle / slowest:g} its slowest rotary "
                     f"channels {effect}"
                 )
                 break
     if host.base > 1 / torch.finfo(torch.float32).eps:
-        found.append(
+        warnings.append(
             f"the RoPE base {host.base:g} is over 1 / float32 resolution (8.39e6): the slowest "
             "channels do not resolve single steps"
         )
-    return found
+    return warnings
 
 
 def _packing(plan: Placement) -> list[str]:

@@ -1,4 +1,4 @@
-"""A picture of a plan: position against token, slots as spread."""
+"""Draw a plan: position against token, with the spread of slots."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ AXES = (("t", "#c1272d", "o"), ("h", "#0071bc", "s"), ("w", "#2e8b57", "^"))
 
 
 def draw(plan: Plan, path: str | Path, title: str = "") -> None:
-    """Write a picture of `plan` to `path` (PNG, PDF or SVG by its suffix). Needs matplotlib.
+    """Draw `plan` to `path` (PNG, PDF or SVG by its suffix). Needs matplotlib.
 
-    Visual inputs are shaded. Where a token has several slots, each is a dash on a line from the
-    lowest to the highest, and the dot is the first (that of the anchor).
+    Visual inputs are shaded. The slots of a token are dashes on a vertical line; the dot is the
+    first slot, that of the anchor.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -28,9 +28,9 @@ def draw(plan: Plan, path: str | Path, title: str = "") -> None:
     size = max(2.0, min(14.0, 500 / max(len(plan), 1)))
     segment_of = plan.segment_of
     for index, item in enumerate(plan.segments):
-        here = (segment_of == index).nonzero().squeeze(1)
-        if not isinstance(item, Text) and len(here):
-            axes.axvspan(float(here[0]) - 0.5, float(here[-1]) + 0.5, color="0.93", zorder=0)
+        tokens = (segment_of == index).nonzero().squeeze(1)
+        if not isinstance(item, Text) and len(tokens):
+            axes.axvspan(float(tokens[0]) - 0.5, float(tokens[-1]) + 0.5, color="0.93", zorder=0)
     flat = bool((plan.positions == plan.positions[..., :1]).all())
     for axis, (name, color, marker) in enumerate(AXES[:1] if flat else AXES):
         slots = plan.positions[:, :, axis]

@@ -1,7 +1,7 @@
-"""The one kind of error that this package raises for layouts, schemes and tables."""
+"""The error that this package raises."""
 
 from __future__ import annotations
 
 
 class PositionError(ValueError):
-    """A layout, scheme, reduction or table that cannot be planned; the message says what would."""
+    """A layout, scheme, reduction or position table is not valid, or does not fit the model."""

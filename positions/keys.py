@@ -1,9 +1,9 @@
-"""Move keys that are already in a cache to new positions (positional integrity encoding).
+"""Move cached keys to new positions (positional integrity encoding).
 
-A cached key is R(old) k. Rotations add up, so R(new) k = R(new - old) R(old) k: one rotation by the
-difference, with no need of the raw key (PIE, arXiv 2407.03157, section 3). Values hold no position
-and stay. What is exact is the rotation: hidden states above the first layer still hold what evicted
-tokens once contributed.
+A cached key is R(old) k. Since R(new) k = R(new - old) R(old) k, one rotation by the difference
+moves it, without the raw key (PIE, arXiv 2407.03157, section 3). Values do not depend on positions.
+The rotation is exact; above the first layer, hidden states still contain what evicted tokens
+contributed.
 """
 
 from __future__ import annotations
@@ -26,17 +26,22 @@ def rerotate(
     *,
     pairing: Literal["halves", "neighbours"] = "halves",
 ) -> Tensor:
-    """Rotate keys from their old positions to new ones.
+    """Return the keys, rotated from their old positions to new ones.
 
-    keys: (B, H, S, D) as cached; the first 2 C of the D entries are rotary.
-    old, new: (S, K, 3) or (B, S, K, 3) float64 positions of the S keys, as in `Plan.positions`; K
-        of `new` may be 1. Zeros as `new` give the raw key back.
-    inv_freq: (C,).   channels: which axis and slot each of the C channels reads.
-    pairing: which entries turn together: c and c + C (Llama, Qwen), or 2 c and 2 c + 1 (GLM).
+    Args:
+        keys: (B, H, S, D) as cached; the first 2 C of the D entries are rotary.
+        old, new: (S, K, 3) or (B, S, K, 3) float64 positions of the S keys, as in `Plan.positions`.
+            K of `new` may be 1. Zeros as `new` give the raw keys.
+        inv_freq: (C,).
+        channels: which axis and slot each of the C channels reads.
+        pairing: the two entries of a channel: c and c + C (Llama, Qwen), or 2 c and 2 c + 1 (GLM).
 
-    The difference is taken and reduced modulo 2 pi in float64, the rotation done in float32, and
-    the result cast once to the keys' dtype. Each pass rounds once: move rarely in bfloat16.
-    Raises PositionError where shapes do not match.
+    The difference is computed and reduced modulo 2 pi in float64; the rotation is computed in
+    float32 and the result cast to the dtype of the keys. Every call rounds once, which adds up in
+    bfloat16.
+
+    Raises:
+        PositionError: shapes do not match.
     """
     old, new = (x if x.ndim == 4 else x[None] for x in (old, new))
     slots = {old.shape[2], new.shape[2]}
@@ -75,10 +80,11 @@ def move_cache(
 ) -> None:
     """Evict or reorder tokens of a transformers `DynamicCache` and move the rest, in place.
 
-    old: (S, K, 3) or (B, S, K, 3), where the cached tokens stand.
-    keep: (S',) int64 cached tokens to keep, in their new order (all S by default).
-    new: (S', K, 3) or (B, S', K, 3), where the kept tokens are to stand.
-    channels: needed where K > 1 (`ChannelTable.of(rotary_emb).with_slots(K)`).
+    Args:
+        old: (S, K, 3) or (B, S, K, 3), the positions of the cached tokens.
+        new: (S', K, 3) or (B, S', K, 3), the new positions of the kept tokens.
+        keep: (S',) int64, the cached tokens to keep, in their new order. By default all S.
+        channels: needed where K > 1 (`ChannelTable.of(rotary_emb).with_slots(K)`).
 
     Frequencies must not have changed since the keys were cached (dynamic scaling changes them).
     """

@@ -197,8 +197,7 @@ def layout_of(
                 )
             key = begun[number - 1]
             if key is None:
-                key = []
-                keys.append(key)
+                keys.append(key := [])
             key.append(len(segments))
             begun[number - 1] = None if rest is None else key
             if rest is not None:
