@@ -38,6 +38,7 @@ class Span:
     valid: Tensor | None = None
     bias: Tensor | None = None
     samples: Tensor | None = None
+    _added: Tensor | None = field(default=None, repr=False)
 
     @property
     def plain(self) -> bool:
@@ -59,9 +60,24 @@ class Span:
         """(B, length) float32; None where it is 0 everywhere."""
         return None if self.bias is None else self.bias[:, : self.length]
 
+    def added(self, dtype: torch.dtype) -> Tensor:
+        """(B, length): what is added to the logits of each key for a newest token, the least number
+        at padding. Kept from one decoded token to the next; needs `bias`."""
+        bias: Tensor = self.bias  # type: ignore[assignment]
+        if self._added is None or self._added.dtype != dtype:
+            added = bias.to(dtype)
+            if self.valid is not None:
+                valid = _with_room(self.valid, added.shape[1], True)[:, : added.shape[1]]
+                added = added.masked_fill(~valid, torch.finfo(dtype).min)
+            self._added = added
+        self._added = _with_room(self._added, self.length, 0.0)
+        return self._added[:, : self.length]
+
     def extend(self, count: int, new: Tensor | None) -> None:
         """Take in `count` tokens. new: (B, count) bool, False at padding; None if all are real."""
         start, self.length = self.length, self.length + count
+        if new is not None:
+            self._added = None
         if new is not None and self.valid is None:
             self.valid = torch.ones(len(new), start, dtype=torch.bool, device=new.device)
         if self.valid is not None:
@@ -74,6 +90,7 @@ class Span:
     def crop(self, count: int) -> None:
         """Forget the last `count` tokens."""
         self.length -= count
+        self._added = None
         for name in ("valid", "bias"):
             tensor = getattr(self, name)
             if tensor is not None:

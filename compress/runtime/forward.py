@@ -204,10 +204,9 @@ def _mask_layers(context: ForwardContext, count: int, device: torch.device) -> N
             stop = state.spans[number + 1].first
         own: dict[str, Any] = {}
         if number or not span.plain or state.pressed:
-            own = {
-                "attention_mask": span_mask(config, span, like, cache),
-                "position_ids": new_indices(span, count, device),
-            }
+            own = {"attention_mask": span_mask(config, span, like, cache)}
+            if count > 1:  # one token is never taken for the first of a packed sample
+                own["position_ids"] = new_indices(span, count, device)
         layers += [own] * (stop - span.first)
     context.layer_arguments = layers
 

@@ -40,6 +40,8 @@ def span_mask(config: Any, span: Span, like: Tensor, cache: Any) -> Tensor | Non
     implementation = config._attn_implementation
     if implementation not in ADDITIVE:
         return _stock_mask(config, span, like, cache)
+    if count == 1 and span.bias is not None and span.samples is None and not static:
+        return span.added(like.dtype)[:, None, None].to(like.device)
     allowed = _allowed(span, like)
     if static and cache is not None:
         room = cache.get_mask_sizes(count, span.first)[0] - span.length
