@@ -130,7 +130,7 @@ def slotted(
             "expected the same number"
         )
     count = len(plan.dense_positions)
-    distances, weights = torch.zeros(count), torch.ones(count)
+    distances, weights, on_grid = torch.zeros(count), torch.ones(count), torch.zeros(count, 3)
     rank = torch.zeros(count, dtype=torch.int64) if plan.rank is None else plan.rank
     row_of = torch.full_like(plan.row_of, -1)
     bounds = plan.bounds.tolist()
@@ -149,7 +149,10 @@ def slotted(
             distances[dense] = _per_token("distance", distance[key], key, dense)
             rank = rank.index_fill(0, dense, 0)  # the given distance alone decides
         else:
-            distances[dense] = _grid_distance(plan, group, dense)
+            on_grid[dense] = grid_positions(plan.segments, group)
+            kept = dense[row_of[dense] >= 0]
+            anchors = plan.source[row_of[kept]]
+            distances[kept] = (on_grid[kept] - on_grid[anchors]).square().sum(-1)
     chosen, rank = slots.choose(row_of, plan.source, rank, distances, weights)
     positions, slot_weights = plan.dense_positions[chosen], weights[chosen]
     if plan.positions.shape[1] > 1:
@@ -157,17 +160,6 @@ def slotted(
         others[row_of[row_of >= 0]] = False
         positions[others], slot_weights[others] = plan.positions[others], plan.weights[others]
     return replace(plan, positions=positions, weights=slot_weights, rank=rank)
-
-
-def _grid_distance(plan: Placement, group: tuple[int, ...], dense: Tensor) -> Tensor:
-    """(N,) squared distance on the grid of each dense token to its anchor; 0 if dropped."""
-    on_grid = torch.zeros(len(plan.dense_positions), 3)
-    on_grid[dense] = grid_positions(plan.segments, group)
-    kept = dense[plan.row_of[dense] >= 0]
-    anchors = plan.source[plan.row_of[kept]]
-    squared = torch.zeros(len(on_grid))
-    squared[kept] = (on_grid[kept] - on_grid[anchors]).square().sum(-1)
-    return squared[dense]
 
 
 def _per_token(name: str, values: Tensor, key: Key, dense: Tensor) -> Tensor:
