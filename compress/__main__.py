@@ -11,6 +11,7 @@ from PIL import Image
 
 import vlm
 from compress import Cost, Report, compress, get_method, list_methods
+from compress.defaults import BUDGET, METHOD
 from compress.parse import parse_budget, parse_method, split_list
 from compress.report.cost import runs
 from compress.report.overlay import legend, overlay, panel, sheet, stack
@@ -24,8 +25,8 @@ def main(argv: list[str] | None = None) -> int:
         prog="python -m compress", description="Draw what methods keep of a picture or a video."
     )
     parser.add_argument("media", type=Path, help="a picture, or a video")
-    parser.add_argument("--method", default="duet", help="a name, several with commas, or 'all'")
-    parser.add_argument("--budget", default="0.33", help="tokens (64) or a share (0.11, 1/9)")
+    parser.add_argument("--method", default=METHOD, help="a name, several with commas, or 'all'")
+    parser.add_argument("--budget", default=str(BUDGET), help="tokens (64) or a share (0.11, 1/9)")
     parser.add_argument("--prompt", default=PROMPT, help="the question that comes with it")
     parser.add_argument("--frames", type=int, default=6, help="frames of a video")
     parser.add_argument("--model", default="mini", help="'mini', a folder, or a hub model's name")

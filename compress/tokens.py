@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -25,6 +26,27 @@ def _expect(name: str, value: Tensor | None, shape: tuple[int | None, ...]) -> N
     if not fits:
         wanted = tuple("any" if n is None else n for n in shape)
         raise ValueError(f"{name} has shape {tuple(value.shape)}, expected {wanted}")
+
+
+def _floating(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: x for name, x in values.items() if x.is_floating_point()}
+
+
+def _sums(values: Mapping[str, Tensor]) -> Tensor:
+    """Sums of the floating-point tensors, float64, on their device: the cheapest look at all."""
+    tensors = _floating(values).values()
+    sums = [x.detach().sum(dtype=torch.promote_types(x.dtype, torch.float32)) for x in tensors]
+    return torch.stack(sums).double()
+
+
+def require_finite(values: Mapping[str, Tensor]) -> None:
+    """Raise ValueError naming the first floating-point tensor with NaN or infinity.
+
+    One host sync for all of them; a sum that overflows is looked at again.
+    """
+    for (name, x), total in zip(_floating(values).items(), _sums(values).tolist(), strict=True):
+        if not math.isfinite(total) and not bool(x.isfinite().all()):
+            raise ValueError(f"{name} holds NaN or infinity; a method cannot rank such values")
 
 
 class _Fields:
@@ -123,16 +145,11 @@ class VisualTokens(_Fields):
         too). Whoever has many inputs concatenates these, reads them once, and calls `check_finite`
         of those that have one, which raises the error.
         """
-        fields_given = (x for x in self._given().values() if x.is_floating_point())
-        sums = [x.sum(dtype=torch.promote_types(x.dtype, torch.float32)) for x in fields_given]
-        return torch.stack(sums).double()
+        return _sums(self._given())
 
     def check_finite(self) -> None:
         """Raise ValueError naming the first field with NaN or infinity (one host sync)."""
-        given = {name: x for name, x in self._given().items() if x.is_floating_point()}
-        for (name, x), total in zip(given.items(), self.finite_sums().tolist(), strict=True):
-            if not math.isfinite(total) and not bool(x.isfinite().all()):
-                raise ValueError(f"{name} holds NaN or infinity; a method cannot rank such values")
+        require_finite(self._given())
 
     def batch(self, part: slice) -> VisualTokens:
         """Some inputs of the batch."""
@@ -269,6 +286,23 @@ class Reduction:
         more = tuple(level[cut] for level in self.more)
         return Reduction(
             self.features[cut], self.assign[cut], self.anchor[cut], self.size[cut], more
+        )
+
+    def by_anchor(self) -> Reduction:
+        """The same with rows in ascending order of their anchors."""
+        order = self.anchor.argsort(dim=1, stable=True)
+        new = order.argsort(dim=1)
+        assign, *more = (
+            torch.where(old < 0, old, new.gather(1, old.clamp(min=0)))
+            for old in (self.assign, *self.more)
+        )
+        index = order[..., None].expand(-1, -1, self.features.shape[2])
+        return Reduction(
+            self.features.gather(1, index),
+            assign,
+            self.anchor.gather(1, order),
+            self.size.gather(1, order),
+            tuple(more),
         )
 
     def then(self, later: Reduction) -> Reduction:

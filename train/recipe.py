@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, ConfigDict, Field, Strict, StrictBool, StrictInt
 from pydantic.dataclasses import dataclass
 
+from compress.defaults import BUDGET, METHOD
 from train.fields import RecipeError, as_number, as_tuple
 
 PARTS = ("vision_encoder", "projector", "language_model")
@@ -152,8 +153,8 @@ class CompressSettings:
         options: fields of the method.
     """
 
-    method: str = "duet"
-    budget: Budget | tuple[Budget, ...] = 0.25
+    method: str = METHOD
+    budget: Budget | tuple[Budget, ...] = BUDGET
     options: dict[str, Any] = field(default_factory=dict)
 
     @property

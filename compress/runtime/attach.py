@@ -57,11 +57,11 @@ class Compression:
         self.clock = Clock()
         self._record: PrefillRecord | None = None
         self._handles: list[Any] = []
-        self._rotary = PlannedRotary(settings.adapter.rotary, source=_table)
         self._encoders = {
             kind: EncodingFunction(kind, lambda: self.settings, self.clock, _around_encoding)
             for kind in settings.adapter.kinds
         }
+        self._rotary = PlannedRotary(settings.adapter.rotary, source=_table)
         self._attach(model)
         _ATTACHED[settings.adapter.core] = self
 

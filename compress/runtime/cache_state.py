@@ -70,22 +70,28 @@ class Span:
                 valid = _with_room(self.valid, added.shape[1], True)[:, : added.shape[1]]
                 added = added.masked_fill(~valid, torch.finfo(dtype).min)
             self._added = added
-        self._added = _with_room(self._added, self.length, 0.0)
         return self._added[:, : self.length]
 
     def extend(self, count: int, new: Tensor | None) -> None:
         """Take in `count` tokens. new: (B, count) bool, False at padding; None if all are real."""
         start, self.length = self.length, self.length + count
         if new is not None:
-            self._added = None
-        if new is not None and self.valid is None:
-            self.valid = torch.ones(len(new), start, dtype=torch.bool, device=new.device)
-        if self.valid is not None:
+            # Nothing is written in place: a tensor may be of an inference mode that is over.
+            valid = self.valid
+            if valid is None:
+                valid = torch.ones(len(new), start, dtype=torch.bool, device=new.device)
+            self.valid = torch.cat([valid[:, :start], new.to(valid.device)], dim=1)
+            if self._added is not None:
+                added = self._added[:, :start]
+                least = torch.finfo(added.dtype).min
+                column = added.new_zeros(new.shape).masked_fill(~new.to(added.device), least)
+                self._added = torch.cat([added, column], dim=1)
+        elif self.valid is not None:
             self.valid = _with_room(self.valid, self.length, True)
-            if new is not None:
-                self.valid[:, start : self.length] = new
         if self.bias is not None:
             self.bias = _with_room(self.bias, self.length, 0.0)
+        if self._added is not None:
+            self._added = _with_room(self._added, self.length, 0.0)
 
     def crop(self, count: int) -> None:
         """Forget the last `count` tokens."""

@@ -35,9 +35,9 @@ class PrefillState:
     those that are left; later: the same for each layer that started with fewer tokens. deepstack:
     for each of the first layers, (T, D) added to the visual tokens after it. back: (B, S) int64,
     for each column that the model was given the one that stands for it now; None while all are
-    there. cached_spans: what the cache held before this prompt, None where it held nothing of
-    ours; past: tokens that it held in its first layer. table: positions of the new tokens.
-    entered: hidden states and rotary of the layer before, where a method is scored by it.
+    there. cached: the state that the cache came with, None where it held nothing of ours; past:
+    tokens that it held in its first layer. table: positions of the new tokens. entered:
+    hidden states and rotary of the layer before, where a method is scored by it.
     """
 
     inputs: list[PlacedInput]
@@ -69,7 +69,7 @@ class PrefillState:
         """(T,) int64: dense tokens in each visual token."""
         return torch.cat([reduction.size[0] for reduction in self.now])
 
-    def follow(self, reductions: list[Reduction], index: Tensor, back: Tensor) -> None:
+    def follow(self, reductions: list[Reduction], back: Tensor) -> None:
         """Take in reductions of the tokens that were left. back: see `BatchLayout.after`."""
         self.query = back.gather(1, self.query)
         self.text = back[self.text_rows[:, None], self.text]

@@ -215,20 +215,17 @@ def _mask_layers(context: ForwardContext, count: int, device: torch.device) -> N
 def enter_language_model(context: ForwardContext, kwargs: dict[str, Any]) -> None:
     """A prompt is about to enter the language model; visual inputs of it are reduced. So is text on
     a cache that its caller has placed."""
-    embeds: Tensor = kwargs["inputs_embeds"]
-    if context.state is not None and context.ids is None:
-        continue_on_cache(context, kwargs, embeds.shape[1], embeds.device)
-        return
     zero3 = context.zero3
     if zero3 is not None:
         kwargs["inputs_embeds"] = zero3.tie(kwargs["inputs_embeds"])
-    cached = context.state is not None
     if context.ids is not None:
         begin_prefill(context, kwargs)
-    prefill = context.prefill
-    if zero3 is not None and not cached:
+    prefill, embeds = context.prefill, kwargs["inputs_embeds"]
+    if prefill is None and context.state is not None:
+        continue_on_cache(context, kwargs, embeds.shape[1], embeds.device)
+    if zero3 is not None:
         own = frozenset() if prefill is None else scoring_layers(context.settings, prefill)
-        zero3.agree(own, kwargs["inputs_embeds"].device)
+        zero3.agree(own, embeds.device)
 
 
 @torch.compiler.disable

@@ -173,7 +173,7 @@ def _shorten(
             pooled(one, reductions, prefill.sizes.to(one.device)) for one in rest
         ]
     layout, index, back = prefill.layout.after(flat_anchor(reductions), counts)
-    prefill.follow(reductions, index, back)
+    prefill.follow(reductions, back)
     prefill.layout = layout
     prefill.later.append((layer, prefill.now))
     shorter = gather(hidden_states, index)

@@ -14,7 +14,7 @@ from compress import ops
 from compress.ops.windows import deal
 from compress.runtime.settings import Settings
 from compress.runtime.tensors import copy_to
-from compress.tokens import Grid, Reduction, VisualTokens
+from compress.tokens import Grid, Reduction, VisualTokens, require_finite
 from vlm.families import VisualInput
 
 
@@ -86,7 +86,11 @@ def reduce_inputs(settings: Settings, tokens: InputTokens, keeps: Sequence[int])
     """
     planes = _planes(tokens.inputs, keeps)
     if planes:
-        _check_finite(settings, tokens)
+        values = {"features": tokens.features, **tokens.fields}
+        if tokens.text is not None:
+            padding = ~tokens.text.mask[..., None]
+            values["text_query"] = tokens.text.features.masked_fill(padding, 0)
+        require_finite(values)
     offsets = [0, *accumulate(item.count for item in tokens.inputs)]
     separators = [_kept_separators(*pair) for pair in zip(tokens.inputs, keeps, strict=True)]
     texts = [] if tokens.text is None else [tokens.text.of_input[p.number] for p in planes]
@@ -181,25 +185,6 @@ def _kept_separators(item: VisualInput, keep: int) -> Tensor:
     return separator.nonzero().flatten()[:room]
 
 
-def _check_finite(settings: Settings, tokens: InputTokens) -> None:
-    """Raise ValueError for NaN or infinity, at the cost of one wait for the device."""
-    values = {"features": tokens.features, **tokens.fields}
-    if tokens.text is not None:
-        values["text_query"] = tokens.text.features.masked_fill(~tokens.text.mask[..., None], 0)
-    floating = {name: x for name, x in values.items() if x.is_floating_point()}
-    # A sum is the cheapest look at all values; one that overflows is looked at again.
-    sums = [
-        x.detach().sum(dtype=torch.promote_types(x.dtype, torch.float32)) for x in floating.values()
-    ]
-    finite = torch.stack([total.double() for total in sums]).isfinite().tolist()
-    for name, fine in zip(floating, finite, strict=True):
-        if not fine and not bool(floating[name].isfinite().all()):
-            raise ValueError(
-                f"{name} holds NaN or infinity; {type(settings.method).__name__} cannot rank such "
-                "values"
-            )
-
-
 def _nothing(features: Tensor, count: int) -> Reduction:
     """A view that keeps no token."""
     none = torch.empty(1, 0, dtype=torch.int64, device=features.device)
@@ -241,24 +226,7 @@ def _joined(
         torch.cat(sizes)[None],
         tuple(level[None] for level in maps[1:]),
     )
-    return _by_anchor(whole) if len(separators) else whole
-
-
-def _by_anchor(reduction: Reduction) -> Reduction:
-    """The same with rows in the order of their anchors."""
-    order = reduction.anchor[0].argsort(stable=True)
-    new = order.argsort()
-
-    def renamed(assign: Tensor) -> Tensor:
-        return torch.where(assign < 0, assign, new[assign.clamp(min=0)])
-
-    return Reduction(
-        reduction.features[:, order],
-        renamed(reduction.assign),
-        reduction.anchor[:, order],
-        reduction.size[:, order],
-        tuple(renamed(level) for level in reduction.more),
-    )
+    return whole.by_anchor() if len(separators) else whole
 
 
 def flat_assign(reductions: Sequence[Reduction]) -> list[Tensor]:

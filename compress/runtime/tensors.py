@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from compress.ops import on_device
+
 
 def gather(x: Tensor, index: Tensor) -> Tensor:
     """x (B or 1, S, ...) at index (B, M) int64 -> (B, M, ...)."""
@@ -23,7 +25,7 @@ def scatter(x: Tensor, rows: Tensor, columns: Tensor, values: Tensor) -> Tensor:
 def copy_to(device: torch.device, *parts: Tensor | Sequence[int]) -> list[Tensor]:
     """int64 tensors made on the host, moved to a device in one copy."""
     tensors = [torch.as_tensor(part, dtype=torch.int64) for part in parts]
-    flat = torch.cat([tensor.reshape(-1) for tensor in tensors]).to(device)
+    flat = on_device(torch.cat([tensor.reshape(-1) for tensor in tensors]), device)
     pieces = flat.split([tensor.numel() for tensor in tensors])
     return [piece.view(tensor.shape) for piece, tensor in zip(pieces, tensors, strict=True)]
 

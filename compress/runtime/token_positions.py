@@ -54,7 +54,7 @@ def place(settings: Settings, placement: Placement) -> PositionTable:
         ends = numbers.masked_fill(~layout.mask, 0).amax(1) + 1
         return _table(settings, positions, placement.start, ends)
     on_host = reductions_on_host(placement.reductions)
-    plans = _plans(settings, placement, [_ascending(reduction) for reduction in on_host])
+    plans = _plans(settings, placement, [reduction.by_anchor() for reduction in on_host])
     table = _scheme_table(plans, placement, ends)
     if settings.method.ordered:
         return table
@@ -92,20 +92,12 @@ def _table(settings: Settings, positions: Tensor, start: int, following: Tensor)
     )
 
 
-def _ascending(reduction: Reduction) -> Reduction:
-    """The same with rows in the order of their anchors; on the host, without a batch dimension."""
-    order = reduction.anchor.argsort(stable=True)
-    new = order.argsort()
-    assign = torch.where(reduction.assign < 0, -1, new[reduction.assign.clamp(min=0)])
-    return Reduction(reduction.features, assign, reduction.anchor[order], reduction.size[order])
-
-
 def _in_own_order(
     positions: Tensor, layout: BatchLayout, reductions: Sequence[Reduction]
 ) -> Tensor:
     """Positions (B, W, K, 3) of tokens by ascending anchor, given to tokens in their own order."""
     ranks = [
-        reduction.anchor.argsort(stable=True).argsort() + first
+        reduction.anchor[0].argsort(stable=True).argsort() + first
         for reduction, first in zip(reductions, layout.offsets, strict=True)
     ]
     rank = torch.cat(ranks).to(positions.device)
@@ -147,11 +139,10 @@ def _slotted(slots: PPE, placement: Placement, left: Tensor) -> Tensor:
     members, rows = [], []
     for item, reduction in zip(placement.prompt.inputs, on_host, strict=True):
         grid = _grid_places(item)
-        far = (grid - grid[reduction.anchor[reduction.assign.clamp(min=0)]]).square().sum(-1)
-        alike = torch.zeros_like(reduction.assign)
-        chosen, _ = slots.choose(
-            reduction.assign, reduction.anchor, alike, far, torch.ones_like(far)
-        )
+        assign, anchor = reduction.assign[0], reduction.anchor[0]
+        far = (grid - grid[anchor[assign.clamp(min=0)]]).square().sum(-1)
+        alike = torch.zeros_like(assign)
+        chosen, _ = slots.choose(assign, anchor, alike, far, torch.ones_like(far))
         members.append(item.columns[chosen])
         rows.append(torch.full_like(chosen, item.row))
     row, column = (torch.cat(one).to(left.device) for one in (rows, members))
@@ -186,15 +177,15 @@ def _segment(grid: tuple[int, int, int]) -> Image | Video:
 
 
 def reductions_on_host(reductions: Sequence[Reduction]) -> list[Reduction]:
-    """The same maps on the host, without the batch dimension, in one copy."""
+    """The same maps on the host, in one copy, without features: (1, M, 0)."""
     parts = [
-        part[0] for reduction in reductions for part in
-        (reduction.assign, reduction.anchor, reduction.size)
+        part for reduction in reductions
+        for part in (reduction.assign, reduction.anchor, reduction.size)
     ]  # fmt: skip
     if not parts:
         return []
-    pieces = iter(torch.cat(parts).cpu().split([len(part) for part in parts]))
+    pieces = iter(torch.cat(parts, 1).cpu().split([part.shape[1] for part in parts], 1))
     return [
-        Reduction(reduction.features[0], next(pieces), next(pieces), next(pieces))
+        Reduction(torch.empty(1, reduction.count, 0), next(pieces), next(pieces), next(pieces))
         for reduction in reductions
     ]

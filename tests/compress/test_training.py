@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-import time
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -167,39 +162,3 @@ def test_labels_rank_without_the_answers() -> None:
             model(**case.inputs([Sample(ids, sample.shown)]), labels=labels[None])
             kept.append([reduction.anchor for _, _, reduction in c.steps(0)[1:]])
     assert all(torch.equal(a, b) for a, b in zip(*kept, strict=True))
-
-
-def finished(processes: list[subprocess.Popen[bytes]], limit: float) -> list[int | None]:
-    """Exit codes, None for one that was still running after `limit` seconds or another's failure.
-
-    A process that does not meet the other's call waits for ever: it is ended here.
-    """
-    end = time.monotonic() + limit
-    codes = [process.poll() for process in processes]
-    while None in codes and not any(codes) and time.monotonic() < end:
-        time.sleep(0.2)
-        codes = [process.poll() for process in processes]
-    for process in processes:
-        process.kill()
-        process.wait()
-    return codes
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["llava", "qwen3_vl", "foveate"])
-def test_zero3_with_images_on_one_process_only(name: str, tmp_path: Path) -> None:
-    """Two processes, images and text in turn; losses are those of one process with both batches."""
-    pytest.importorskip("deepspeed")
-    processes = []
-    for rank in range(2):
-        own = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_PORT": 0}
-        environment = os.environ | {key: str(value) for key, value in own.items()}
-        environment |= {"MASTER_ADDR": "127.0.0.1", "DS_ACCELERATOR": "cpu"}
-        command = [sys.executable, "-m", "tests.compress.zero3", name, str(tmp_path)]
-        processes.append(subprocess.Popen(command, env=environment))
-    assert finished(processes, limit=240) == [0, 0]
-    distributed = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
-    from tests.compress import zero3
-
-    together = zero3.one_process(name)
-    torch.testing.assert_close(torch.stack(distributed, 1), together, rtol=1e-4, atol=1e-4)

@@ -109,12 +109,12 @@ def test_a_later_sweep_adds_to_the_report(tmp_path: Path) -> None:
     assert main([*base, "--method", "duet", "--budget", "48"]) == 0
     folder = folder_of(tmp_path)
     before = {p: p.read_bytes() for p in folder.rglob("results-*.jsonl")}
-    assert main([*base, "--method", "duet(query='all')", "--budget", "48"]) == 0
+    assert main([*base, "--method", "duet(query='last')", "--budget", "48"]) == 0
     assert folder_of(tmp_path) == folder
     assert all(path.read_bytes() == content for path, content in before.items())
     titles = [r["title"] for r in json.loads((folder / "summary.json").read_text())["results"]]
     assert len(titles) == 3
-    assert titles == ["dense", "duet 48", "duet(query='all') 48"]
+    assert titles == ["dense", "duet 48", "duet(query='last') 48"]
 
 
 def test_without_matplotlib_there_are_tables(
