@@ -188,6 +188,8 @@ class _Functions(TorchFunctionMode):
             index = args[1] if isinstance(args[1], tuple) else (args[1],)
             index = tuple(torch.tensor(x) if isinstance(x, list) else x for x in index)
             args = (args[0], index, *args[2:])
+        if func is Tensor.pin_memory and not torch.cuda.is_available():
+            return args[0]
         if func is Tensor.tolist and isinstance(args[0], DeviceTensor):
             self.counter.counts.syncs[_line()] += 1
             return args[0].host_values.tolist()
