@@ -35,7 +35,7 @@ from eval.records import replace
 from eval.report import write_report
 from eval.runner import Shard, arms_in, complete, open_run, run
 from eval.samples import Benchmark, DataError, Problem, first
-from vlm.scenes import SPLITS
+from vlm.embedded.scenes import SPLITS
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 SHOWN = 10  # bad rows that are printed

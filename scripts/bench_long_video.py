@@ -33,9 +33,9 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlamaForCausalLM
 
 from compress import stream_video, video_prompt
 from scripts.bench_plan import processor as processor_name
+from vlm.embedded.mini import build_tokenizer
 from vlm.experts import build_expert, expert_config
 from vlm.media import Video, iter_video
-from vlm.mini import build_tokenizer
 from vlm.model import FoveateProcessor, assemble
 
 MINUTES = (5, 20, 60)

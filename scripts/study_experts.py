@@ -51,10 +51,10 @@ from scripts.common import (
 )
 from train.mini.data import IMAGE, Batch, original_positions, pack, turns_of
 from train.mini.modules import CellHeads, answer_loss
-from vlm import mini
+from vlm.embedded import mini
+from vlm.embedded.scenes import Split, cell_labels, draw, make_scene
 from vlm.experts import Expert, build_expert, expert_config
 from vlm.model import FoveateProcessor, assemble, from_llava
-from vlm.scenes import Split, cell_labels, draw, make_scene
 
 SIZE = 192
 CELLS = 144

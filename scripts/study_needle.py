@@ -42,7 +42,7 @@ from scripts.common import (
     write_table,
 )
 from scripts.tuning import SETTINGS, tune
-from vlm.scenes import Question, Scene, Split, draw, make_scene, questions
+from vlm.embedded.scenes import Question, Scene, Split, draw, make_scene, questions
 
 LEARNED = 2  # pictures of the longest training sample
 KINDS = ("small", "reading")

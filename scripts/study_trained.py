@@ -29,7 +29,7 @@ from eval.benchmarks.embedded import Embedded
 from positions.channels import SlotLayout
 from scripts.common import RESULTS, Asked, against, canvas, facts, mean, write_json, write_table
 from scripts.tuning import SETTINGS, tune
-from vlm.scenes import draw, make_scene, questions
+from vlm.embedded.scenes import draw, make_scene, questions
 
 FIRST = 100_000  # scenes before it are those that the embedded model was trained on
 OWN = ["learning_rate.projector=1e-4", "learning_rate.language_model=1e-4", "log.every=10"]

@@ -28,8 +28,8 @@ from eval.benchmarks.embedded import as_video
 from eval.samples import Drawing, Loaded, Sample
 from scripts.common import RESULTS, against, facts, mean, write_json
 from scripts.study_needle import Exact, ask, curves, scaled
+from vlm.embedded.scenes import FRAMES, Clip, Split, clip_questions, draw_clip, make_clip
 from vlm.media import Video
-from vlm.scenes import FRAMES, Clip, Split, clip_questions, draw_clip, make_clip
 
 
 @dataclass(frozen=True)

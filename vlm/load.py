@@ -44,7 +44,7 @@ def load(
     from vlm.model.loading import UNREADABLE, load_strictly, model_type
 
     if name in EMBEDDED:
-        path = str(resources.files("vlm") / "checkpoints" / str(name))
+        path = str(resources.files("vlm.embedded") / "checkpoints" / str(name))
     else:
         path = str(name)
         folder = Path(path)

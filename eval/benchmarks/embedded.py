@@ -1,8 +1,9 @@
 """The embedded benchmark: scenes and clips that the embedded model never saw, in seven categories.
 
-The questions about scene (clip) s of a split are drawn by `vlm.scenes` from the generator with the
-seed (s, number of the split + 1000, 0 (1)). Answers are open. An answer is right if it equals the
-expected text, ignoring surrounding white space and, except for what is read from a sign, case.
+The questions about scene (clip) s of a split are drawn by `vlm.embedded.scenes` from the generator
+with the seed (s, number of the split + 1000, 0 (1)). Answers are open. An answer is right if it
+equals the expected text, ignoring surrounding white space and, except for what is read from a sign,
+case.
 """
 
 from __future__ import annotations
@@ -33,8 +34,7 @@ from eval.samples import (
     collect,
     png,
 )
-from vlm.media import Video, read_image
-from vlm.scenes import (
+from vlm.embedded.scenes import (
     COLOURS,
     FRAMES,
     LETTERS,
@@ -53,6 +53,7 @@ from vlm.scenes import (
     options,
     questions,
 )
+from vlm.media import Video, read_image
 
 
 @dataclass(frozen=True)

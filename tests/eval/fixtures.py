@@ -17,7 +17,7 @@ from PIL import Image
 from eval.benchmarks.mme import COGNITION, PERCEPTION
 from eval.samples import Benchmark, Scored
 from tests.vlm.clips import write_clip
-from vlm.scenes import draw, make_scene
+from vlm.embedded.scenes import draw, make_scene
 
 SHORT = "\nAnswer the question using a single word or phrase."
 HEAD = "index question hint A B C D answer category image source l2-category comment split".split()  # noqa: SIM905

@@ -13,8 +13,9 @@ from compress.parse import parse_budget, parse_method, split_list
 from eval.answerers import ModelAnswerer, Question, fingerprint
 from eval.arms import DENSE, Arm, restore
 from tests.vlm import models
-from vlm import Video, mini
-from vlm.scenes import draw, make_scene
+from vlm import Video
+from vlm.embedded import mini
+from vlm.embedded.scenes import draw, make_scene
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ from eval.lmms import Foveate
 from eval.lmms_plugin import manifest
 from eval.records import read_records
 from eval.runner import run
-from vlm import mini
+from vlm.embedded import mini
 
 TASK = """
 task: foveate_scenes

@@ -22,7 +22,7 @@ from eval.records import read_records
 from tests.eval import fixtures
 from tests.eval.fixtures import mmbench_rows, write_tsv
 from tests.marks import later
-from vlm import mini
+from vlm.embedded import mini
 
 SWEEP = ["--methods", "duet,random", "--budgets", "48", "--budget", "1/9", "--batch-size", "4"]
 

@@ -11,8 +11,8 @@ from eval.answerers import ModelAnswerer, Question
 from eval.arms import DENSE, Arm
 from eval.vision import SharedVision
 from tests.vlm import models
+from vlm.embedded.scenes import draw, make_scene
 from vlm.families import adapter_of
-from vlm.scenes import draw, make_scene
 
 ARMS = [DENSE, Arm("duet", 48), Arm("random", 16), Arm("duet", 16, "compact")]
 

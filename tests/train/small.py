@@ -20,8 +20,8 @@ from transformers import (
 
 from train.recipe import Recipe
 from train.recipe_files import load_recipe
-from vlm import mini
-from vlm.scenes import draw, make_scene, questions
+from vlm.embedded import mini
+from vlm.embedded.scenes import draw, make_scene, questions
 
 SIDE, PATCH = 32, 8
 CELLS = (SIDE // PATCH) ** 2

@@ -15,7 +15,7 @@ from transformers import (
     Qwen2VLVideoProcessor,
 )
 
-from vlm import mini
+from vlm.embedded import mini
 
 VIDEO = "<video>"
 TEMPLATE = (

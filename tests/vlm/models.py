@@ -8,7 +8,7 @@ import transformers as hf
 from PIL import Image
 
 from tests.vlm import encoders
-from vlm import mini
+from vlm.embedded import mini
 from vlm.model import FoveateProcessor, assemble
 
 TEXT = {

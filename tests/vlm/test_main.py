@@ -9,7 +9,7 @@ import pytest
 import vlm
 from tests.vlm.clips import write_clip
 from vlm.__main__ import main
-from vlm.scenes import draw, make_scene
+from vlm.embedded.scenes import draw, make_scene
 
 
 @pytest.fixture

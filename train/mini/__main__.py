@@ -8,7 +8,7 @@ from pathlib import Path
 import train.mini
 from train.mini.data import IMAGE, VIDEO, Drawn
 from train.mini.stages import STAGES, Trainer
-from vlm import mini
+from vlm.embedded import mini
 from vlm.model import to_llava
 
 

@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from positions import Image, MRoPE, Sequential, Text, Video, plan
-from vlm import mini
-from vlm.scenes import (
+from vlm.embedded import mini
+from vlm.embedded.scenes import (
     COLOURS,
     FIELDS,
     FRAMES,

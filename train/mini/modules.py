@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from train.mini.data import PREFIX, UNKNOWN, Batch
+from vlm.embedded.scenes import FIELDS
 from vlm.model import FoveateForConditionalGeneration
-from vlm.scenes import FIELDS
 
 _CONTAINED = ("colour", "shape", "character")
 # The kinds of cells that have a label (1 item, 2 sign, 3 dot); other fields: all that show one.

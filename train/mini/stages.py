@@ -30,7 +30,7 @@ from train.mini.data import (
 )
 from train.mini.modules import CellHeads, Symbols, answer_loss
 from train.mini.muon import optimizers
-from vlm import mini
+from vlm.embedded import mini
 
 STAGES = ("vision", "closer", "language", "bridge", "joint")
 CLIP_WEIGHT = 0.6  # of the loss of clips, with 1 for scenes

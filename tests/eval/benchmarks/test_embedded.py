@@ -11,8 +11,8 @@ import pytest
 
 from eval.benchmarks.embedded import Embedded, template, write
 from eval.samples import DataError, Drawing, Picture, Sample
+from vlm.embedded.scenes import CATEGORIES, FRAMES, draw, draw_clip, make_clip, make_scene
 from vlm.media import Video
-from vlm.scenes import CATEGORIES, FRAMES, draw, draw_clip, make_clip, make_scene
 
 
 def shown(sample: Sample) -> np.ndarray:

@@ -24,8 +24,8 @@ from train.mini.data import (
     pack,
     turns_of,
 )
-from vlm import mini
-from vlm.scenes import FIELDS, clip_questions, make_clip, make_scene, questions
+from vlm.embedded import mini
+from vlm.embedded.scenes import FIELDS, clip_questions, make_clip, make_scene, questions
 
 STEPS = 25
 COUNTS = {IMAGE: 6, VIDEO: 3}

@@ -11,7 +11,7 @@ from train.mini.data import (
     SYMBOLS,
 )
 from train.mini.modules import Symbols
-from vlm.scenes import FIELDS, cell_labels, make_scene
+from vlm.embedded.scenes import FIELDS, cell_labels, make_scene
 
 
 def test_a_blend_changes_one_field_of_items_alone() -> None:

@@ -19,8 +19,8 @@ from train.mini.data import (
     Drawn,
 )
 from train.mini.stages import STAGES, Trainer
-from vlm import mini
-from vlm.scenes import FIELDS, cell_labels, make_scene
+from vlm.embedded import mini
+from vlm.embedded.scenes import FIELDS, cell_labels, make_scene
 
 COUNTS = {IMAGE: 6, VIDEO: 3}
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from compress import compress
 from tests.tiny import CASES, Case
 from tests.vlm import encoders, models
-from vlm import mini
+from vlm.embedded import mini
 from vlm.families import adapter_of
 from vlm.model import FoveateConfig, FoveateForConditionalGeneration, FoveateProcessor
 

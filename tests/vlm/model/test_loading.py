@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 import vlm
 from tests.vlm import encoders, models
-from vlm import mini
+from vlm.embedded import mini
 from vlm.model import CheckpointError, FoveateForConditionalGeneration, assemble
 
 

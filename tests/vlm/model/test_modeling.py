@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 
 from tests.vlm import encoders, models
-from vlm import mini
+from vlm.embedded import mini
 from vlm.experts import ExpertError, FeatureCache, expert_config
 from vlm.fusion import FusionConfig
 from vlm.model import (

@@ -7,7 +7,7 @@ import torch
 
 from positions import PlannedRotary, PositionError
 from tests.vlm import encoders, models
-from vlm import mini
+from vlm.embedded import mini
 from vlm.model import FoveateConfig, FoveateForConditionalGeneration, FoveateProcessor
 from vlm.model.positions import has_plan, packed_mask, real_tokens
 

@@ -9,7 +9,7 @@ import transformers as hf
 from PIL import Image
 
 from tests.vlm import encoders, models
-from vlm import mini
+from vlm.embedded import mini
 from vlm.media import MediaError
 from vlm.model import FoveateProcessor
 from vlm.model.views import View, arrangement

@@ -22,10 +22,10 @@ from transformers import (
     Qwen2_5_VLTextConfig,
 )
 
+from vlm.embedded.scenes import COLOURS, IMAGE_SIZE, SHAPES
 from vlm.experts import expert_config
 from vlm.fusion import FusionConfig
 from vlm.model import FoveateConfig, FoveateForConditionalGeneration, FoveateProcessor
-from vlm.scenes import COLOURS, IMAGE_SIZE, SHAPES
 
 Axes = Literal["mrope", "1d"]
 PATCH_SIZE = 8

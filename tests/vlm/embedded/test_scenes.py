@@ -7,7 +7,7 @@ import re
 import numpy as np
 import pytest
 
-from vlm.scenes import (
+from vlm.embedded.scenes import (
     CATEGORIES,
     CHARACTERS,
     COLOURS,
@@ -32,7 +32,7 @@ from vlm.scenes import (
     options,
     questions,
 )
-from vlm.scenes.scene import FONTS, PHOTOS
+from vlm.embedded.scenes.scene import FONTS, PHOTOS
 
 
 def items_of(clip: Clip) -> list[Item]:
@@ -181,7 +181,7 @@ def test_a_photograph_without_its_package_says_what_to_install(
 ) -> None:
     import sys
 
-    from vlm.scenes import drawing
+    from vlm.embedded.scenes import drawing
 
     drawing._photo.cache_clear()
     monkeypatch.setitem(sys.modules, "skimage", None)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vlm.scenes.scene import CHARACTERS, COLOURS, FRAMES, SHAPES, SLOTS, Clip, Item, Scene
+from vlm.embedded.scenes.scene import CHARACTERS, COLOURS, FRAMES, SHAPES, SLOTS, Clip, Item, Scene
 
 CATEGORIES = ("attribute", "place", "relation", "count", "small", "reading", "order")
 LETTERS = "ABCD"

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from vlm.scenes.scene import COLOURS, IMAGE_SIZE, SHAPES, Clip, Item, Scene, Sign
+from vlm.embedded.scenes.scene import COLOURS, IMAGE_SIZE, SHAPES, Clip, Item, Scene, Sign
 
 _OVERSAMPLE = 3
 _BRIGHTEST = 130  # of what lies behind the things

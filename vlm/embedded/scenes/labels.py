@@ -5,8 +5,16 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image, ImageDraw
 
-from vlm.scenes.drawing import draw_item
-from vlm.scenes.scene import CHARACTERS, COLOUR_NAMES, COLOURS, IMAGE_SIZE, SHAPES, Clip, Scene
+from vlm.embedded.scenes.drawing import draw_item
+from vlm.embedded.scenes.scene import (
+    CHARACTERS,
+    COLOUR_NAMES,
+    COLOURS,
+    IMAGE_SIZE,
+    SHAPES,
+    Clip,
+    Scene,
+)
 
 # label -> number of classes. kind: 0 blank, 1 item, 2 sign, 3 dot. colour, shape, character: an
 # index + 1 (0: none). row, column: the slot of what the cell shows (0: blank). place: 1 or 2 where

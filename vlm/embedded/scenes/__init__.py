@@ -7,9 +7,9 @@ construction: the colour-shape pairs of `held_out_pair`, the sign texts of `held
 photographs and fonts are never drawn for training.
 """
 
-from vlm.scenes.drawing import draw, draw_clip
-from vlm.scenes.labels import FIELDS, cell_labels, clip_labels
-from vlm.scenes.questions import (
+from vlm.embedded.scenes.drawing import draw, draw_clip
+from vlm.embedded.scenes.labels import FIELDS, cell_labels, clip_labels
+from vlm.embedded.scenes.questions import (
     CATEGORIES,
     LETTERS,
     Question,
@@ -21,7 +21,7 @@ from vlm.scenes.questions import (
     options,
     questions,
 )
-from vlm.scenes.scene import (
+from vlm.embedded.scenes.scene import (
     CHARACTERS,
     COLOURS,
     FRAMES,

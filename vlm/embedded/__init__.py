@@ -1,0 +1,1 @@
+"""What the package brings along: a drawn world, and a small model that was taught to read it."""
