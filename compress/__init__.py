@@ -1,4 +1,4 @@
-"""Keep few of a vision-language model's visual tokens, each at its true place.
+"""Keep few of a vision-language model's visual tokens, at their original positions.
 
 from compress import compress
 
@@ -7,7 +7,10 @@ with compress(model, "duet", budget=64) as c:
 print(c.report())
 """
 
+from compress.errors import UnprobedWarning
 from compress.methods import Method, get_method, list_methods
+from compress.probing.measure import probe
+from compress.probing.verdict import Probe
 from compress.reduce import reduce
 from compress.report.cost import Cost, Report
 from compress.runtime.attach import Compression, CompressionError, compress
@@ -22,13 +25,16 @@ __all__ = [
     "Kept",
     "LongVideo",
     "Method",
+    "Probe",
     "Reduction",
     "Report",
     "Stream",
+    "UnprobedWarning",
     "VisualTokens",
     "compress",
     "get_method",
     "list_methods",
+    "probe",
     "reduce",
     "stream_video",
     "video_prompt",

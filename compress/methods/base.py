@@ -179,6 +179,11 @@ class Method:
         """The in-LLM schedule for `keep` tokens that enter a language model of `depth` layers."""
         return ()
 
+    def own_schedule(self, depth: int) -> Schedule:
+        """The schedule at half of many tokens: where the method prunes in the language model."""
+        many = 1 << 12
+        return next(self.plans(2 * many, depth))(many).schedule
+
     def plans(self, dense: int, depth: int) -> Iterator[Plan]:
         """Functions from a count to an allocation, the method's own first.
 

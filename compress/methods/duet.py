@@ -10,16 +10,10 @@ from torch import Tensor
 
 from compress import ops
 from compress.budget import Allocation, Schedule, resolve_budget, schedule_layers
+from compress.methods import duet_budgets as known
 from compress.methods.base import Method, choose
-from compress.methods.duet_budgets import PUBLISHED, published_split
 from compress.methods.duet_clusters import by_attention, by_keys
 from compress.tokens import Reduction, VisualTokens
-
-OPTIONS = ("saliency", "cluster", "merge", "query", "order")
-VARIANTS = {
-    "released": ("auto", "pool", "add", "all", "rank"),
-    "paper": ("received", "attention", "mean", "last", "raster"),
-}
 
 
 @dataclass(frozen=True)
@@ -27,12 +21,14 @@ class Duet(Method):
     """DUET (arXiv 2602.18846, section 3; code AMD-AGI/DUET-VLM).
 
     Pre-LLM: the `dominant` most salient tokens are kept, and of the rest `width` tokens for each
-    contextual token are merged into it. In-LLM: n tokens, then n/2 from half of the depth on, then
-    none from three quarters on, so that the mean is 0.625 n.
+    contextual token are merged into it. In-LLM, as published: n tokens, then n/2 from half of the
+    depth on, then none from three quarters on: the mean is 0.625 n. The last step is safe on
+    LLaVA-1.5 and loses colours and names elsewhere; by default it is left out.
 
-    variant: "released", what the code does, or "paper", what the paper says. It sets what is left
-        at None. On the embedded benchmark "released" is far better. The paper reads the last layer
-        of the vision encoder, the code the layer whose output goes into the projector.
+    variant: "released", what the code does; "paper", what the paper says; "default", as "released"
+        without the schedule's last step. It sets what is left at None. On the embedded benchmark
+        "released" is far better than "paper". The paper reads the last layer of the vision encoder,
+        the code the layer whose output goes into the projector.
     saliency: "received", attention averaged over all queries (paper), "cls", or "auto", from the
         class token where there is one (released).
     cluster: "pool" (released): anchors are every `width`-th of the `width` * C most salient of the
@@ -57,7 +53,7 @@ class Duet(Method):
     features_from: ClassVar[str] = "pre_projector"
     per_frame: ClassVar[bool] = True
 
-    variant: str = "released"
+    variant: str = "default"
     saliency: str | None = None
     cluster: str | None = None
     width: int = 4
@@ -65,13 +61,13 @@ class Duet(Method):
     merge: str | None = None
     query: str | None = None
     order: str | None = None
-    layers: tuple[int | float, ...] = (0.5, 0.75)
-    ratios: tuple[float, ...] = (0.5, 0.0)
+    layers: tuple[int | float, ...] | None = None
+    ratios: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        choose(self, variant=tuple(VARIANTS))
-        for name, value in zip(OPTIONS, VARIANTS[self.variant], strict=True):
+        choose(self, variant=tuple(known.VARIANTS))
+        for name, value in zip(known.OPTIONS, known.VARIANTS[self.variant], strict=True):
             if getattr(self, name) is None:
                 object.__setattr__(self, name, value)
         choose(self, saliency=("auto", "cls", "received"), merge=("mean", "add"))
@@ -79,10 +75,15 @@ class Duet(Method):
         choose(self, query=("last", "all", "salient"), order=("raster", "rank"))
         if self.width < 1:
             raise ValueError(f"Duet: width is {self.width}; it must be at least 1")
-        if len(self.layers) != len(self.ratios):
-            raise ValueError(f"Duet: layers {self.layers} and ratios {self.ratios} must pair up")
-        if any(not 0 <= ratio <= 1 for ratio in self.ratios):
-            raise ValueError(f"Duet: ratios must lie in 0..1, got {self.ratios}")
+        layers, ratios = self._steps
+        if len(layers) != len(ratios):
+            raise ValueError(f"Duet: layers {layers} and ratios {ratios} must pair up")
+        if any(not 0 <= ratio <= 1 for ratio in ratios):
+            raise ValueError(f"Duet: ratios must lie in 0..1, got {ratios}")
+
+    @property
+    def _steps(self) -> tuple[tuple[int | float, ...], tuple[float, ...]]:
+        return self.layers or (), self.ratios or ()
 
     @property
     def needs(self) -> frozenset[str]:
@@ -105,21 +106,21 @@ class Duet(Method):
         return str(self.query)
 
     def schedule(self, keep: int, depth: int) -> Schedule:
-        layers = schedule_layers(depth, self.layers)
-        counts = (int(keep * ratio) for ratio in self.ratios)
-        return tuple(zip(layers, counts, strict=False))
+        shares, ratios = self._steps
+        layers = schedule_layers(depth, shares)
+        return tuple(zip(layers, (int(keep * ratio) for ratio in ratios), strict=False))
 
     def allocate(self, dense: int, depth: int, budget: int | float) -> Allocation:
         target = resolve_budget(budget, dense)
-        split = PUBLISHED.get((dense, depth), {}).get(target)  # type: ignore[call-overload]
-        if split and (self.layers, self.ratios) == ((0.5, 0.75), (0.5, 0.0)):
+        split = known.PUBLISHED.get((dense, depth), {}).get(target)  # type: ignore[call-overload]
+        if split and self._steps == known.PUBLISHED_SCHEDULE:
             return Allocation(dense, depth, sum(split), self.schedule(sum(split), depth))
         return super().allocate(dense, depth, budget)
 
     def split(self, keep: int, dense: int) -> tuple[int, int]:
         """(dominant, contextual) of `keep` tokens; at least one is dominant."""
         if self.contextual is None:
-            return published_split(keep, dense)
+            return known.published_split(keep, dense)
         share = self.contextual
         count = share if isinstance(share, int) else round(share * keep)
         if not 0 <= count <= keep:

@@ -1,8 +1,18 @@
-"""DUET's published counts, and what lies between them."""
+"""DUET's variants, its published counts, and what lies between them."""
 
 from __future__ import annotations
 
 from itertools import pairwise
+
+# Fields of `Duet` that its variant sets.
+OPTIONS = ("saliency", "cluster", "merge", "query", "order", "layers", "ratios")
+# The published schedule drops all visual tokens, which is not safe on every model.
+PUBLISHED_SCHEDULE = ((0.5, 0.75), (0.5, 0.0))
+VARIANTS = {
+    "default": ("auto", "pool", "add", "all", "rank", (0.25,), (0.5,)),
+    "released": ("auto", "pool", "add", "all", "rank", *PUBLISHED_SCHEDULE),
+    "paper": ("received", "attention", "mean", "last", "raster", *PUBLISHED_SCHEDULE),
+}
 
 # (dense, depth) -> budget -> (dominant, contextual): LLaVA-1.5 and each tile of LLaVA-NeXT,
 # LLaVA-NeXT as a whole (5 tiles), a frame of Video-LLaVA, its 8 frames as a whole. The published

@@ -97,6 +97,9 @@ class Report:
         )
         lines = [head, f"  tokens a layer, dense    {runs(self.dense.layers)}"]
         lines.append(f"  tokens a layer, reduced  {runs(self.reduced.layers)}")
+        if 0 in self.reduced.layers:
+            layer = self.reduced.layers.index(0)
+            lines.append(f"  no visual token is left from decoder layer {layer} on")
         lines += [f"  {unit:<28}{a:>14}{b:>14}" for unit, a, b in rows]
         return "\n".join(lines)
 

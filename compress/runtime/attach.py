@@ -11,6 +11,7 @@ Requires transformers >= 5.20, where the rotary embedding runs once a forward an
 
 from __future__ import annotations
 
+import warnings
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,8 +22,10 @@ import torch
 from torch import Tensor, nn
 
 from compress.defaults import BUDGET, METHOD
-from compress.errors import CompressionError
+from compress.errors import CompressionError, UnprobedWarning
 from compress.methods import Method, get_method
+from compress.probing.fingerprint import family_of
+from compress.probing.verdict import Probe, probe_of
 from compress.report.clock import Clock
 from compress.report.cost import Report, report_of
 from compress.report.export import export
@@ -301,6 +304,7 @@ def compress(
     *,
     positions: str | Scheme = "original",
     slots: int | PPE = 1,
+    schedule: str | Probe | None = None,
     generator: torch.Generator | None = None,
 ) -> Compression:
     """Attach a reduction of visual tokens to a stock vision-language model.
@@ -324,6 +328,9 @@ def compress(
         slots: how many of its members' positions a token that was merged before the language model
             carries (`positions.PPE`). Tokens merged in the language model have those of their
             anchors.
+        schedule: how many tokens are left in which decoder layer. None: the method's own schedule.
+            "probed": the one that follows from the saved probe of this model
+            (`compress.probe(model, processor)`); or a `Probe`.
         generator: the source of draws, for methods and schemes that draw.
 
     Text that the model is to say ranks no visual token: labelled tokens, and with
@@ -332,16 +339,40 @@ def compress(
 
     Raises:
         ValueError: an unknown method, option or family; a budget out of range; a model that has a
-            compression already, or whose attention cannot be reduced (CompressionError).
+            compression already, or whose attention cannot be reduced (CompressionError);
+            schedule="probed" for a model without a saved probe, or for a method that does not
+            choose how many tokens enter the language model.
         TypeError: an argument of a wrong kind.
+
+    Warns (UnprobedWarning) if the method prunes in the language model by its own schedule, and no
+    model of that kind was ever probed.
     """
     chosen = slots if isinstance(slots, PPE) else PPE(slots)
+    adapter = adapter_of(model)
     settings = Settings(
-        adapter=adapter_of(model),
+        adapter=adapter,
         method=get_method(method),
         budget=budget,
         positions=positions,
         slots=None if chosen.slots == 1 else chosen,
         generator=generator,
+        probe=probe_of(schedule, adapter),
     )
-    return Compression(model, settings)
+    compression = Compression(model, settings)
+    if settings.probe is None:
+        _warn_unprobed(settings)
+    return compression
+
+
+def _warn_unprobed(settings: Settings) -> None:
+    config = settings.adapter.language_model.config
+    pairs = settings.method.own_schedule(len(settings.adapter.layers))
+    if pairs and not Probe.known(family_of(config)):
+        warnings.warn(
+            f"{type(settings.method).__name__} prunes visual tokens in the language model from "
+            f"decoder layer {pairs[0][0]} on, and no model of this kind ({family_of(config)}) was "
+            "ever probed: its later layers may still read them. compress.probe(model, processor) "
+            "measures which layers do, and schedule='probed' follows it",
+            UnprobedWarning,
+            stacklevel=3,
+        )

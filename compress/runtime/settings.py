@@ -11,6 +11,7 @@ import torch
 from compress.budget import Allocation, resolve_budget
 from compress.errors import CompressionError
 from compress.methods import Method
+from compress.probing.verdict import Probe
 from positions import PPE, ChannelTable, Scheme
 from vlm.families import ModelAdapter
 
@@ -23,7 +24,8 @@ class Settings:
     """One compression of one model; shared by all its forwards and never changed.
 
     adapter: where the parts of the model are. method, budget, positions, generator: as in
-    `compress.compress`. slots: PPE slots of a merged token, None for one position each.
+    `compress.compress`. slots: PPE slots of a merged token, None for one position each. probe: what
+    sets the in-LLM schedule, None for the method's own.
     """
 
     adapter: ModelAdapter
@@ -32,6 +34,7 @@ class Settings:
     positions: str | Scheme = "original"
     slots: PPE | None = None
     generator: torch.Generator | None = None
+    probe: Probe | None = None
     _allocations: dict[int, Allocation] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
@@ -41,6 +44,7 @@ class Settings:
         self._check_budget()
         self._check_positions()
         self._check_model()
+        self._check_probe()
 
     def with_budget(self, budget: int | float) -> Settings:
         """The same with another budget."""
@@ -53,9 +57,13 @@ class Settings:
             budget = self.budget
             if isinstance(budget, Integral):
                 budget = min(int(budget), dense)
-            depth = len(self.adapter.layers)
-            self._allocations[dense] = self.method.allocate(dense, depth, budget)
+            self._allocations[dense] = self._allocate(dense, budget)
         return self._allocations[dense]
+
+    def _allocate(self, dense: int, budget: int | float) -> Allocation:
+        if self.probe is not None:
+            return self.probe.allocate(self.method, dense, budget)
+        return self.method.allocate(dense, len(self.adapter.layers), budget)
 
     def reads(self, field_name: str) -> bool:
         """Whether the method needs or wants a field of VisualTokens."""
@@ -135,4 +143,15 @@ class Settings:
                 f"{method!r} adds log(size) to attention logits, which attention implementation "
                 f"{self.attention_implementation!r} does not take: expected one of "
                 f"{', '.join(ADDITIVE)}, or the method without proportional attention"
+            )
+
+    def _check_probe(self) -> None:
+        if self.probe is None:
+            return
+        self.probe.check(self.method)
+        depth = len(self.adapter.layers)
+        if self.probe.depth != depth:
+            raise CompressionError(
+                f"schedule: the probe is of a model with {self.probe.depth} decoder layers, and "
+                f"this one has {depth}"
             )

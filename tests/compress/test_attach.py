@@ -149,7 +149,8 @@ def test_text_after_the_image_stands_where_it_stood(model: Any) -> None:
 
     for positions, expected in (("original", 74.0), ("compact", 36.0)):
         seen.clear()
-        with torch.no_grad(), compress(model, "duet", budget=16, positions=positions) as c:
+        duet = Duet(variant="released")
+        with torch.no_grad(), compress(model, duet, budget=16, positions=positions) as c:
             handle = rotary.register_forward_pre_hook(look, with_kwargs=True)
             model(**inputs(only=0))
             handle.remove()
@@ -177,7 +178,7 @@ def test_a_scheme_in_the_place_of_home(case: Any) -> None:
 
 
 def test_the_schedule_is_what_was_planned() -> None:
-    allocation = Duet().allocate(64, 4, 16)
+    allocation = Duet(variant="released").allocate(64, 4, 16)
     assert allocation.counts == (26, 26, 13, 0)
     assert allocation.average == 16.25
 

@@ -21,7 +21,7 @@ from compress.methods import (
 
 
 def test_duet_published_budgets():
-    duet = Duet()
+    duet = Duet(variant="released")
     got = {b: duet.allocate(576, 32, b) for b in (192, 128, 64)}
     assert [(a.keep, a.average) for a in got.values()] == [
         (307, 191.75),
@@ -44,31 +44,31 @@ def test_duet_published_budgets():
     ],
 )
 def test_duet_published_tiles_and_video(dense, budget, split, average):
-    allocation = Duet().allocate(dense, 32, budget)
-    assert Duet().split(allocation.keep, dense) == split
+    allocation = Duet(variant="released").allocate(dense, 32, budget)
+    assert Duet(variant="released").split(allocation.keep, dense) == split
     assert allocation.average == average
 
 
 def test_duet_qwen_counts_average():
     # the published counts under the published layers and (0.5, 0) give these, not 640/320/160
     for keep, average in ((1023, 639), (608, 380), (243, 151.75)):
-        schedule = Duet().schedule(keep, 28)
+        schedule = Duet(variant="released").schedule(keep, 28)
         assert Allocation(2000, 28, keep, schedule).average == pytest.approx(average, abs=0.3)
-    assert Duet().allocate(2000, 28, 640).average == 640
+    assert Duet(variant="released").allocate(2000, 28, 640).average == 640
 
 
 def test_of_two_equally_near_the_smaller():
     # 144 cells, 2 layers: 21 tokens give 15.5, 22 give 16.5
-    assert Duet().allocate(144, 2, 16).keep == 21
+    assert Duet(variant="released").allocate(144, 2, 16).keep == 21
     # away from the published table the solver finds the published counts too
-    moved = Duet(layers=(16, 24))
+    moved = Duet(variant="released", layers=(16, 24))
     assert [moved.allocate(576, 32, b).keep for b in (192, 128, 64)] == [307, 205, 102]
 
 
 @pytest.mark.parametrize("depth", [1, 2, 3, 4, 28, 32])
 @pytest.mark.parametrize("budget", [1, 16, 0.11, 0.5, 0.7, 0.9, 1.0])
 def test_duet_any_model(depth, budget):
-    allocation = Duet().allocate(144, depth, budget)
+    allocation = Duet(variant="released").allocate(144, depth, budget)
     target = resolve_budget(budget, 144)
     # one token more or less before the language model moves the mean by at most one
     assert abs(allocation.average - target) <= 1
