@@ -27,6 +27,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("media", type=Path, help="a picture, or a video")
     parser.add_argument("--method", default=METHOD, help="a name, several with commas, or 'all'")
     parser.add_argument("--budget", default=str(BUDGET), help="tokens (64) or a share (0.11, 1/9)")
+    parser.add_argument(
+        "--schedule", choices=("own", "probed"), default="own", help="in-LLM pruning schedule"
+    )
     parser.add_argument("--prompt", default=PROMPT, help="the question that comes with it")
     parser.add_argument("--frames", type=int, default=6, help="frames of a video")
     parser.add_argument("--model", default="mini", help="'mini', a folder, or a hub model's name")
@@ -36,11 +39,12 @@ def main(argv: list[str] | None = None) -> int:
         names = list_methods() if args.method == "all" else split_list(args.method)
         methods = [get_method(parse_method(name)) for name in names]
         budget = parse_budget(args.budget)
+        schedule = None if args.schedule == "own" else args.schedule
         frames = read_frames(args.media, args.frames)
         model, processor = vlm.load(args.model)
         reports, rows = [], []
         for name, method in zip(names, methods, strict=True):
-            with compress(model, method, budget) as attached:
+            with compress(model, method, budget, schedule=schedule) as attached:
                 ask(model, processor, frames, args.prompt)
                 reports.append(attached.report())
                 steps = [attached.steps(index) for index in range(len(frames))]

@@ -94,7 +94,8 @@ def _arms(args: argparse.Namespace) -> list[Arm]:
     budgets = [parse_budget(b) for text in args.budgets for b in split_list(text)]
     if bool(methods) != bool(budgets):
         raise ValueError("--method and --budget go together: give both, or neither for dense alone")
-    reduced = [Arm(m, b, args.positions) for m in methods for b in budgets]
+    more = {"positions": args.positions, "schedule": args.schedule}
+    reduced = [Arm(m, b, **more) for m in methods for b in budgets]
     return list(dict.fromkeys(([] if args.no_dense and reduced else [DENSE]) + reduced))
 
 
@@ -179,6 +180,7 @@ def _add_common(command: argparse.ArgumentParser) -> None:
     add("--methods", "--method", action="append", default=[], help="duet,random,duet(query='all')")
     add("--budgets", "--budget", action="append", default=[], help="64,0.11,1/9,25%%")
     add("--positions", default="original", help="original, compact, or a scheme, such as v2pe:1/4")
+    add("--schedule", choices=("own", "probed"), default="own", help="in-LLM pruning schedule")
     add("--no-dense", action="store_true", help="leave out the unreduced model")
     add("--dtype", choices=DTYPES, default="float32")
     add("--device", help="default: the GPU if there is one")

@@ -156,6 +156,7 @@ class ModelAnswerer:
             arm.budget,
             positions=parse_positions(arm.positions),
             slots=PPE(arm.slots, arm.layout),
+            schedule=None if arm.schedule == "own" else arm.schedule,
             generator=generator,
         )
 

@@ -26,6 +26,8 @@ class Arm:
             `python -m positions --help`).
         slots, layout: the number of positions that a merged token carries, and how they share the
             rotary channels (see `positions.PPE`).
+        schedule: "own" for the method's schedule in the language model, or "probed" (see
+            `compress.probe`).
 
     Raises ValueError or TypeError for an unknown method or scheme, or an impossible budget.
     """
@@ -35,12 +37,15 @@ class Arm:
     positions: str = "original"
     slots: int = 1
     layout: SlotLayout = "contiguous"
+    schedule: str = "own"
 
     def __post_init__(self) -> None:
         if self.method is not None:
             get_method(self.method)
             resolve_budget(self.budget, 2**31)
         parse_positions(self.positions)
+        if self.schedule not in ("own", "probed"):
+            raise ValueError(f"schedule is {self.schedule!r}: expected 'own' or 'probed'")
 
     def describe(self) -> dict[str, Any]:
         """The configuration as JSON values, with all fields of the method."""
@@ -48,7 +53,9 @@ class Arm:
             return {"method": None}
         method = repr(get_method(self.method))
         settings = {"method": method, "budget": self.budget, "positions": self.positions}
-        return settings | ({"slots": self.slots, "layout": self.layout} if self.slots > 1 else {})
+        if self.slots > 1:
+            settings |= {"slots": self.slots, "layout": self.layout}
+        return settings if self.schedule == "own" else settings | {"schedule": self.schedule}
 
     @property
     def title(self) -> str:
@@ -64,7 +71,8 @@ class Arm:
 
     @property
     def _where(self) -> str:
-        where = "" if self.positions == "original" else f" {self.positions}"
+        where = "" if self.schedule == "own" else f" {self.schedule}"
+        where += "" if self.positions == "original" else f" {self.positions}"
         return where if self.slots == 1 else f"{where} x{self.slots} {self.layout}"
 
     @property
@@ -104,5 +112,5 @@ def restore(description: Mapping[str, Any]) -> Arm:
         return DENSE
     method = parse_method(description["method"])
     name = next((n for n in METHODS if get_method(n) == method), None)
-    slots = {k: description[k] for k in ("slots", "layout") if k in description}
-    return Arm(name or method, description["budget"], description["positions"], **slots)
+    more = {k: description[k] for k in ("slots", "layout", "schedule") if k in description}
+    return Arm(name or method, description["budget"], description["positions"], **more)

@@ -151,11 +151,14 @@ class CompressSettings:
         budget: an int is a number of tokens, a float in (0, 1] a share of the dense tokens. Of
             several budgets, one is drawn for each step, the same on every process.
         options: fields of the method.
+        schedule: "own" for the method's schedule in the language model, or "probed" (see
+            `compress.probe`); the probe is that of the weights before training.
     """
 
     method: str = METHOD
     budget: Budget | tuple[Budget, ...] = BUDGET
     options: dict[str, Any] = field(default_factory=dict)
+    schedule: Literal["own", "probed"] = "own"
 
     @property
     def budgets(self) -> tuple[int | float, ...]:

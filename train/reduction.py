@@ -34,6 +34,7 @@ class Reducer:
             self._budgets[0],
             positions=make_positions(recipe.positions),
             slots=PPE(recipe.slots, recipe.slot_layout),
+            schedule="probed" if recipe.compress and recipe.compress.schedule == "probed" else None,
             generator=self._generator,
         )
         self.begin(0)

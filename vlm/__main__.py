@@ -123,6 +123,9 @@ def main(argv: list[str] | None = None) -> int:
     ask.add_argument("--model", default="mini", help="'mini', a folder, or a hub model's name")
     ask.add_argument("--method", help="how tokens are reduced, if --budget is given (duet)")
     ask.add_argument("--budget", help="tokens (64) or a share (0.11, 1/9); default: dense")
+    ask.add_argument(
+        "--schedule", choices=("own", "probed"), default="own", help="in-LLM pruning schedule"
+    )
     ask.add_argument("--max-new-tokens", type=int, default=64)
     ask.add_argument(
         "--stream",
@@ -157,7 +160,11 @@ def main(argv: list[str] | None = None) -> int:
         media += [("video", vlm.read_video(p, frames=args.frames)) for p in args.video]
         model, processor = vlm.load(args.model)
         told = show(model, processor, media)
-        with nullcontext() if budget is None else compress(model, method, budget) as attached:
+        schedule = None if args.schedule == "own" else args.schedule
+        reduced: Any = nullcontext()
+        if budget is not None:
+            reduced = compress(model, method, budget, schedule=schedule)
+        with reduced as attached:
             converse(model, processor, *told, args.question, args.max_new_tokens)
             if attached is not None:
                 print(attached.report())

@@ -23,12 +23,12 @@ class Duet(Method):
     Pre-LLM: the `dominant` most salient tokens are kept, and of the rest `width` tokens for each
     contextual token are merged into it. In-LLM, as published: n tokens, then n/2 from half of the
     depth on, then none from three quarters on: the mean is 0.625 n. The last step is safe on
-    LLaVA-1.5 and loses colours and names elsewhere; by default it is left out.
+    LLaVA-1.5 and loses colours and names elsewhere; the default schedule has none such.
 
     variant: "released", what the code does; "paper", what the paper says; "default", as "released"
-        without the schedule's last step. It sets what is left at None. On the embedded benchmark
-        "released" is far better than "paper". The paper reads the last layer of the vision encoder,
-        the code the layer whose output goes into the projector.
+        but for its schedule: half of the tokens are left from a quarter of the depth. It sets
+        what is left at None. On the embedded benchmark "released" is far better than "paper". The
+        paper reads the encoder's last layer, the code the one whose output is projected.
     saliency: "received", attention averaged over all queries (paper), "cls", or "auto", from the
         class token where there is one (released).
     cluster: "pool" (released): anchors are every `width`-th of the `width` * C most salient of the

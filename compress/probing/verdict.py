@@ -12,7 +12,7 @@ from itertools import accumulate, combinations, pairwise
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import cached_assets_path
+from huggingface_hub.constants import HF_ASSETS_CACHE
 
 from compress.budget import Allocation, Schedule, nearest, resolve_budget
 from compress.errors import CompressionError
@@ -283,7 +283,7 @@ def probe_of(schedule: str | Probe | None, adapter: ModelAdapter) -> Probe | Non
 
 def probes_folder() -> Path:
     """Where probes are saved: in the assets cache of huggingface_hub."""
-    return Path(cached_assets_path("foveate", "probes"))
+    return Path(HF_ASSETS_CACHE) / "foveate" / "probes"
 
 
 def places(folder: str | Path | None = None) -> list[Path]:

@@ -31,7 +31,7 @@ MIXED: dict[str, Method] = {
     "fastv": FastV(),
     "sparsevlm": SparseVLM(),
     "dart": DART(),
-    "duet": Duet(query="all"),
+    "duet": Duet(variant="released"),
     "foveate": Foveate(),
     "pyramiddrop": PyramidDrop(),
 }

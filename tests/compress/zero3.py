@@ -18,6 +18,7 @@ STEPS, RATE = 4, 0.05
 METHODS: dict[str, Method] = {
     "stages": Duet(layers=(1, 3), ratios=(0.6, 0.3)),
     "duet": Duet(),
+    "released": Duet(variant="released"),
     "fastv": FastV(),
     "dart": DART(),
     "sparsevlm": SparseVLM(),
