@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -19,6 +18,7 @@ from eval.arms import DENSE, Arm
 from eval.vision import SharedVision
 from positions import PPE
 from vlm.families import adapter_of
+from vlm.fingerprint import fingerprint
 from vlm.media import Video
 from vlm.model import FoveateProcessor
 
@@ -49,8 +49,8 @@ class Reply:
         text: the generated text.
         rendered: the prompt after the chat template, with one placeholder for each image.
         figures: measurements, such as "tokens" (visual tokens per visual input, averaged over
-            layers), "dense" (the same without reduction) and "seconds" (this question's share of
-            its batch).
+            layers), "entering" (those that enter the language model), "dense" (the same without
+            reduction) and "seconds" (this question's share of its batch).
     """
 
     text: str
@@ -241,6 +241,7 @@ def _measured(compression: Compression, questions: int) -> dict[str, float]:
     return {
         "tokens": report.budget,
         "dense": dense.layers[0] / report.inputs,
+        "entering": cost.layers[0] / report.inputs,
         "macs": cost.macs / report.inputs,
         "dense_macs": dense.macs / report.inputs,
         "cache": cost.cache / questions,
@@ -248,15 +249,4 @@ def _measured(compression: Compression, questions: int) -> dict[str, float]:
     }
 
 
-def fingerprint(model: torch.nn.Module) -> str:
-    """16 hexadecimal digits that identify the weights: a hash of 16 values of each tensor."""
-    digest = hashlib.sha256()
-    for name, tensor in model.state_dict().items():
-        flat = tensor.detach().reshape(-1)
-        step = max(1, len(flat) // 16)
-        digest.update(f"{name} {tuple(tensor.shape)}".encode())
-        digest.update(flat[::step][:16].double().cpu().numpy().tobytes())
-    return digest.hexdigest()[:16]
-
-
-__all__ = ["DENSE", "Answerer", "Arm", "ModelAnswerer", "Question", "Reply", "fingerprint"]
+__all__ = ["DENSE", "Answerer", "Arm", "ModelAnswerer", "Question", "Reply"]

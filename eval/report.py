@@ -40,7 +40,7 @@ def _rows(results: Sequence[Result], column: str | None) -> list[list[str]]:
     """The head and the rows. Empty columns are left out."""
     kinds = sorted({k for r in results for k in r.by.get(column or "", {})})
     extra = list(dict.fromkeys(name for r in results for name in r.extra))
-    head = ["", "tokens", "accuracy", "95% interval", "of dense", "+/-", "p", "p Holm"]
+    head = ["", "tokens", "entering", "accuracy", "95% interval", "of dense", "+/-", "p", "p Holm"]
     head += [*extra, *kinds, "s each", "GMAC", "KV MiB", "peak MiB", "unread", "failed"]
     rows = [[r.title, *_cells(r, column or "", kinds, extra)] for r in results]
     used = [i for i in range(len(head)) if i == 0 or any(row[i] for row in rows)]
@@ -56,6 +56,7 @@ def _cells(result: Result, column: str, kinds: Sequence[str], extra: Sequence[st
 
     return [
         figure("tokens", ".1f"),
+        figure("entering", ".1f"),
         "" if accuracy is None else f"{accuracy.mean:.1%}",
         "" if accuracy is None else f"{accuracy.low:.1%} .. {accuracy.high:.1%}",
         "" if result.share is None else f"{result.share:.1%}",

@@ -108,6 +108,8 @@ def _fill_dense(results: Sequence[Result]) -> None:
         for result in results:
             if result.line == "dense" and known:
                 result.figures[name or "tokens"] = known[0]
+                if not name and any("entering" in r.figures for r in results):
+                    result.figures["entering"] = known[0]
 
 
 def _compare(

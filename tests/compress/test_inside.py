@@ -38,7 +38,7 @@ METHODS: dict[str, Method] = {
     "merged": Cascade(layers=(1, 2, 3), ratio=0.6),
     "merged inside": Cascade(before=False, layers=(1, 3)),
     "biased": ToMe(proportional_attention=True),
-    "biased, in stages": Foveate(relevant=0.0, purity=0.0, ratios=(0.6, 0.3)),
+    "biased, in stages": Foveate(relevant=0.0, purity=0.0, layers=(0.25, 0.75), ratios=(0.6, 0.3)),
 }
 each_host = pytest.mark.parametrize(
     "case", [HOSTS[0], *later(HOSTS[1])], ids=lambda case: case.name

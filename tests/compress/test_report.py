@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from compress import compress
+from compress.methods import Duet
 from compress.measure import measure
 from compress.report.cost import layer_macs, prefill_macs
 from compress.report.overlay import overlay
@@ -38,7 +39,7 @@ def given(images: int = 2) -> dict[str, torch.Tensor]:
 
 def test_the_cache_is_counted() -> None:
     model = tiny.llava()
-    with compress(model, "duet", budget=16) as c:
+    with compress(model, Duet(variant="released"), budget=16) as c:
         out = model(**given(), use_cache=True)
         report = c.report()
     held = (
@@ -49,6 +50,7 @@ def test_the_cache_is_counted() -> None:
     assert (report.reduced.cache, report.dense.cache) == (held, dense)
     assert report.dense.layers == (128,) * 4 and report.reduced.layers == (52, 52, 26, 0)
     assert "16.25 visual tokens" in str(report) and "52 x 2, 26 x 1, 0 x 1" in str(report)
+    assert "no visual token is left from decoder layer 3 on" in str(report)
 
 
 def test_measure_gives_every_time_and_leaves_no_hook() -> None:
@@ -96,7 +98,7 @@ def test_overlay_tells_kept_merged_and_dropped_apart() -> None:
 def test_overlay_of_a_compression(tmp_path: Any) -> None:
     model = tiny.llava()
     picture = Image.new("RGB", (64, 48), "red")
-    with compress(model, "duet", budget=16) as c:
+    with compress(model, Duet(variant="released"), budget=16) as c:
         with pytest.raises(RuntimeError, match="nothing to report"):
             c.overlay(picture)
         model(**given())

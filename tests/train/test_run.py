@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
 from compress import compress
+from compress.methods import Duet
 from tests.marks import later
 from tests.tiny import CASES
 from tests.train import small, small_qwen
@@ -168,9 +169,9 @@ def batch_of(tmp_path: Path, recipe: Recipe, model: Any, pick: list[int]) -> dic
     return batch
 
 
-@pytest.mark.parametrize("method", [None, "duet"])
+@pytest.mark.parametrize("method", [None, Duet(variant="released")], ids=["dense", "duet"])
 def test_a_blank_picture_changes_no_loss_and_gives_zero_gradients(
-    tmp_path: Path, method: str | None
+    tmp_path: Path, method: Duet | None
 ) -> None:
     recipe, model = small.recipe(tmp_path, text_every=2), small.model()
     with_blank = batch_of(tmp_path, recipe, model, [0, 2])

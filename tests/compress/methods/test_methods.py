@@ -362,6 +362,6 @@ def test_foveate_keeps_equal_things_far_apart():
 
 def test_foveate_bad_options():
     for options in ({"even": -1}, {"even": 0, "distinct": 0}, {"place": 0.0}, {"choice": "best"},
-                    {"text_temperature": 0}, {"layers": (0.5,)}):  # fmt: skip
+                    {"text_temperature": 0}, {"layers": (0.5, 0.75)}):  # fmt: skip
         with pytest.raises(ValueError, match="Foveate"):
             Foveate(**options)
