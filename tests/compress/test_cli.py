@@ -33,7 +33,7 @@ def test_one_method_is_reported_stage_by_stage(
 ) -> None:
     assert main([str(photo), "--budget", "1/3", "--out", str(tmp_path / "one.png")]) == 0
     assert "77 x 1, 38 x 3" in capsys.readouterr().out
-    assert Image.open(tmp_path / "one.png").width == 4 * 346 + 10
+    assert Image.open(tmp_path / "one.png").width == 3 * 346 + 10
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 
 from compress import compress
-from compress.methods import Duet
 from compress.measure import measure
+from compress.methods import Duet
 from compress.report.cost import layer_macs, prefill_macs
 from compress.report.overlay import overlay
 from compress.tokens import Reduction

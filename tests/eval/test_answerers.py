@@ -11,12 +11,12 @@ import torch
 from compress.methods import Duet
 from compress.parse import parse_budget, parse_method, split_list
 from eval.answerers import ModelAnswerer, Question
-from vlm.fingerprint import fingerprint
 from eval.arms import DENSE, Arm, restore
 from tests.vlm import models
 from vlm import Video
 from vlm.embedded import mini
 from vlm.embedded.scenes import draw, make_scene
+from vlm.fingerprint import fingerprint
 
 
 @pytest.fixture(scope="module")
