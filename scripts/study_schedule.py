@@ -26,7 +26,7 @@ from compress.methods import Duet, Foveate
 from compress.parse import parse_budget, split_list
 from compress.probing.verdict import probe_of
 from eval.answerers import ModelAnswerer
-from eval.arms import Arm
+from eval.arms import DENSE, Arm
 from eval.benchmarks.embedded import Embedded
 from eval.statistics import holm
 from scripts.common import RESULTS, Asked, against, facts, result_of, write_json, write_table
@@ -70,7 +70,7 @@ def main(argv: list[str] | None = None) -> int:
     tried = {(b, *key): arm for b in budgets for key, arm in arms(b).items()}
     benchmark = Embedded(args.split, args.scenes, args.clips)
     answerer = ModelAnswerer(model, processor, args.model)
-    asked = Asked(benchmark, answerer, [*tried.values(), Arm()], args.work, args.seed)
+    asked = Asked(benchmark, answerer, [DENSE, *tried.values()], args.work, args.seed)
     results = dict(zip(asked.records, asked.results(), strict=True))
     rows = [
         {
@@ -90,7 +90,7 @@ def main(argv: list[str] | None = None) -> int:
         questions=len(asked.samples),
         seed=args.seed,
         probe=str(verdict),
-        dense=asdict(results[Arm()]),
+        dense=asdict(results[DENSE]),
         rows=rows,
     )
     name = f"schedule-{args.name}"

@@ -1,4 +1,4 @@
-"""What identifies a model: its configuration, and a few values of every parameter."""
+"""What identifies a model for a probe: its configuration and its weights."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import hashlib
 import json
 from typing import Any
 
-import torch
-from torch import nn
+from vlm.families import ModelAdapter
+from vlm.fingerprint import fingerprint
 
 # Entries of a configuration that do not change what a model computes.
 _VOLATILE = {
@@ -19,35 +19,21 @@ _VOLATILE = {
     "transformers_version",
     "use_cache",
 }
-_VALUES = 16
 
 
-def fingerprint(model: nn.Module, config: Any) -> str:
+def key_of(adapter: ModelAdapter) -> str:
     """16 hexadecimal digits that differ between models, and between stages of a training.
 
-    The first 16 values of every parameter go in as float32, so a copy in another dtype has a
-    fingerprint of its own. config: of the whole model.
-
-    Raises ValueError if parameters are on the meta device or partitioned.
+    Raises ValueError if weights are not whole on this process (see `vlm.fingerprint`).
     """
-    digest = hashlib.sha256(json.dumps(_plain(config.to_dict()), sort_keys=True).encode())
-    firsts: dict[torch.device, list[torch.Tensor]] = {}
-    for name, parameter in sorted(model.named_parameters()):
-        if parameter.is_meta or hasattr(parameter, "ds_id"):
-            raise ValueError(
-                f"parameter {name} is not on this process whole: a probe needs the model's weights"
-            )
-        digest.update(f"{name} {tuple(parameter.shape)}".encode())
-        first = parameter.detach().flatten()[:_VALUES].float()
-        firsts.setdefault(parameter.device, []).append(first)
-    for values in firsts.values():  # one copy to the host a device
-        digest.update(torch.cat(values).cpu().numpy().tobytes())
-    return digest.hexdigest()[:16]
+    config = json.dumps(_plain(adapter.config.to_dict()), sort_keys=True)
+    return hashlib.sha256((config + fingerprint(adapter.core)).encode()).hexdigest()[:16]
 
 
-def family_of(config: Any) -> str:
-    """Type, layers and width of a language model, such as "llama-32x4096"."""
-    return f"{config.model_type}-{config.num_hidden_layers}x{config.hidden_size}"
+def family_of(adapter: ModelAdapter) -> str:
+    """Type, layers and width of the language model, such as "llama-32x4096"."""
+    config = adapter.language_model.config
+    return f"{config.model_type}-{len(adapter.layers)}x{config.hidden_size}"
 
 
 def _plain(value: Any) -> Any:

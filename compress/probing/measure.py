@@ -18,11 +18,11 @@ from tqdm import tqdm
 from compress import ops
 from compress.budget import Allocation
 from compress.methods import Method
-from compress.probing.fingerprint import family_of, fingerprint
+from compress.probing.fingerprint import family_of, key_of
 from compress.probing.verdict import Effect, Probe, Row
 from compress.runtime.attach import Compression
 from compress.runtime.settings import Settings
-from compress.tokens import LayerTokens, Reduction
+from compress.tokens import LayerTokens, Reduction, VisualTokens
 from vlm.families import ModelAdapter, adapter_of
 
 Prompt = tuple[Image.Image | Sequence[Image.Image], str] | Mapping[str, Any]
@@ -31,16 +31,27 @@ Prompt = tuple[Image.Image | Sequence[Image.Image], str] | Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Thinned(Method):
-    """All tokens up to decoder layer `layer`, from there on a share of them, evenly spaced."""
+    """All tokens up to decoder layer `layer`, from there on a share of them, evenly spaced.
 
-    in_llm_only: ClassVar[bool] = True
+    From layer 0 on, one token enters the language model if the share is 0, and leaves it there.
+    """
+
     in_llm_needs: ClassVar[frozenset[str]] = frozenset()
 
     layer: int = 1
     share: float = 0.0
 
     def allocate(self, dense: int, depth: int, budget: int | float) -> Allocation:
-        return Allocation(dense, depth, dense, ((self.layer, int(dense * self.share)),))
+        left = int(dense * self.share)
+        if self.layer:
+            return Allocation(dense, depth, dense, ((self.layer, left),))
+        return Allocation(dense, depth, max(1, left), ((1, left),))
+
+    def select(
+        self, tokens: VisualTokens, keep: int, generator: torch.Generator | None
+    ) -> Reduction:
+        index = ops.spread(tokens.count, keep, tokens.features.device)
+        return ops.prune(tokens.features, index.expand(len(tokens.features), -1))
 
     def select_in_llm(
         self, tokens: LayerTokens, count: int, generator: torch.Generator | None
@@ -61,8 +72,8 @@ def probe(
     """Measure at which decoder layers a model still reads its visual tokens, without labels.
 
     For each prompt the model's own greedy answer is taken. The prompt with this answer then runs
-    once for each decoder layer l >= 1 with no visual token from layer l on, and once with every
-    second one. The next-token distributions at the answer are compared with the dense ones.
+    once for each decoder layer l with no visual token from layer l on, and once with every second
+    one. The next-token distributions at the answer are compared with the dense ones.
 
     The result is saved after every prompt, under the model's fingerprint. An interrupted run goes
     on where it was, and prompts that were measured before are not run again. Afterwards
@@ -89,10 +100,9 @@ def probe(
     prompts = drawn_prompts() if samples is None else list(samples)
     if not prompts:
         raise ValueError("samples is empty: expected at least one prompt")
-    mark = fingerprint(adapter.core, adapter.config)
     name = Path(getattr(adapter.config, "_name_or_path", "") or type(model).__name__).name
-    result = Probe(mark, family_of(adapter.language_model.config), name, depth, finished=False)
-    saved = Probe.find(result.family, mark, folder)
+    result = Probe(key_of(adapter), family_of(adapter), name, depth, finished=False)
+    saved = Probe.find(result.family, result.fingerprint, folder)
     rows = {} if saved is None else {row.digest: row for row in saved.rows}
     with evaluating(model):
         for prompt in tqdm(prompts, desc="probe", unit="prompt", disable=not progress):
@@ -167,7 +177,7 @@ def _row(model: Any, adapter: ModelAdapter, inputs: dict[str, Any], digest: str,
 
     def effect(share: float) -> Effect:
         moved = []
-        for layer in range(1, len(adapter.layers)):
+        for layer in range(len(adapter.layers)):
             with Compression(model, Settings(adapter, Thinned(layer, share), 1.0)):
                 moved.append(_moved(dense, _log_probabilities(model, call, answer)))
         return Effect(tuple(kl for kl, _ in moved), tuple(same for _, same in moved))

@@ -17,7 +17,7 @@ from huggingface_hub.constants import HF_ASSETS_CACHE
 from compress.budget import Allocation, Schedule, nearest, resolve_budget
 from compress.errors import CompressionError
 from compress.methods import Method
-from compress.probing.fingerprint import family_of, fingerprint
+from compress.probing.fingerprint import family_of, key_of
 from vlm.families import ModelAdapter
 
 TOLERANCE = 0.02
@@ -28,7 +28,7 @@ RATIOS = (0.5, 0.25, 0.125)
 
 @dataclass(frozen=True)
 class Effect:
-    """What one intervention did to the answer of one prompt, for each decoder layer from 1 on.
+    """What one intervention did to the answer of one prompt, for each decoder layer.
 
     kl: KL(dense || changed) of the next-token distributions, in nats, summed over the answer's
         tokens. agree: answer tokens whose greedy choice stayed the same.
@@ -53,7 +53,7 @@ class Probe:
     """What `compress.probe` found.
 
     Args:
-        fingerprint: of the model (`compress.probing.fingerprint`).
+        fingerprint: of the model (`compress.probing.fingerprint.key_of`).
         family: type, layers and width of the language model, such as "llama-32x4096".
         model: its name or path, for people.
         depth: decoder layers.
@@ -77,12 +77,12 @@ class Probe:
         return sum(row.tokens for row in self.rows)
 
     def kl(self, what: str) -> list[float]:
-        """Mean KL divergence in nats for layers 1..depth-1; what: "gone" or "halved"."""
+        """Mean KL divergence in nats for each layer; what: "gone" or "halved"."""
         effects = [getattr(row, what).kl for row in self.rows]
         return [sum(values) / self.tokens for values in zip(*effects, strict=True)]
 
     def agreement(self, what: str) -> list[float]:
-        """Share of answer tokens that stay the same, for layers 1..depth-1."""
+        """Share of answer tokens that stay the same, for each layer."""
         effects = [getattr(row, what).agree for row in self.rows]
         return [sum(values) / self.tokens for values in zip(*effects, strict=True)]
 
@@ -90,11 +90,11 @@ class Probe:
     def horizon(self) -> int:
         """The first layer from which the answers stay the same without visual tokens.
 
-        At it and at every later layer, at most `TOLERANCE` of the answer tokens change. `depth` if
-        there is no such layer: visual tokens are then never dropped altogether.
+        At it and at every later layer, at most `TOLERANCE` of the answer tokens change. It is at
+        least 1, and `depth` if there is no such layer: visual tokens are then never all dropped.
         """
         layer = self.depth
-        for share in reversed(self.agreement("gone")):
+        for share in reversed(self.agreement("gone")[1:]):
             if share < 1 - TOLERANCE:
                 break
             layer -= 1
@@ -111,7 +111,7 @@ class Probe:
         ]
         columns = [self.kl("gone"), self.agreement("gone")]
         columns += [self.kl("halved"), self.agreement("halved")]
-        for layer, (a, b, c, d) in enumerate(zip(*columns, strict=True), start=1):
+        for layer, (a, b, c, d) in enumerate(zip(*columns, strict=True)):
             lines.append(f"{layer:>10}{a:>12.4f}{b:>8.1%}{c:>14.4f}{d:>8.1%}")
         if self.horizon < self.depth:
             lines.append(f"Visual tokens can be dropped from layer {self.horizon} on.")
@@ -127,7 +127,7 @@ class Probe:
         figure = Figure(figsize=(7, 6), layout="constrained")
         FigureCanvasAgg(figure)
         above, below = figure.subplots(2, 1, sharex=True)
-        layers = range(1, self.depth)
+        layers = range(self.depth)
         for what, colour in (("gone", "#D55E00"), ("halved", "#0072B2")):
             style = {"color": colour, "marker": "o", "markersize": 3, "label": what}
             above.plot(layers, [max(value, 1e-6) for value in self.kl(what)], **style)
@@ -136,6 +136,7 @@ class Probe:
         above.set_ylabel("KL of the next token (nats)")
         below.set_ylabel("answer tokens unchanged (%)")
         below.set_xlabel("visual tokens gone or halved from this decoder layer on")
+        below.xaxis.get_major_locator().set_params(integer=True)
         for axes in (above, below):
             axes.spines[["top", "right"]].set_visible(False)
             if self.horizon < self.depth:
@@ -153,14 +154,12 @@ class Probe:
 
         A layer that sees a share r of the dense tokens is taken to lose w (1 - r)^p. The weights w,
         one a layer, are the steps by which the effect of having none falls from layer to layer;
-        the exponent p is such that half the tokens lose what halving lost. Layer 0 cannot be
-        probed and weighs as much as layer 1.
+        the exponent p is such that half the tokens lose what halving lost.
         """
         gone, halved = (_falling(self.kl(what)) for what in ("gone", "halved"))
         steps = [a - b for a, b in zip(gone, [*gone[1:], 0.0], strict=True)]
-        ratio = gone[0] / max(halved[0], 1e-9) if gone else 2.0
-        exponent = min(max(math.log2(max(ratio, 1e-9)), 1.0), 6.0)
-        return (steps[0] if steps else 1.0, *steps), exponent
+        exponent = math.log2(max(gone[0], 1e-9) / max(halved[0], 1e-9))
+        return tuple(steps), min(max(exponent, 1.0), 6.0)
 
     def allocate(self, method: Method, dense: int, budget: int | float) -> Allocation:
         """The allocation of `budget` under the schedule that loses least by this probe.
@@ -215,7 +214,7 @@ class Probe:
     def _schedules(self) -> Iterator[tuple[tuple[int, float], ...]]:
         """All schedules of up to two pairs, shorter ones first."""
         steps = [(layer, ratio) for layer in range(1, self.depth) for ratio in RATIOS]
-        steps += [(layer, 0.0) for layer in range(max(self.horizon, 1), self.depth)]
+        steps += [(layer, 0.0) for layer in range(self.horizon, self.depth)]
         yield ()
         yield from ((step,) for step in steps)
         for first, second in combinations(sorted(steps), 2):
@@ -243,7 +242,7 @@ class Probe:
             probe = Probe(**facts, rows=rows)
             lengths = {len(e.kl) for row in rows for e in (row.gone, row.halved)}
             lengths |= {len(e.agree) for row in rows for e in (row.gone, row.halved)}
-            if not lengths <= {probe.depth - 1} or any(row.tokens < 1 for row in rows):
+            if not lengths <= {probe.depth} or any(row.tokens < 1 for row in rows):
                 raise ValueError("numbers of layers differ")
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise ValueError(f"{path} is no saved probe: {error}") from error
@@ -273,8 +272,7 @@ def probe_of(schedule: str | Probe | None, adapter: ModelAdapter) -> Probe | Non
         return schedule
     if schedule != "probed":
         raise ValueError(f"schedule is {schedule!r}: expected 'probed', a Probe or None")
-    mark = fingerprint(adapter.core, adapter.config)
-    found = Probe.find(family_of(adapter.language_model.config), mark)
+    found = Probe.find(family_of(adapter), key_of(adapter))
     if found is None or not found.finished:
         state = "has no saved probe" if found is None else "has a probe that was not finished"
         raise ValueError(f"schedule is 'probed', and this model {state}: run compress.probe first")

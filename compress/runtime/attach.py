@@ -365,12 +365,12 @@ def compress(
 
 
 def _warn_unprobed(settings: Settings) -> None:
-    config = settings.adapter.language_model.config
+    family = family_of(settings.adapter)
     pairs = settings.method.own_schedule(len(settings.adapter.layers))
-    if pairs and not Probe.known(family_of(config)):
+    if pairs and not Probe.known(family):
         warnings.warn(
             f"{type(settings.method).__name__} prunes visual tokens in the language model from "
-            f"decoder layer {pairs[0][0]} on, and no model of this kind ({family_of(config)}) was "
+            f"decoder layer {pairs[0][0]} on, and no model of this kind ({family}) was "
             "ever probed: its later layers may still read them. compress.probe(model, processor) "
             "measures which layers do, and schedule='probed' follows it",
             UnprobedWarning,

@@ -16,11 +16,12 @@ from compress.errors import CompressionError, UnprobedWarning
 from compress.methods import Duet
 from compress.probing import measure, verdict
 from compress.probing.__main__ import main
-from compress.probing.fingerprint import fingerprint
+from compress.probing.fingerprint import key_of
 from compress.probing.measure import drawn_prompts, probe
 from compress.probing.verdict import Probe
 from tests.tiny import CASES
 from vlm.embedded import mini
+from vlm.families import adapter_of
 
 CASE = next(case for case in CASES if case.name == "llava")
 
@@ -37,16 +38,28 @@ def prompts(count: int = 2) -> list[dict[str, Any]]:
     return [CASE.inputs([sample]) for sample in CASE.samples()[:count]]
 
 
-def masked(model: Any, call: dict[str, Any], layer: int, hidden: torch.Tensor) -> torch.Tensor:
-    """Logits (S, V) where no row of decoder layer `layer` or later sees the `hidden` columns."""
+def masked(
+    model: Any,
+    call: dict[str, Any],
+    layer: int,
+    hidden: torch.Tensor,
+    after: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Logits (S, V) where no row of decoder layer `layer` or later sees the `hidden` columns.
+
+    after: the columns that later layers do not see, if these are others.
+    """
     handles = []
+    for number, module in enumerate(model.model.language_model.layers):
+        if number < layer:
+            continue
+        columns = hidden if number == layer or after is None else after
 
-    def hide(module: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-        length = args[0].shape[1]
-        seen = torch.ones(length, length, dtype=torch.bool).tril() & ~hidden
-        return args, kwargs | {"attention_mask": (seen | torch.eye(length).bool())[None, None]}
+        def hide(module: Any, args: Any, kwargs: Any, columns: torch.Tensor = columns) -> Any:
+            length = args[0].shape[1]
+            seen = torch.ones(length, length, dtype=torch.bool).tril() & ~columns
+            return args, kwargs | {"attention_mask": (seen | torch.eye(length).bool())[None, None]}
 
-    for module in model.model.language_model.layers[layer:]:
         handles.append(module.register_forward_pre_hook(hide, with_kwargs=True))
     with torch.no_grad():
         logits = model(**call).logits[0]
@@ -73,13 +86,18 @@ def test_effects_are_those_of_masked_tokens(folder: Path) -> None:
     left = places[((2 * torch.arange(count // 2) + 1) * count) // (2 * (count // 2))]
     half = visual.clone()
     half[left] = False
+    one = visual.clone()
+    one[places[count // 2]] = False
+    with torch.no_grad():
+        changed = masked(model, call, 0, one, one | visual)[start:].log_softmax(-1)
+    assert row.gone.kl[0] == pytest.approx(float((dense.exp() * (dense - changed)).sum()), abs=1e-4)
     for effect, hidden in ((row.gone, visual), (row.halved, half)):
-        for layer in range(1, found.depth):
+        for layer in range(0 if effect is row.halved else 1, found.depth):
             changed = masked(model, call, layer, hidden)[start:].log_softmax(-1)
             kl = (dense.exp() * (dense - changed)).sum()
-            assert effect.kl[layer - 1] == pytest.approx(float(kl), abs=1e-4)
+            assert effect.kl[layer] == pytest.approx(float(kl), abs=1e-4)
             same = (dense.argmax(-1) == changed.argmax(-1)).sum()
-            assert effect.agree[layer - 1] == int(same)
+            assert effect.agree[layer] == int(same)
     assert row.tokens == answer.shape[1] - inputs["input_ids"].shape[1]
 
 
@@ -136,13 +154,13 @@ def test_nothing_is_left_behind(folder: Path) -> None:
 
 def test_a_trained_model_is_another(folder: Path) -> None:
     model = copy.deepcopy(CASE.model())
-    before = fingerprint(model, model.config)
-    assert fingerprint(CASE.model(), model.config) == before
+    before = key_of(adapter_of(model))
+    assert key_of(adapter_of(CASE.model())) == before
     with torch.no_grad():
-        next(model.parameters()).flatten()[3] += 0.5
-    assert fingerprint(model, model.config) != before
-    with pytest.raises(ValueError, match="not on this process whole"):
-        fingerprint(model.to("meta"), model.config)
+        next(model.parameters()).flatten()[0] += 0.5
+    assert key_of(adapter_of(model)) != before
+    with pytest.raises(ValueError, match="is not whole on this process"):
+        key_of(adapter_of(model.to("meta")))
 
 
 def test_bad_prompts_are_refused(folder: Path) -> None:
@@ -183,5 +201,5 @@ def test_from_the_command_line(
 def test_the_embedded_model_was_probed() -> None:
     """Its verdict comes with the package: mini reads its visual tokens in its first layers."""
     model, _ = vlm.load("mini")
-    found = verdict.probe_of("probed", vlm.families.adapter_of(model))
+    found = verdict.probe_of("probed", adapter_of(model))
     assert isinstance(found, Probe) and found.horizon < found.depth == 4

@@ -21,19 +21,19 @@ def made(gone: list[float], halved: list[float], same: list[int], tokens: int = 
         Effect(tuple(kl * tokens for kl in gone), tuple(same)),
         Effect(tuple(kl * tokens for kl in halved), (tokens,) * len(gone)),
     )
-    return Probe("f" * 16, "llama-8x32", "model", len(gone) + 1, (rows,))
+    return Probe("f" * 16, "llama-8x32", "model", len(gone), (rows,))
 
 
-GONE = [4.0, 3.0, 2.0, 1.0, 0.5, 0.004, 0.001]
-HALVED = [1.0, 0.7, 0.5, 0.25, 0.1, 0.001, 0.0]
-SAME = [10, 20, 40, 60, 80, 98, 100]
+GONE = [4.0, 4.0, 3.0, 2.0, 1.0, 0.5, 0.004, 0.001]
+HALVED = [1.0, 1.0, 0.7, 0.5, 0.25, 0.1, 0.001, 0.0]
+SAME = [10, 10, 20, 40, 60, 80, 98, 100]
 
 
 def test_the_horizon_is_where_answers_stay_the_same_from_then_on() -> None:
     assert made(GONE, HALVED, SAME).horizon == 6
-    assert made(GONE, HALVED, [100, 100, 97, 100, 100, 100, 100]).horizon == 4
-    assert made(GONE, HALVED, [100] * 7).horizon == 1
-    assert made(GONE, HALVED, [100] * 6 + [97]).horizon == 8
+    assert made(GONE, HALVED, [100, 100, 100, 97, 100, 100, 100, 100]).horizon == 4
+    assert made(GONE, HALVED, [100] * 8).horizon == 1
+    assert made(GONE, HALVED, [100] * 7 + [97]).horizon == 8
 
 
 def test_no_token_before_the_horizon_is_dropped_and_the_budget_is_met() -> None:
@@ -44,7 +44,7 @@ def test_no_token_before_the_horizon_is_dropped_and_the_budget_is_met() -> None:
         assert abs(allocation.average - target) <= 1
         assert all(allocation.counts[: probe.horizon])
         assert allocation.counts[-1] == 0
-    reading = made(GONE, HALVED, [50] * 7)
+    reading = made(GONE, HALVED, [50] * 8)
     assert reading.horizon == 8 and all(reading.allocate(Duet(), 576, 1 / 9).counts)
 
 
@@ -72,9 +72,8 @@ def test_the_schedule_loses_least_of_all_that_were_compared() -> None:
 
 
 def test_layers_that_read_nothing_get_nothing() -> None:
-    probe = made(
-        [5.0, 5.0, 5.0, 0.0, 0.0, 0.0, 0.0], [1.0, 1.0, 1.0, 0, 0, 0, 0], [0] * 3 + [100] * 4
-    )
+    gone, halved = [5.0] * 4 + [0.0] * 4, [1.0] * 4 + [0.0] * 4
+    probe = made(gone, halved, [0] * 4 + [100] * 4)
     assert probe.horizon == 4
     assert probe.allocate(DivPrune(), 100, 0.25).counts == (50, 50, 50, 50, 0, 0, 0, 0)
 
@@ -118,6 +117,6 @@ def test_it_is_printed_and_drawn(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     probe = made(GONE, HALVED, SAME)
     assert "Visual tokens can be dropped from layer 6 on." in str(probe)
-    assert "never all dropped" in str(made(GONE, HALVED, [50] * 7))
+    assert "never all dropped" in str(made(GONE, HALVED, [50] * 8))
     probe.draw(tmp_path / "deep" / "probe.png")
     assert (tmp_path / "deep" / "probe.png").read_bytes().startswith(b"\x89PNG")
