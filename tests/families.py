@@ -10,15 +10,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests.compress import (
+from tests.compress import test_matrix
+from tests.compress.runtime import (
     test_attach,
     test_edges,
-    test_matrix,
+    test_later_turns,
     test_neighbours,
+    test_no_text,
     test_training,
     test_turns,
+    test_zero3,
 )
-from tests.compress.runtime import test_later_turns, test_no_text, test_zero3
 from tests.tiny import CASES, Case
 from vlm.families import adapter_of
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from tests import families
-from tests.compress import test_training
-from tests.compress.runtime import test_zero3
+from tests.compress.runtime import test_training, test_zero3
 from tests.tiny import CASES
 from vlm.families import ADAPTERS
 

@@ -68,3 +68,9 @@ def batch(
     """Pad prompts on one side; images (n, 3, s, s) in the order of the prompts."""
     out = Llava().inputs([Sample(ids) for ids in prompts], side)
     return out if images is None else out | {"pixel_values": images}
+
+
+def images_and_text(images: int = 2) -> dict[str, Tensor]:
+    """Inputs of `llava`: one image and two texts a row."""
+    prompts = [prompt([3, 5], seed=k) for k in range(images)]
+    return batch(prompts, pixels(images))

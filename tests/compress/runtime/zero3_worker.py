@@ -1,4 +1,7 @@
-"""One process of the ZeRO-3 test: `python -m tests.compress.zero3 FAMILY METHOD FOLDER`."""
+"""One process of the ZeRO-3 test.
+
+python -m tests.compress.runtime.zero3_worker FAMILY METHOD FOLDER
+"""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ def test_an_unknown_family_names_the_known_ones() -> None:
     assert "'blip_2'" in message
     assert all(kind in message for family in ADAPTERS for kind in family.model_types)
     page = next(word for word in message.split() if word.endswith(".md"))
-    assert (Path(__file__).parents[2] / page).is_file()
+    assert (Path(__file__).parents[3] / page).is_file()
 
 
 @each_case
