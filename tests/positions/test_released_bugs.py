@@ -22,8 +22,7 @@ from positions import (
     Video,
     plan,
 )
-from tests.positions.hosts import Reduced, forward, reduced, text_model
-from tests.positions.test_rotary import index_of
+from tests.positions.hosts import Reduced, forward, index_of, reduced, text_model
 
 
 def pairs_of(rows, columns):

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 from transformers import (
     CLIPImageProcessor,
     CLIPVisionConfig,
@@ -135,3 +136,13 @@ def recipe(folder: Path, *overrides: str, count: int = 8, text_every: int = 0) -
             *overrides,
         ],
     )
+
+
+def losses(facts: dict[str, Any]) -> list[float]:
+    """The training losses of a run, from its report."""
+    return [loss for _, loss in facts["loss"]]
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    """The weights that a run saved in a folder."""
+    return load_file(folder / "model.safetensors")

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from tests.marks import later
+from tests.train.mini.conftest import COUNTS
 from train.mini.data import (
     ASKED,
     IMAGE,
@@ -28,17 +29,6 @@ from vlm.embedded import mini
 from vlm.embedded.scenes import FIELDS, clip_questions, make_clip, make_scene, questions
 
 STEPS = 25
-COUNTS = {IMAGE: 6, VIDEO: 3}
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("drawn")
-
-
-@pytest.fixture(scope="module")
-def data(folder: Path) -> dict[str, Drawn]:
-    return {kind: Drawn.prepare(kind, folder, count) for kind, count in COUNTS.items()}
 
 
 @pytest.mark.parametrize("axes", ["mrope", *later("1d")])

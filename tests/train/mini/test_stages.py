@@ -13,26 +13,12 @@ import torch
 from train.mini import stages
 from train.mini.data import (
     ASKED,
-    IMAGE,
     UNKNOWN,
-    VIDEO,
     Drawn,
 )
 from train.mini.stages import STAGES, Trainer
 from vlm.embedded import mini
 from vlm.embedded.scenes import FIELDS, cell_labels, make_scene
-
-COUNTS = {IMAGE: 6, VIDEO: 3}
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("drawn")
-
-
-@pytest.fixture(scope="module")
-def data(folder: Path) -> dict[str, Drawn]:
-    return {kind: Drawn.prepare(kind, folder, count) for kind, count in COUNTS.items()}
 
 
 def trainer(folder: Path, data: dict[str, Drawn], axes: mini.Axes = "mrope") -> Trainer:
