@@ -87,10 +87,10 @@ def main(argv: list[str] | None = None) -> int:
         }
         for (name, budget), arm in tried.items()
     ]
-    found = facts(
+    report = facts(
         "ablate", argv, split=args.split, questions=len(asked.samples), seed=args.seed, rows=rows
     )
-    render(write_json(args.output / "ablation.json", found), args.output / "ablation")
+    render(write_json(args.output / "ablation.json", report), args.output / "ablation")
     return 0
 
 

@@ -65,7 +65,7 @@ def main(argv: list[str] | None = None) -> int:
         for kind in asked.categories
     }
     results = asked.results()
-    found = facts(
+    report = facts(
         "accuracy",
         argv,
         questions=len(asked.samples),
@@ -75,7 +75,7 @@ def main(argv: list[str] | None = None) -> int:
         results=[asdict(result) for result in results],
         duels=duels(asked, results) if len(methods) > 1 else [],
     )
-    render(write_json(args.output / f"{args.name}.json", found), args.output / args.name)
+    render(write_json(args.output / f"{args.name}.json", report), args.output / args.name)
     return 0
 
 
@@ -84,12 +84,12 @@ def duels(asked: Asked, results: list[Result]) -> list[dict[str, Any]]:
     by_title = {result.title: result for result in results}
     rows = []
     for arm in asked.records:
-        mine = Arm("foveate", arm.budget)
-        if arm.method in (None, "foveate") or mine not in asked.records:
+        foveate = Arm("foveate", arm.budget)
+        if arm.method in (None, "foveate") or foveate not in asked.records:
             continue
         if reached(by_title[arm.title], results[0]):
-            found = against(asked.units(arm), asked.units(mine))
-            rows.append({"method": arm.method, "budget": arm.budget, **found})
+            comparison = against(asked.units(arm), asked.units(foveate))
+            rows.append({"method": arm.method, "budget": arm.budget, **comparison})
     return rows
 
 
@@ -122,7 +122,7 @@ def short(results: list[Result], duels: list[dict[str, Any]]) -> str:
     """A line a method: accuracy at each budget, and the p of `foveate` being better or worse."""
     dense: Any = results[0].accuracy
     beside = {(row["method"], f"{row['budget']:.4g}"): row for row in duels}
-    found: dict[str, dict[str, str]] = {}
+    cells_of: dict[str, dict[str, str]] = {}
     for result in results[1:]:
         method, budget = result.title.split()
         accuracy: Any = result.accuracy
@@ -132,12 +132,12 @@ def short(results: list[Result], duels: list[dict[str, Any]]) -> str:
             cell += f" {sign if row['p'] < 0.05 else '='} {row['p']:<6.2g}"
         elif cell != "-" and method == "foveate":
             cell += f" ({accuracy.mean / dense.mean:.1%})"
-        found.setdefault(method, {})[budget] = cell
+        cells_of.setdefault(method, {})[budget] = cell
     budgets = list(dict.fromkeys(result.title.split()[1] for result in results[1:]))
     lines = [f"{'dense ' + format(dense.mean, '.1%'):14}" + "".join(
         f"{f'{float(b):.1%} of tokens':>20}" for b in budgets
     )]  # fmt: skip
-    for method, cells in sorted(found.items(), key=lambda pair: pair[0] != "foveate"):
+    for method, cells in sorted(cells_of.items(), key=lambda pair: pair[0] != "foveate"):
         lines.append(f"{method:14}" + "".join(f"{cells[b]:>20}" for b in budgets))
     return "\n".join(lines)
 
@@ -187,20 +187,25 @@ def draw(results: list[Result], found: dict[str, Any], path: Path) -> None:
 
 def rank(results: list[Result], path: Path) -> None:
     """All methods in the order of their accuracy at the smallest budget, a dot a budget."""
-    found: dict[str, dict[str, Any]] = {}
+    accuracy_of: dict[str, dict[str, Any]] = {}
     for result in results[1:]:
         method, budget = result.title.split()
         shown = result.accuracy if reached(result, results[0]) else None
-        found.setdefault(method, {})[budget] = shown
+        accuracy_of.setdefault(method, {})[budget] = shown
     budgets = list(dict.fromkeys(result.title.split()[1] for result in results[1:]))
     # What cannot reach the smaller budgets (one full layer costs more) comes last.
-    order = sorted(found, key=lambda n: [i.mean if i else 0 for i in found[n].values()][::-1])
+    order = sorted(
+        accuracy_of, key=lambda n: [i.mean if i else 0 for i in accuracy_of[n].values()][::-1]
+    )
     figure, axes = canvas(8, 0.28 * len(order) + 1.4)
     for number, budget in enumerate(budgets):
-        places = [k for k, name in enumerate(order) if found[name][budget]]
-        every = [found[order[k]][budget] for k in places]
-        means = [100 * i.mean for i in every]
-        errors = [[100 * (i.mean - i.low) for i in every], [100 * (i.high - i.mean) for i in every]]
+        places = [k for k, name in enumerate(order) if accuracy_of[name][budget]]
+        intervals = [accuracy_of[order[k]][budget] for k in places]
+        means = [100 * i.mean for i in intervals]
+        errors = [
+            [100 * (i.mean - i.low) for i in intervals],
+            [100 * (i.high - i.mean) for i in intervals],
+        ]
         axes.errorbar(
             means, places, xerr=errors, fmt="osD^"[number % 4], markersize=5,
             color=COLOURS[1 + number], ecolor="#bbbbbb", label=f"{float(budget):.1%} of the tokens",

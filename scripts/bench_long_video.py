@@ -155,14 +155,14 @@ def picture(rows: list[dict[str, Any]], path: Path) -> None:
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2)
     for name in dict.fromkeys((row["method"], row["length"]) for row in rows):
-        mine = [row for row in rows if (row["method"], row["length"]) == name]
-        minutes = [row["minutes"] for row in mine]
+        selected = [row for row in rows if (row["method"], row["length"]) == name]
+        minutes = [row["minutes"] for row in selected]
         label = f"{name[0]}, length {name[1]}"
-        left.plot(minutes, [row["stream_cpu_s"] for row in mine], "o-", label=label)
-        right.plot(minutes, [row["above_model_mib"] for row in mine], "o-", label=label)
+        left.plot(minutes, [row["stream_cpu_s"] for row in selected], "o-", label=label)
+        right.plot(minutes, [row["above_model_mib"] for row in selected], "o-", label=label)
     right.plot(
         minutes,
-        [row["dense_features_mib"] for row in mine],
+        [row["dense_features_mib"] for row in selected],
         "--",
         color="0.6",
         label="all features",

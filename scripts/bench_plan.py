@@ -84,8 +84,8 @@ def step_of(name: str, tokens: int, seed: int) -> Callable[[], Any]:
         segments = layout(tokens)
         return lambda: plan(segments, generator=draw())
     if name == "plan v2pe":
-        one: list[Segment] = [Text(100), Image((1, tokens)), Text(100)]
-        return lambda: plan(one, V2PE(1 / 256))
+        single: list[Segment] = [Text(100), Image((1, tokens)), Text(100)]
+        return lambda: plan(single, V2PE(1 / 256))
     segments = layout(tokens)
     made: Plan = plan(segments, generator=draw())
     if name == "after ppe":

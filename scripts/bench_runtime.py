@@ -110,20 +110,20 @@ class OneLaunch:
 
 def counts_of(model: Any, way: str, budget: float, given: dict[str, Tensor]) -> dict[str, Any]:
     """Counts of a prefill and of a decoded token; the model is on the counter's device already."""
-    found = {}
+    counts = {}
     counter = DeviceCounter()
     kernels = mock.patch.object(greedy, "_fused", OneLaunch(counter).serve)
     with counter, kernels, torch.no_grad(), attached(model, way, budget):
         inputs = to_device(given)
         counter.take()
         cache = model(**inputs, use_cache=True).past_key_values
-        found["prefill"] = as_facts(counter.take())
+        counts["prefill"] = as_facts(counter.take())
         for step in range(2):  # the second token, since a first one may settle things once
             inputs = to_device(next_token(given, step, cache))
             counter.take()
             model(**inputs)
-            found["decode"] = as_facts(counter.take())
-    return found
+            counts["decode"] = as_facts(counter.take())
+    return counts
 
 
 def as_facts(counts: Counts) -> dict[str, Any]:
@@ -246,9 +246,9 @@ def main(argv: list[str] | None = None) -> None:
     report = facts(
         "bench_runtime", argv, settings=settings, clock=clock_name, counts=counts, time=times
     )
-    found = write_json(args.out.with_suffix(".json"), report)
-    write_table(args.out.with_suffix(".md"), table(found))
-    plot(found, args.out.with_suffix(".png"))
+    written = write_json(args.out.with_suffix(".json"), report)
+    write_table(args.out.with_suffix(".md"), table(written))
+    plot(written, args.out.with_suffix(".png"))
 
 
 if __name__ == "__main__":

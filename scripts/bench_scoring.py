@@ -236,8 +236,8 @@ def main() -> None:
             call = {k: x.to(device, dtype if x.is_floating_point() else None)
                     for k, x in call.items()}  # fmt: skip
             model = model.eval().to(device, dtype)
-            found = compare(model, call, args.rounds, args.seed, args.processor_time)
-            rows.append({"tower": name, "batch": batch} | found)
+            timings = compare(model, call, args.rounds, args.seed, args.processor_time)
+            rows.append({"tower": name, "batch": batch} | timings)
             print(json.dumps(rows[-1]), flush=True)
     hardware = torch.cuda.get_device_name() if device.type == "cuda" else platform.processor()
     report = {

@@ -139,13 +139,13 @@ def measure(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
             torch.cuda.synchronize()
         return clock()
 
-    found: dict[str, dict[str, list[float]]] = {name: {} for name in args.settings}
+    values_of: dict[str, dict[str, list[float]]] = {name: {} for name in args.settings}
     for turn in range(args.rounds + 1):
         for name in args.settings:
             setting = recipe_of(name, args)
             reducer = Reducer(base, setting, 0) if wanted(setting) else None
-            inside = dict.fromkeys(parts, 0.0)
-            handles = [h for part in parts for h in timed(part, parts[part], inside, now)]
+            spent_in = dict.fromkeys(parts, 0.0)
+            handles = [h for part in parts for h in timed(part, parts[part], spent_in, now)]
             memory, began = Memory(device), now()
             loss = model(**batch, use_cache=False).loss
             loss.backward()
@@ -153,16 +153,16 @@ def measure(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
             optimizer.zero_grad()
             row = {"seconds": now() - began, "bytes": memory.peak(), "loss": float(loss.detach())}
             row["step_bytes"] = row["bytes"] - memory.before
-            row |= {f"{part}_seconds": spent for part, spent in inside.items()}
+            row |= {f"{part}_seconds": spent for part, spent in spent_in.items()}
             for handle in handles:
                 handle.remove()
             if reducer is not None:
                 row["tokens"] = reducer.compression.report().budget
                 reducer.compression.remove()
             for key, value in row.items() if turn else ():
-                found[name].setdefault(key, []).append(value)
+                values_of[name].setdefault(key, []).append(value)
             print(f"{turn}/{args.rounds} {name}: {row['seconds']:.2f} s", flush=True)
-    return {name: summary(rows, found) for name, rows in found.items()}
+    return {name: summary(rows, values_of) for name, rows in values_of.items()}
 
 
 def timed(part: str, module: Any, spent: dict[str, float], now: Any) -> list[Any]:

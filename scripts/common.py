@@ -106,7 +106,7 @@ def write_table(path: Path, text: str) -> None:
 def result_of(row: dict[str, Any]) -> Result:
     """A `Result` from its facts."""
     by = {
-        column: {value: Interval(**found) for value, found in values.items()}
+        column: {value: Interval(**interval) for value, interval in values.items()}
         for column, values in row["by"].items()
     }
     accuracy = Interval(**row["accuracy"]) if row["accuracy"] else None

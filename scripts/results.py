@@ -84,8 +84,8 @@ def summary(facts: dict[str, Any]) -> str:
     by_title = {row["title"]: row for row in rows}
     head = "| method | budget 1/3: accuracy | entering | average | prefill "
     head += "| budget 1/9: accuracy | entering | average | prefill |"
-    every = f"{dense['accuracy']['mean']:.1%} | {TOKENS} | {TOKENS}.0 | 100%"
-    lines = [head, "|---|" + "--:|" * 8, f"| dense | {every} | {every} |"]
+    dense_columns = f"{dense['accuracy']['mean']:.1%} | {TOKENS} | {TOKENS}.0 | 100%"
+    lines = [head, "|---|" + "--:|" * 8, f"| dense | {dense_columns} | {dense_columns} |"]
     names = dict.fromkeys(row["title"].split()[0] for row in rows)
     cells = {
         name: [_cells(by_title[f"{name} {budget}"], dense) for budget in BUDGETS.values()]

@@ -281,7 +281,7 @@ def main(argv: list[str] | None = None) -> int:
         for name in MODELS
         if name != "both" and (name, tokens) in units
     ]
-    found = facts(
+    report = facts(
         "study_experts",
         argv,
         questions=count,
@@ -290,7 +290,7 @@ def main(argv: list[str] | None = None) -> int:
         both_against=duels,
         training=log,
     )
-    render(write_json(args.output / "experts.json", found), args.output / "experts")
+    render(write_json(args.output / "experts.json", report), args.output / "experts")
     return 0
 
 
@@ -317,12 +317,12 @@ def picture(results: dict[str, Any], path: Path) -> None:
     """Accuracy against tokens, a line a model."""
     figure, axes = canvas(5.5, 3.4)
     for number, (name, rows) in enumerate(results.items()):
-        found = sorted((row.figures["tokens"], row.accuracy) for row in rows)
-        tokens = [t * 1.03 ** (number - 2) for t, _ in found]
-        means = [100 * a.mean for _, a in found]
+        points = sorted((row.figures["tokens"], row.accuracy) for row in rows)
+        tokens = [t * 1.03 ** (number - 2) for t, _ in points]
+        means = [100 * a.mean for _, a in points]
         errors = [
-            [100 * (a.mean - a.low) for _, a in found],
-            [100 * (a.high - a.mean) for _, a in found],
+            [100 * (a.mean - a.low) for _, a in points],
+            [100 * (a.high - a.mean) for _, a in points],
         ]
         axes.errorbar(tokens, means, yerr=errors, fmt="osD^v"[number] + "-", label=name, capsize=2)
     axes.set_xscale("log")

@@ -91,15 +91,15 @@ class Needle(Exact):
             media = tuple(Drawing(partial(_drawn, seed, self, k)) for k in range(len(scenes)))
             samples += [
                 Sample(
-                    key=f"{seed:04d}-{one.category}",
-                    prompt=one.text,
+                    key=f"{seed:04d}-{question.category}",
+                    prompt=question.text,
                     media=media,
-                    answer=one.answer,
-                    groups={"category": one.category},
+                    answer=question.answer,
+                    groups={"category": question.category},
                     cluster=f"{seed:04d}",
                     max_new_tokens=8,
                 )
-                for one in asked
+                for question in asked
             ]
         return Loaded(samples)
 
@@ -119,8 +119,8 @@ def write_data(folder: Path, count: int) -> None:
         names = [f"{seed}-{k}.png" for k in range(len(scenes))]
         for name, scene in zip(names, scenes, strict=True):
             draw(scene).save(folder / "images" / name)
-        one = asked[seed // 2 % len(asked)]
-        said = [("user", "<image>\n" * len(names) + one.text), ("assistant", one.answer)]
+        question = asked[seed // 2 % len(asked)]
+        said = [("user", "<image>\n" * len(names) + question.text), ("assistant", question.answer)]
         messages = [{"role": role, "content": text} for role, text in said]
         rows.append({"id": str(seed), "images": names, "messages": messages})
     (folder / "data.json").write_text(json.dumps(rows), encoding="utf-8")
@@ -140,8 +140,10 @@ def ask(
     """What counts once, by the title of each arm; `asked` is each model's name, itself and arms."""
     units: dict[str, list[Unit]] = {}
     for name, (model, arms) in asked.items():
-        found = Asked(benchmark, ModelAnswerer(model, processor, name), list(arms.values()), work)
-        units |= {title: found.units(arm) for title, arm in arms.items()}
+        answered = Asked(
+            benchmark, ModelAnswerer(model, processor, name), list(arms.values()), work
+        )
+        units |= {title: answered.units(arm) for title, arm in arms.items()}
     return units
 
 
@@ -202,10 +204,10 @@ def main(argv: list[str] | None = None) -> int:
                 }
             )
     settings = [*SETTINGS, *shared]
-    found = facts(
+    report = facts(
         "study_needle", argv, seed=args.seed, settings=settings, training=learned, rows=rows
     )
-    render(write_json(args.output / "needle.json", found), args.output / "needle")
+    render(write_json(args.output / "needle.json", report), args.output / "needle")
     return 0
 
 

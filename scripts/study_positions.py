@@ -58,7 +58,7 @@ def main(argv: list[str] | None = None) -> int:
     benchmark = Embedded("test", args.scenes, args.clips)
     answerer = ModelAnswerer(model, processor, args.model)
     asked = Asked(benchmark, answerer, arms, args.work, args.seed)
-    found = facts(
+    report = facts(
         "study_positions",
         argv,
         questions=len(asked.samples),
@@ -66,7 +66,7 @@ def main(argv: list[str] | None = None) -> int:
         kinds=asked.categories,
         rows=[compare(asked, control, arm) for control, arm in duels],
     )
-    render(write_json(args.output / f"{args.name}.json", found), args.output / args.name)
+    render(write_json(args.output / f"{args.name}.json", report), args.output / args.name)
     return 0
 
 

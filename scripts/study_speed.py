@@ -136,8 +136,8 @@ def qwen() -> Shape:
         count = load.batch * (1 if video else load.images)
         tokens = grid[0] * grid[1] * grid[2] // 4
         token = config.video_token_id if video else config.image_token_id
-        one = [config.vision_start_token_id, *([token] * tokens), config.vision_end_token_id]
-        ids = [*range(10, 18), *(one * (1 if video else load.images)), *range(20, 20 + TEXT)]
+        block = [config.vision_start_token_id, *([token] * tokens), config.vision_end_token_id]
+        ids = [*range(10, 18), *(block * (1 if video else load.images)), *range(20, 20 + TEXT)]
         pixels = torch.randn(count * tokens * 4, patch)
         grids = torch.tensor([grid] * count)
         batch = torch.tensor([ids] * load.batch)
@@ -192,7 +192,7 @@ def rates(device: torch.device, dtype: torch.dtype, width: int) -> tuple[float, 
     """Multiply-adds a second of a matrix product of the model's width, and bytes a second read."""
 
     def best(run: Callable[[], Any], times: int = 5) -> float:
-        found = []
+        seconds = []
         for _ in range(times):
             if device.type == "cuda":
                 torch.cuda.synchronize()
@@ -200,8 +200,8 @@ def rates(device: torch.device, dtype: torch.dtype, width: int) -> tuple[float, 
             run()
             if device.type == "cuda":
                 torch.cuda.synchronize()
-            found.append(time.perf_counter() - begin)
-        return min(found)
+            seconds.append(time.perf_counter() - begin)
+        return min(seconds)
 
     a = torch.randn(1024, width, device=device, dtype=dtype)
     b = torch.randn(width, 4 * width, device=device, dtype=dtype)
@@ -341,7 +341,7 @@ def main(argv: list[str] | None = None) -> int:
             if name not in known:
                 parser.error(f"--{option}: {name!r} is not one of {', '.join(known)}")
     device, dtype = ("cuda", torch.bfloat16) if gpu else ("cpu", torch.float32)
-    found = []
+    rows = []
     for shape in split_list(args.shapes):
         torch.manual_seed(args.seed)
         build, inputs = SHAPES[shape]()
@@ -358,8 +358,8 @@ def main(argv: list[str] | None = None) -> int:
                 figures = {"shape": shape, "load": name, **row.figures()}
                 figures["show_dense"] = row.way not in shown
                 shown.add(row.way)
-                found.append(figures)
-                print(table(found[-1:]), flush=True)
+                rows.append(figures)
+                print(table(rows[-1:]), flush=True)
         del model
     told = facts(
         "study_speed",
@@ -367,7 +367,7 @@ def main(argv: list[str] | None = None) -> int:
         seed=args.seed,
         threads=torch.get_num_threads(),
         dtype=str(dtype).removeprefix("torch."),
-        rows=found,
+        rows=rows,
     )
     render(write_json(args.out.with_suffix(".json"), told), args.out)
     return 0

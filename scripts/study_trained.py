@@ -74,8 +74,8 @@ def write_data(folder: Path, scenes: int) -> None:
     for seed in range(FIRST, FIRST + scenes):
         scene = make_scene(seed)
         draw(scene).save(images / f"{seed}.png")
-        for number, one in enumerate(questions(scene, np.random.default_rng(seed))):
-            said = [("human", f"<image>\n{one.text}"), ("gpt", one.answer)]
+        for number, question in enumerate(questions(scene, np.random.default_rng(seed))):
+            said = [("human", f"<image>\n{question.text}"), ("gpt", question.answer)]
             talk = [{"from": who, "value": text} for who, text in said]
             rows.append({"id": f"{seed}-{number}", "image": f"{seed}.png", "conversations": talk})
     (folder / "data.json").write_text(json.dumps(rows), encoding="utf-8")
@@ -153,10 +153,10 @@ def main(argv: list[str] | None = None) -> int:
         }
         rows.append(row)
     settings = [*SETTINGS, *shared]
-    found = facts(
+    report = facts(
         "study_trained", argv, questions=len(dense), seed=args.seed, settings=settings, rows=rows
     )
-    render(write_json(args.output / f"{args.name}.json", found), args.output / args.name)
+    render(write_json(args.output / f"{args.name}.json", report), args.output / args.name)
     return 0
 
 

@@ -96,8 +96,8 @@ def main(argv: list[str] | None = None) -> int:
             beside = against(units["time x 1"], own)
             row = {"frames": frames, "positions": title, "accuracy": mean(own), "against": beside}
             rows.append({**row, "questions": len(own)})
-    found = facts("study_video", argv, rows=rows)
-    render(write_json(args.output / "video.json", found), args.output / "video")
+    report = facts("study_video", argv, rows=rows)
+    render(write_json(args.output / "video.json", report), args.output / "video")
     return 0
 
 

@@ -59,16 +59,16 @@ def main(argv: list[str] | None = None) -> int:
     model, processor = vlm.load(args.model)
     answerer = ModelAnswerer(model, processor, args.model)
     benchmark = Embedded("val", args.scenes, args.clips)
-    found: dict[Foveate, list[float]] = {}
+    accuracies: dict[Foveate, list[float]] = {}
 
     def score(method: Foveate) -> float:
         """Accuracy, mean over the budgets."""
-        if method not in found:
+        if method not in accuracies:
             arms = [Arm(method, budget) for budget in budgets]
             asked = Asked(benchmark, answerer, arms, args.work, args.seed)
             units = [asked.units(arm) for arm in arms]
-            found[method] = [mean(each) for each in units]
-        return sum(found[method]) / len(budgets)
+            accuracies[method] = [mean(each) for each in units]
+        return sum(accuracies[method]) / len(budgets)
 
     best, rows = Foveate(), []
     for number, values in enumerate(TRIES):
@@ -78,7 +78,7 @@ def main(argv: list[str] | None = None) -> int:
             best = winner
         for method, value in zip(tried, [{}, *values], strict=True):
             row = {"part": number, "changed": value, "kept": method == best, "mean": score(method)}
-            rows.append({**row, "method": repr(method), "accuracy": found[method]})
+            rows.append({**row, "method": repr(method), "accuracy": accuracies[method]})
         print(f"{score(best):.1%} {best}", flush=True)
     told = {"budgets": budgets, "seed": args.seed, "rows": rows, "best": repr(best)}
     render(

@@ -219,13 +219,15 @@ class SequenceParallel:
         count = kwargs.get("num_items_in_batch")
         if count is None:
             count = (following != -100).sum()
-        mine = self._padded(following, 1, -100).chunk(self.size, 1)[self.rank].to(logits.device)
-        own = F.cross_entropy(
-            logits.float().flatten(0, 1), mine.flatten(), ignore_index=-100, reduction="sum"
+        own_labels = (
+            self._padded(following, 1, -100).chunk(self.size, 1)[self.rank].to(logits.device)
         )
-        every = own.detach().clone()
-        distributed.all_reduce(every, group=self.group)
-        return (own + (every - own.detach())) / count
+        own = F.cross_entropy(
+            logits.float().flatten(0, 1), own_labels.flatten(), ignore_index=-100, reduction="sum"
+        )
+        total = own.detach().clone()
+        distributed.all_reduce(total, group=self.group)
+        return (own + (total - own.detach())) / count
 
 
 class _Joined(torch.autograd.Function):

@@ -213,7 +213,11 @@ def _forget_unused_names(model: Any) -> None:
     knows: a LLaVA would be saved as language_model.model.model.layers...
     """
     conversions = getattr(model, "_weight_conversions", None) or []
-    used = [one for one in conversions if not isinstance(one, WeightRenaming) or one.was_used()]
+    used = [
+        conversion
+        for conversion in conversions
+        if not isinstance(conversion, WeightRenaming) or conversion.was_used()
+    ]
     if len(used) != len(conversions):
         model._weight_conversions = used
 

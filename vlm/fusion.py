@@ -102,10 +102,10 @@ class FusionConfig:
             known.remove("Scheme")
             raise FusionError(f"scheme of {expert!r} is {name!r}: expected one of {known}")
         try:
-            found: Scheme = getattr(positions, name)(**settings)
+            scheme: Scheme = getattr(positions, name)(**settings)
         except TypeError as error:
             raise FusionError(f"scheme of {expert!r}: {error}") from error
-        return found
+        return scheme
 
 
 @dataclass(frozen=True)

@@ -118,12 +118,12 @@ def report_of(record: PrefillRecord) -> Report:
     counts = record.counts(depth)
     dense_tokens = sum(t * h * w for t, h, w in record.grids)
     # A token takes as many bytes in every layer, which gives the size of the dense cache.
-    held = sum(counts) + record.text * depth
+    cached_tokens = sum(counts) + record.text * depth
     dense = Cost(
         (dense_tokens,) * depth,
         record.text,
         _macs([dense_tokens] * depth, record.config, inputs),
-        round(record.cache_bytes * (dense_tokens + record.text) * depth / max(held, 1)),
+        round(record.cache_bytes * (dense_tokens + record.text) * depth / max(cached_tokens, 1)),
     )
     reduced = Cost(
         tuple(counts),

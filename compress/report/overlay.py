@@ -40,7 +40,7 @@ def overlay(
     for t, frame in enumerate(frames):
         shown = _fit(frame)
         panels = [_captioned(shown, title if len(frames) == 1 else f"{title} {t + 1}", "")]
-        panels += [panel(frame, *one, step=t) for one in steps]
+        panels += [panel(frame, *part, step=t) for part in steps]
         rows.append(sheet(panels, columns=len(panels)))
     return stack(rows)
 

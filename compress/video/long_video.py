@@ -91,7 +91,7 @@ def stream_video(
     """
     adapter = adapter_of(model)
     if not adapter.videos_by_frame:
-        able = ", ".join(one.name for one in ADAPTERS if one.videos_by_frame)
+        able = ", ".join(family.name for family in ADAPTERS if family.videos_by_frame)
         raise ValueError(
             f"{type(model).__name__} is of the family {adapter.name!r}, whose videos are not "
             f"encoded frame by frame: expected a model of {able}"
@@ -171,8 +171,8 @@ def video_prompt(
     features = [video.features for video in videos]
     given["mm_encoder_outputs"] = {kind: adapter.encoder_output(features)}
     if positions != "compact":
-        found = _positions(adapter, runs, videos, positions)
-        given["position_ids"] = found.float()[None].to(device)
+        position_ids = _positions(adapter, runs, videos, positions)
+        given["position_ids"] = position_ids.float()[None].to(device)
     return given
 
 
@@ -216,8 +216,8 @@ def _words(model: Any, processor: Any, question: str) -> Tensor:
     """(Q, D): the embeddings of a question."""
     ids = processor.tokenizer(question, return_tensors="pt", add_special_tokens=False)["input_ids"]
     words = model.get_input_embeddings()
-    found: Tensor = words(ids[0].to(words.weight.device)).detach()
-    return found
+    embeds: Tensor = words(ids[0].to(words.weight.device)).detach()
+    return embeds
 
 
 def _encode(

@@ -41,9 +41,9 @@ def expert_config(
     encoder: a transformers configuration or its dict; `open_clip.configuration(...)` for open_clip.
     settings: fields of `ExpertConfig`.
     """
-    found = get_family(family)
+    expert_family = get_family(family)
     plain = encoder.to_dict() if isinstance(encoder, PreTrainedConfig) else dict(encoder)
-    usual = {"image_size": found.native(plain), **found.defaults(plain)}
+    usual = {"image_size": expert_family.native(plain), **expert_family.defaults(plain)}
     return ExpertConfig.of({"name": name, "family": family, "encoder": plain, **usual, **settings})
 
 
@@ -68,11 +68,11 @@ def load_expert(
     settings: fields of `ExpertConfig`, in place of the family's and the checkpoint's.
     Raises ExpertError where the checkpoint does not fit.
     """
-    found = get_family(family)
-    loaded = found.load(path) if model is None else open_clip.load(path, model)
+    expert_family = get_family(family)
+    loaded = expert_family.load(path) if model is None else open_clip.load(path, model)
     encoder, plain, read = loaded
     config = expert_config(name, family, plain, **{**read, **settings})
-    return Expert(config, found, encoder)
+    return Expert(config, expert_family, encoder)
 
 
 __all__ = [

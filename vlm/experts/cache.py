@@ -45,8 +45,8 @@ class FeatureCache:
             )
         folder = self.folder / f"{expert.config.name}-{self._mark(expert)}"
         files = [folder / f"{_digest([row])}{'-scored' * scores}.safetensors" for row in pixels]
-        found = [_read(file) for file in files]
-        missing = [row for row, entry in enumerate(found) if entry is None]
+        cached = [_read(file) for file in files]
+        missing = [row for row, entry in enumerate(cached) if entry is None]
         if missing:
             output = expert(pixels[missing], scores)
             folder.mkdir(parents=True, exist_ok=True)
@@ -58,8 +58,8 @@ class FeatureCache:
                     if part is not None
                 }
                 _write(files[row], entry)
-                found[row] = entry
-        entries = [entry for entry in found if entry is not None]
+                cached[row] = entry
+        entries = [entry for entry in cached if entry is not None]
         stacked = {
             name: torch.stack([entry[name] for entry in entries]).to(pixels.device)
             for name in entries[0]

@@ -18,10 +18,10 @@ def _build(encoder: dict[str, Any]) -> Encoder:
 
 
 def _load(path: str) -> hf.Loaded:
-    model, config, found = hf.load_pretrained(LayoutLMv3Model, path)
+    model, config, settings = hf.load_pretrained(LayoutLMv3Model, path)
     del model.embeddings
     model.config.text_embed = False
-    return model, {**config, "text_embed": False}, found
+    return model, {**config, "text_embed": False}, settings
 
 
 def _attention(layer: Encoder, seen: dict[str, Call]) -> Segments:

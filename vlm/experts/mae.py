@@ -17,9 +17,9 @@ def _build(encoder: dict[str, Any]) -> Encoder:
 
 
 def _load(path: str) -> hf.Loaded:
-    model, config, found = hf.load_pretrained(ViTMAEModel, path)
+    model, config, settings = hf.load_pretrained(ViTMAEModel, path)
     model.config.mask_ratio = 0.0
-    return model, {**config, "mask_ratio": 0.0}, found
+    return model, {**config, "mask_ratio": 0.0}, settings
 
 
 def _run(encoder: Encoder, pixels: Tensor) -> Tensor:

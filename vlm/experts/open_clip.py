@@ -25,7 +25,7 @@ def configuration(model: str | dict[str, Any]) -> dict[str, Any]:
     model: a name that open_clip ships, such as "ViT-B-16" or "convnext_base_w", or a dict like
         open_clip's own JSON files, with "vision_cfg" and "embed_dim".
     """
-    found: dict[str, Any] | None = model if isinstance(model, dict) else None
+    settings: dict[str, Any] | None = model if isinstance(model, dict) else None
     if isinstance(model, str):
         if ":" in model:
             raise ExpertError(f"open_clip model {model!r}: expected a built-in name, no address")
@@ -33,17 +33,17 @@ def configuration(model: str | dict[str, Any]) -> dict[str, Any]:
             import open_clip
         except ImportError as error:
             raise ExpertError("open_clip encoders need the package open_clip_torch") from error
-        found = open_clip.get_model_config(model)
-    if found is None:
+        settings = open_clip.get_model_config(model)
+    if settings is None:
         raise ExpertError(f"open_clip does not know {model!r}; see open_clip.list_models()")
     encoder = {
         "vision_cfg": {
-            **found["vision_cfg"],
+            **settings["vision_cfg"],
             "timm_model_pretrained": False,
             "patch_dropout": 0.0,
         },
-        "embed_dim": found["embed_dim"],
-        "quick_gelu": found.get("quick_gelu", False),
+        "embed_dim": settings["embed_dim"],
+        "quick_gelu": settings.get("quick_gelu", False),
     }
     # timm's names say nothing of the patch size, so the encoder is asked, once.
     stride = _stride(_build(encoder))
@@ -116,15 +116,15 @@ def _blocks(encoder: Encoder) -> Sequence[Encoder]:
 def _run_vit(encoder: Encoder, pixels: Tensor) -> Tensor:
     if hasattr(encoder, "trunk"):
         return encoder.trunk.forward_features(pixels)
-    found: list[Tensor] = []
+    outputs: list[Tensor] = []
     last = encoder.transformer.resblocks[-1]
-    handle = last.register_forward_hook(lambda module, args, output: found.append(output))
+    handle = last.register_forward_hook(lambda module, args, output: outputs.append(output))
     try:
         encoder(pixels)
     finally:
         handle.remove()
     # An attention pool (CoCa) puts its queries, not the cells, through the closing norm.
-    return found[0] if encoder.attn_pool is not None else encoder.ln_post(found[0])
+    return outputs[0] if encoder.attn_pool is not None else encoder.ln_post(outputs[0])
 
 
 def _watch(layer: Encoder) -> dict[str, Encoder]:

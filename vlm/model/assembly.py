@@ -109,9 +109,9 @@ def _same_logits(model: FoveateForConditionalGeneration, causal: Any) -> None:
     ids[ids == model.config.image_token_id] = 4
     ids[ids == model.config.video_token_id] = 5
     expected = causal.eval()(input_ids=ids).logits
-    found = model.eval()(input_ids=ids).logits
+    logits = model.eval()(input_ids=ids).logits
     causal.train(mode)
-    if not torch.allclose(found, expected, rtol=1e-2, atol=1e-3 * float(expected.abs().max())):
+    if not torch.allclose(logits, expected, rtol=1e-2, atol=1e-3 * float(expected.abs().max())):
         raise CheckpointError(
             f"{type(causal).__name__} makes more of its hidden states than one matrix, a bias, a "
             "factor and a soft cap: expected a causal LM with a plain head"

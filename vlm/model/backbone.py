@@ -227,7 +227,7 @@ class FoveateModel(FoveatePreTrainedModel):
             position_ids, attention_mask, past_key_values, kwargs.get("use_cache")
         )
         if samples is None:
-            found = planning.place(
+            placement = planning.place(
                 input_ids,
                 embeds,
                 position_ids,
@@ -237,21 +237,21 @@ class FoveateModel(FoveatePreTrainedModel):
                 self.fusion,
             )
         else:
-            found = planning.place_packed(input_ids, samples, inputs, self.fusion)
-        table = None if found is None else found[0]
-        if found is not None:
+            placement = planning.place_packed(input_ids, samples, inputs, self.fusion)
+        table = None if placement is None else placement[0]
+        if placement is not None:
             rotary = self.language_model.rotary_emb
             kind = self.language_model.config._attn_implementation
             if planning.has_plan(rotary) and samples is not None and position_ids is not None:
                 # A compression tells samples apart by text positions in front of the real ones.
-                real = planning.real_positions(*found)
+                real = planning.real_positions(*placement)
                 position_ids = torch.cat([position_ids[None].to(real), real.expand(3, -1, -1)])
                 table = None
             elif planning.has_plan(rotary):
                 # A compression plans from the positions that it finds; its own plan counts.
-                position_ids, table = planning.real_positions(*found), None
+                position_ids, table = planning.real_positions(*placement), None
             else:
-                position_ids = found[1]
+                position_ids = placement[1]
             if samples is not None and table is not None:
                 attention_mask = planning.packed_mask(samples, embeds.dtype, kind)
             elif samples is None and attention_mask is None and _length(past_key_values) == 0:
@@ -265,8 +265,8 @@ class FoveateModel(FoveatePreTrainedModel):
                 inputs_embeds=embeds,
                 **kwargs,
             )
-        if found is not None:
-            planning.remember(decoded.past_key_values, found[0])
+        if placement is not None:
+            planning.remember(decoded.past_key_values, placement[0])
         images = outputs.get("image")
         return LlavaModelOutputWithPast(
             last_hidden_state=decoded.last_hidden_state,
@@ -301,8 +301,8 @@ class FoveateModel(FoveatePreTrainedModel):
         count = len(inputs)
         inputs = inputs + blocks_of_videos(self.grids, more, frames, times)
         pixels = {name: torch.cat([pixels[name], more[name]]) for name in names}
-        found = self._features(pixels, inputs, None)
-        return {"image": found.part(0, count), "video": found.part(count, len(inputs))}
+        features = self._features(pixels, inputs, None)
+        return {"image": features.part(0, count), "video": features.part(count, len(inputs))}
 
     @property
     def _keeps_ranks_alike(self) -> bool:
@@ -330,9 +330,9 @@ class FoveateModel(FoveatePreTrainedModel):
     ) -> Tensor:
         """The embeddings with visual tokens at their placeholders."""
         for modality, token_id in self._placeholders.items():
-            found = outputs.get(modality)
-            if found is not None:
-                tokens = torch.cat(list(found.pooler_output)).to(embeds)
+            output = outputs.get(modality)
+            if output is not None:
+                tokens = torch.cat(list(output.pooler_output)).to(embeds)
                 mask = self.get_placeholder_mask(input_ids, embeds, tokens, token_id)
                 embeds = embeds.masked_scatter(mask, tokens)
             elif input_ids is not None and _length(cache) == 0 and token_id is not None:

@@ -114,8 +114,8 @@ def to_llava(model: FoveateForConditionalGeneration) -> LlavaForConditionalGener
 def _renamed(weights: dict[str, Tensor], name: str, back: bool) -> dict[str, Tensor]:
     pairs = [(stock, ours.format(name)) for stock, ours in _NAMES]
     pairs = [(ours, stock) for stock, ours in pairs] if back else pairs
-    found = {}
+    renamed = {}
     for key, value in weights.items():
         old, new = next((p for p in pairs if key.startswith(p[0])), ("", ""))
-        found[new + key[len(old) :]] = value
-    return found
+        renamed[new + key[len(old) :]] = value
+    return renamed

@@ -70,8 +70,8 @@ def model_type(path: str | os.PathLike[str], **hub: Any) -> str | None:
     """The kind of model that a checkpoint's config.json names. CheckpointError if it cannot be
     read."""
     try:
-        found = PreTrainedConfig.get_config_dict(path, **hub)[0]
-        return found.get("model_type")
+        config = PreTrainedConfig.get_config_dict(path, **hub)[0]
+        return config.get("model_type")
     except (*UNREADABLE, AttributeError, TypeError) as error:  # JSON, but no object
         raise CheckpointError(f"cannot load {path}: {error}") from error
 

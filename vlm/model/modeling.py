@@ -111,10 +111,10 @@ class FoveateForConditionalGeneration(FoveatePreTrainedModel, GenerationMixin):
         before = {k: list(v.pooler_output) for k, v in mm_encoder_output.items()}
         parent: Any = super()
         parent._expand_multimodal_outputs(input_ids, mm_encoder_output, *args, **kwargs)
-        for modality, found in mm_encoder_output.items():
+        for modality, output in mm_encoder_output.items():
             index = {id(tokens): place for place, tokens in enumerate(before[modality])}
-            order = [index[id(tokens)] for tokens in found.pooler_output]
+            order = [index[id(tokens)] for tokens in output.pooler_output]
             for name in ("blocks", "saliency", "cell_keys"):
-                if (items := getattr(found, name, None)) is not None:
-                    setattr(found, name, [items[place] for place in order])
+                if (items := getattr(output, name, None)) is not None:
+                    setattr(output, name, [items[place] for place in order])
         return mm_encoder_output

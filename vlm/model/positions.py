@@ -38,17 +38,17 @@ def placed(
     """
     inputs = {}
     for modality, token_id in placeholders.items():
-        found = outputs.get(modality)
-        if found is None or token_id is None or getattr(found, "blocks", None) is None:
+        output = outputs.get(modality)
+        if output is None or token_id is None or getattr(output, "blocks", None) is None:
             continue
-        counts = [len(tokens) for tokens in found.pooler_output]
-        expected = [_tokens(blocks) for blocks in found.blocks]
+        counts = [len(tokens) for tokens in output.pooler_output]
+        expected = [_tokens(blocks) for blocks in output.blocks]
         if expected != counts:
             raise ValueError(
                 f"{modality} features of {counts} tokens and blocks of {expected} tokens: expected "
                 "equal numbers; do not drop features or split the prefill into chunks"
             )
-        inputs[token_id] = list(found.blocks)
+        inputs[token_id] = list(output.blocks)
     return inputs
 
 
@@ -234,10 +234,10 @@ def _extended(
 
 def real_positions(table: PositionTable, index: Tensor) -> Tensor:
     """Positions as a language model takes them, float64: (B, q), or (3, B, q) on three axes."""
-    found = table.lookup(index)[:, :, 0]
-    if bool((found == found[..., :1]).all()):
-        return found[..., 0]
-    return found.permute(2, 0, 1)
+    positions = table.lookup(index)[:, :, 0]
+    if bool((positions == positions[..., :1]).all()):
+        return positions[..., 0]
+    return positions.permute(2, 0, 1)
 
 
 @contextmanager

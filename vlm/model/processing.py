@@ -168,16 +168,16 @@ class FoveateProcessor(ProcessorMixin):
         if not videos:
             return {}, []
         read = [_frames(video) for video in videos]
-        frames = [media.read_image(frame) for found, _ in read for frame in found]
+        frames = [media.read_image(frame) for images, _ in read for frame in images]
         pixels = {view.name: view.see(frames, tiled=False)[0] for view in self.seen}
-        lengths = [len(found) for found, _ in read]
+        lengths = [len(images) for images, _ in read]
         grids = {view.name: view.grid for view in self.seen}
         counts = [sum(b.tokens for b in video_blocks(grids, count)) for count in lengths]
         data = {
             "pixel_values_videos": self._packed(pixels),
             "video_frames": torch.tensor(lengths),
         }
-        times = [found for _, found in read if found is not None]
+        times = [seconds for _, seconds in read if seconds is not None]
         if len(times) == len(read):
             data["video_times"] = torch.from_numpy(np.concatenate(times))
         return data, counts

@@ -114,7 +114,7 @@ def arrangement(picture: Image.Image, size: Pair, most: int) -> Pair:
     fit in, never up); of several that keep as many, the one with the fewest tiles.
     """
     width, height = picture.size
-    best, found = -1, (1, 1)
+    best, best_tiles = -1, (1, 1)
     for down in range(1, most + 1):
         for across in range(1, most // down + 1):
             tall, wide = down * size[0], across * size[1]
@@ -122,5 +122,5 @@ def arrangement(picture: Image.Image, size: Pair, most: int) -> Pair:
             kept = min(int(height * scale) * int(width * scale), height * width)
             # The fewest tiles of several equals come first in this order.
             if kept > best:
-                best, found = kept, (down, across)
-    return found
+                best, best_tiles = kept, (down, across)
+    return best_tiles

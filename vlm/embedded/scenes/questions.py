@@ -38,15 +38,15 @@ def questions(scene: Scene, rng: np.random.Generator) -> list[Question]:
 
 def clip_questions(clip: Clip, rng: np.random.Generator) -> list[Question]:
     """Which of three things is seen first, and which of three last."""
-    found = []
+    asked = []
     for word in ("first", "last"):
         frames = rng.choice(FRAMES, 3, replace=False).tolist()
         shapes = [_pick(rng, clip.frames[k].items).shape for k in frames]
         answer = shapes[frames.index(min(frames) if word == "first" else max(frames))]
         a, b, c = shapes
         text = f"Which is seen {word}, the {a}, the {b} or the {c}?"
-        found.append(Question("order", text, answer))
-    return found
+        asked.append(Question("order", text, answer))
+    return asked
 
 
 def _attribute(scene: Scene, rng: np.random.Generator) -> Question | None:
@@ -69,18 +69,18 @@ def _place(scene: Scene, rng: np.random.Generator) -> Question | None:
 
 def _relation(scene: Scene, rng: np.random.Generator) -> Question | None:
     names = _names(scene.items)
-    found = [
-        (word, one, other)
-        for one, item in names
+    relations = [
+        (word, subject, other)
+        for subject, item in names
         for other, beside in names
         for word, most in _MOST.items()
         if most(item) > most(beside)
     ]
-    if not found:
+    if not relations:
         return None
-    word, one, other = found[int(rng.integers(len(found)))]
-    a, b = (one, other) if rng.random() < 0.5 else (other, one)
-    return Question("relation", f"Which is {word}, {a} or {b}?", one.removeprefix("the "))
+    word, subject, other = relations[int(rng.integers(len(relations)))]
+    a, b = (subject, other) if rng.random() < 0.5 else (other, subject)
+    return Question("relation", f"Which is {word}, {a} or {b}?", subject.removeprefix("the "))
 
 
 def _count(scene: Scene, rng: np.random.Generator) -> Question:
