@@ -1,8 +1,9 @@
-"""What each ingredient of `foveate` gives: `python -m scripts.ablate`.
+"""Ablation of `foveate`: `python -m scripts.ablate`.
 
-Every part is switched off (or swapped) alone, at 1/9 and 1/18 of the tokens, and paired with the
-whole method on the same questions of the embedded model. Writes `ablation.json` (raw figures,
-versions, hardware, command) and `ablation.md`. An interrupted run goes on where it was.
+Each part of the method is switched off or replaced, one at a time, at 1/9 and 1/18 of the tokens.
+The result is compared with the whole method on the same questions of the embedded benchmark. Writes
+`ablation.json` (raw figures, versions, hardware, command) and `ablation.md`. An interrupted run is
+resumed by the same command.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ WITHOUT: dict[str, dict[str, Any]] = {
 
 
 def arms(budget: int | float) -> dict[str, Arm]:
-    """The whole method, then each part off, by name."""
+    """The whole method, then the method without each part, by name."""
     parts = {name: Arm(Foveate(**options), budget) for name, options in WITHOUT.items()}
     others = {
         "true positions (renumbered)": Arm("foveate", budget, "compact"),
@@ -95,7 +96,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def render(found: dict[str, Any], path: Path) -> None:
-    """The table, from the facts."""
+    """Write the table of a report."""
     lines = [f"{'without':<38}budget  share  accuracy   won  lost  difference  p (paired)"]
     for row in found["rows"]:
         result, beside = result_of(row["result"]), row["against_whole"]

@@ -1,9 +1,9 @@
 """Accuracy of the embedded model, dense and reduced: `python -m scripts.accuracy`.
 
-Asks the questions of a split of the embedded benchmark under every method and budget, with 95%
-intervals and paired tests against dense (clustered by scene), and writes `<name>.json` (raw
-figures, versions, hardware, command), `<name>.md` and `<name>.png`. `--methods all` runs every
-method that is known, each paired with `foveate`. An interrupted run goes on where it was.
+Asks the questions of a split of the embedded benchmark with every method and budget. Accuracies
+have 95% intervals and paired tests against dense, clustered by scene. `--methods all` runs every
+method of the package and compares each with `foveate`. Writes `<name>.json` (raw figures, versions,
+hardware, command), `<name>.md` and `<name>.png`. An interrupted run is resumed by the same command.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def reached(result: Result, dense: Result) -> bool:
 
 
 def render(found: dict[str, Any], path: Path) -> None:
-    """The table and the picture, from the facts."""
+    """Write the table and the picture of a report."""
     results = [result_of(row) for row in found["results"]]
     text = table(results)
     for name in ("chance", "blind"):
@@ -119,7 +119,7 @@ def render(found: dict[str, Any], path: Path) -> None:
 
 
 def short(results: list[Result], duels: list[dict[str, Any]]) -> str:
-    """A line a method: accuracy at each budget, and the p of `foveate` being better or worse."""
+    """One line a method: accuracy at each budget, and the p value of `foveate` against it."""
     dense: Any = results[0].accuracy
     beside = {(row["method"], f"{row['budget']:.4g}"): row for row in duels}
     cells_of: dict[str, dict[str, str]] = {}
@@ -143,7 +143,7 @@ def short(results: list[Result], duels: list[dict[str, Any]]) -> str:
 
 
 def draw(results: list[Result], found: dict[str, Any], path: Path) -> None:
-    """Accuracy by category, one group of bars a category, with 95% intervals."""
+    """Draw accuracy by category with 95% intervals, one group of bars a category."""
     names = [*sorted(results[0].by["category"]), "all"]
     figure, axes = canvas(10, 4.2)
     hues = dict(zip(dict.fromkeys(r.title.split()[0] for r in results), COLOURS, strict=False))
@@ -186,14 +186,14 @@ def draw(results: list[Result], found: dict[str, Any], path: Path) -> None:
 
 
 def rank(results: list[Result], path: Path) -> None:
-    """All methods in the order of their accuracy at the smallest budget, a dot a budget."""
+    """Draw all methods in the order of accuracy at the smallest budget, one dot a budget."""
     accuracy_of: dict[str, dict[str, Any]] = {}
     for result in results[1:]:
         method, budget = result.title.split()
         shown = result.accuracy if reached(result, results[0]) else None
         accuracy_of.setdefault(method, {})[budget] = shown
     budgets = list(dict.fromkeys(result.title.split()[1] for result in results[1:]))
-    # What cannot reach the smaller budgets (one full layer costs more) comes last.
+    # Methods that cannot reach the smaller budgets, as one full layer costs more, come last.
     order = sorted(
         accuracy_of, key=lambda n: [i.mean if i else 0 for i in accuracy_of[n].values()][::-1]
     )

@@ -1,7 +1,7 @@
-"""The picture of the embedded model's training: `python -m scripts.draw_training`.
+"""Draws the training of the embedded model: `python -m scripts.draw_training`.
 
-Reads docs/results/mini-training.jsonl (what `train.mini` logged) and writes the picture beside it:
-loss, and the share of answer tokens that is right, by step of each stage.
+Reads docs/results/mini-training.jsonl, the log of `train.mini`, and writes the picture beside it:
+the loss and the share of right answer tokens, by step of each stage.
 """
 
 from __future__ import annotations

@@ -53,7 +53,7 @@ TOKENS, LAYERS = 144, 4
 
 
 def main(folder: Path = RESULTS) -> int:
-    """Render every study that has been run, then fill the pages that show its tables."""
+    """Render every study that has been run, and fill in the pages that show its tables."""
     for path in sorted(folder.glob("*.json")):
         facts = json.loads(path.read_text(encoding="utf-8"))
         study = STUDIES[facts["command"].split()[2]]  # python -m scripts.NAME ...
@@ -77,8 +77,8 @@ def pages(docs: Path) -> list[Path]:
 def summary(facts: dict[str, Any]) -> str:
     """Methods x budgets as a Markdown table: accuracy, both token counts, share of the prefill.
 
-    Accuracy, layer average and prefill are the measured ones. The number of tokens that enter the
-    language model is not in the JSON: it is what the method allocates to one image.
+    Accuracy, layer average and prefill are measured. The number of tokens that enter the language
+    model is not in the JSON. It is computed from the allocation of the method for one image.
     """
     dense, *rows = facts["results"]
     by_title = {row["title"]: row for row in rows}
@@ -98,7 +98,7 @@ def summary(facts: dict[str, Any]) -> str:
 
 
 def _cells(row: dict[str, Any], dense: dict[str, Any]) -> tuple[float, str]:
-    """Accuracy (0 where the budget was not reached) and the four cells of one configuration."""
+    """Accuracy (0 if the budget was not reached) and the four columns of one configuration."""
     name, budget = row["title"].split()
     figures, mean = row["figures"], row["accuracy"]["mean"]
     share = figures["tokens"] / dense["figures"]["tokens"]
@@ -110,7 +110,7 @@ def _cells(row: dict[str, Any], dense: dict[str, Any]) -> tuple[float, str]:
 
 
 def filled(text: str, folder: Path) -> str:
-    """A page with the tables that it names. Raises FileNotFoundError for one that is not there."""
+    """A page filled with the tables that it names. Raises FileNotFoundError if one is missing."""
 
     def table(marker: re.Match[str]) -> str:
         body = (folder / f"{marker[1]}.md").read_text(encoding="utf-8").strip()

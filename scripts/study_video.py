@@ -1,13 +1,13 @@
-"""What is seen first in a long video: `python -m scripts.study_video`.
+"""The order of events in a long video: `python -m scripts.study_video`.
 
-The embedded model learned from clips of four frames. A clip of the test split is drawn out here:
-its frames stand at drawn places in order, and all between them are empty. Asked, training-free, is
-which of three shapes is seen first, or last, with one position a frame (M-RoPE), with the time axis
-compacted by a factor, and with all positions divided so that time stays within what was learned
-(linear RoPE scaling).
+The embedded model was trained on clips of four frames. Here the frames of a clip of the test split
+are put at random places of a longer video, in order, with empty frames between them. The model is
+asked, training-free, which of three shapes is seen first or last. Positions are one a frame
+(M-RoPE), with the time axis divided by a factor, or with all axes divided so that time stays within
+the trained range (linear RoPE scaling).
 
 Writes `video.json` (raw figures, versions, hardware, command), `video.md` and `video.png`. An
-interrupted run goes on where it was.
+interrupted run is resumed by the same command.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from vlm.media import Video
 
 @dataclass(frozen=True)
 class LongClip(Exact):
-    """Questions of order about clips drawn out to `frames` frames, one second apart."""
+    """Questions about order in clips stretched to `frames` frames, one second apart."""
 
     frames: int = FRAMES
     clips: int = 100
@@ -102,7 +102,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def render(found: dict[str, Any], path: Path) -> None:
-    """The table and the picture, from the facts."""
+    """Write the table and the picture of a report."""
     label = "frames of 144 tokens in the video (dotted: what it learned from)"
     curves(found["rows"], "frames", FRAMES, "time x", label, path)
 

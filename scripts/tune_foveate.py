@@ -1,11 +1,11 @@
-"""The defaults of `foveate`, chosen on the validation split: `python -m scripts.tune_foveate`.
+"""Chooses the defaults of `foveate` on the validation split: `python -m scripts.tune_foveate`.
 
-One part after the other: each value of it is tried with the others as they are by then, and the one
-with the highest accuracy of the embedded model, mean over the budgets, is kept if it wins more than
-`--margin` over the value that is there. The test split is not looked at.
+The parts are tuned one after the other. All values of a part are tried with the current values of
+the others. The value with the highest accuracy of the embedded model, mean over the budgets, is
+kept if it is better than the current one by more than `--margin`. The test split is not used.
 
 Writes `tuning.json` (raw figures, versions, hardware, command) and `tuning.md`. An interrupted run
-goes on where it was.
+is resumed by the same command.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def main(argv: list[str] | None = None) -> int:
     accuracies: dict[Foveate, list[float]] = {}
 
     def score(method: Foveate) -> float:
-        """Accuracy, mean over the budgets."""
+        """The accuracy, mean over the budgets."""
         if method not in accuracies:
             arms = [Arm(method, budget) for budget in budgets]
             asked = Asked(benchmark, answerer, arms, args.work, args.seed)
@@ -89,7 +89,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def render(found: dict[str, Any], path: Path) -> None:
-    """The table, from the facts: what was tried, part by part, and what was kept (*)."""
+    """Write the table of a report: the values tried for each part, and those kept (*)."""
     lines = [f"{'':44}" + "".join(f"{budget:>8.3f}" for budget in found["budgets"]) + "    mean"]
     for row in found["rows"]:
         told = ", ".join(f"{k}={v}" for k, v in row["changed"].items()) or "(as it was)"
