@@ -8,7 +8,7 @@ import pytest
 
 from tests.tiny import CASES
 
-QUICK = ("llava", "qwen2_5_vl", "foveate")  # rows of cells, three axes, blocks of several experts
+QUICK = ("llava", "qwen2_5_vl", "foveate")  # one axis, three axes, blocks of several experts
 
 
 def later(*values: Any) -> list[Any]:

@@ -99,8 +99,9 @@ def stream(
         video = stream_video(model, processor, path, question=question, **options)
         spent = time.perf_counter() - began
         frames = video.grids[0][0]
-        print(f"  [{path.name}: {frames} frames, {video.dense} cells, {len(video)} tokens left")
-        print(f"   after {spent:.1f} s; at most {video.most} tokens and cells held]")
+        sizes = f"{frames} frames, {video.dense} visual tokens, {len(video)} tokens left"
+        print(f"  [{path.name}: {sizes}")
+        print(f"   after {spent:.1f} s; at most {video.most} tokens held]")
         videos.append(video)
     shown = [{"type": "video" if takes_video(model) else "image"}] * len(videos)
     return shown, lambda text: video_prompt(model, processor, text, videos)

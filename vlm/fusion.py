@@ -1,6 +1,6 @@
 """From the experts' features to the language model's tokens (after MouSi, arXiv 2401.17221).
 
-Each expert's cells become one *block* of tokens, and the blocks of a visual input follow one
+The features of each expert become one *block* of tokens. The blocks of a visual input follow one
 another, each with its own position scheme. MouSi's code was never released; section 3 of the paper
 and the choices made here: patches are brought together by square windows of the grid, not by runs
 of the raster, so that a token stays in one place.
@@ -37,7 +37,7 @@ class FusionConfig:
         projected features in a Q-Former that all share (BLIP-2, arXiv 2301.12597, section 3.1).
     width: of the hidden layer (the Q-Former); by default the language model's.
     activation, bias: of the MLP.
-    window: cells on a side of the square that becomes one token ("mlp"), by expert; 1 where an
+    window: grid cells on a side of the square that becomes one token ("mlp"), by expert; 1 where an
         expert is not named. A grid that it does not divide is continued by its last row or column.
     queries: tokens of each expert ("qformer"). layers, heads: of the Q-Former.
     scheme: of an expert's block, by expert: {"type": the name of a class in `positions`, ...its
@@ -84,12 +84,12 @@ class FusionConfig:
         """Plain values, for JSON."""
         return asdict(self)
 
-    def grid(self, expert: str, cells: Pair) -> Pair:
-        """The (rows, columns) of tokens that (rows, columns) of cells become."""
+    def grid(self, expert: str, raster: Pair) -> Pair:
+        """The (rows, columns) of tokens for (rows, columns) of features."""
         if self.kind == "qformer":
             return 1, self.queries
         size = self.window.get(expert, 1)
-        return -(-cells[0] // size), -(-cells[1] // size)
+        return -(-raster[0] // size), -(-raster[1] // size)
 
     def scheme_of(self, expert: str) -> Scheme | None:
         """The position scheme of an expert's blocks; None is text's own."""
@@ -156,9 +156,9 @@ def video_blocks(
 
 
 def windows(x: Tensor, grid: Pair, size: int) -> Tensor:
-    """Cells of a raster by square windows: (B, N, D) -> (B, windows, size * size, D).
+    """Features by square windows of their grid: (B, N, D) -> (B, windows, size * size, D).
 
-    Windows and the cells within them are in raster order. The last row and column are repeated
+    Windows and the features within them are in raster order. The last row and column are repeated
     where `size` does not divide the grid.
     """
     rows, columns = grid
@@ -231,14 +231,14 @@ class Fusion(nn.Module):
         )
 
     def per_token(self, expert: str, x: Tensor | None, grid: Pair) -> Tensor | None:
-        """Keys (B, N, Dk) or saliency (B, N) of cells as means over the cells of each token.
+        """Keys (B, N, Dk) or saliency (B, N) of features as means over the window of each token.
 
-        None for a Q-Former, whose tokens have no cells of their own.
+        None for a Q-Former, whose tokens have no window.
         """
         if x is None or self.config.kind == "qformer":
             return None
-        cells = x if x.ndim == 3 else x[..., None]
-        mean = windows(cells, grid, self.config.window.get(expert, 1)).mean(2)
+        features = x if x.ndim == 3 else x[..., None]
+        mean = windows(features, grid, self.config.window.get(expert, 1)).mean(2)
         return mean if x.ndim == 3 else mean[..., 0]
 
     def draw(self, inputs: int) -> Tensor:

@@ -57,7 +57,7 @@ def panel(
     marks[anchor] = True
     groups = np.bincount(assign[assign >= 0], minlength=len(anchor))
     text = _count(groups, len(assign)) if grid[0] == 1 else ""
-    drawn = _cells(_fit(picture), here, groups, marks[cut].reshape(here.shape))
+    drawn = _marked(_fit(picture), here, groups, marks[cut].reshape(here.shape))
     return _captioned(drawn, name, text)
 
 
@@ -115,18 +115,18 @@ def _captioned(picture: Image.Image, name: str, text: str) -> Image.Image:
     return out
 
 
-def _count(groups: np.ndarray, cells: int) -> str:
+def _count(groups: np.ndarray, count: int) -> str:
     merged = int((groups > 1).sum())
     if not merged:
-        return f"{len(groups)} of {cells} kept"
+        return f"{len(groups)} of {count} kept"
     within = int(groups[groups > 1].sum())
-    return f"{len(groups)} of {cells}: {len(groups) - merged} kept, {within} merged into {merged}"
+    return f"{len(groups)} of {count}: {len(groups) - merged} kept, {within} merged into {merged}"
 
 
-def _cells(
+def _marked(
     picture: Image.Image, assign: np.ndarray, groups: np.ndarray, anchors: np.ndarray
 ) -> Image.Image:
-    """Dim, tint and outline the tokens of one frame. assign (h, w): row of each cell or -1."""
+    """Dim, tint and outline the tokens of one frame. assign (h, w): row of each token or -1."""
     pixels = np.asarray(picture, dtype=np.float32)
     rows, columns = assign.shape
     row_of = np.minimum(np.arange(picture.height) * rows // picture.height, rows - 1)

@@ -50,7 +50,7 @@ class LongVideo:
 
     @property
     def dense(self) -> int:
-        """Cells of the whole video."""
+        """Dense tokens of the whole video."""
         return sum(t * h * w for t, h, w in self.grids)
 
 

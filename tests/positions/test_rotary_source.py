@@ -71,11 +71,11 @@ def test_threads_have_tables_of_their_own():
     with PlannedRotary(module, source=CURRENT.get):
         waits = module.register_forward_pre_hook(meet)
         with ThreadPoolExecutor(len(plans)) as pool:
-            found = list(pool.map(run, plans))
+            results = list(pool.map(run, plans))
         waits.remove()
-    for got, alone in zip(found, expected, strict=True):
+    for got, alone in zip(results, expected, strict=True):
         assert torch.equal(got[0], alone[0]) and torch.equal(got[1], alone[1])
-    assert not torch.equal(found[0][0], found[1][0])
+    assert not torch.equal(results[0][0], results[1][0])
 
 
 @pytest.mark.parametrize("host", ["llama", "qwen2_5_vl"])

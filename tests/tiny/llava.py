@@ -1,4 +1,4 @@
-"""LLaVA-1.5: 8 x 8 cells an image."""
+"""LLaVA-1.5: 8 x 8 tokens an image."""
 
 from __future__ import annotations
 

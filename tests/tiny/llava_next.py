@@ -1,4 +1,4 @@
-"""LLaVA-NeXT: tiles of 4 x 4 cells; a square of 2 x 2 crops, and a strip of 1 x 2, unpadded."""
+"""LLaVA-NeXT: tiles of 4 x 4 tokens; a square of 2 x 2 crops, and a strip of 1 x 2, unpadded."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Video-LLaVA: 4 x 4 cells an image; videos of 2 frames, of a class token and 4 x 4 cells each."""
+"""Video-LLaVA: 4 x 4 tokens an image; videos of 2 frames, each a class token and 4 x 4 tokens."""
 
 from __future__ import annotations
 

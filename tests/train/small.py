@@ -25,7 +25,7 @@ from vlm.embedded import mini
 from vlm.embedded.scenes import draw, make_scene, questions
 
 SIDE, PATCH = 32, 8
-CELLS = (SIDE // PATCH) ** 2
+TOKENS = (SIDE // PATCH) ** 2
 
 
 @cache
@@ -73,7 +73,7 @@ def model(seed: int = 0, depth: int = 4) -> LlavaForConditionalGeneration:
         ),
         image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
         vision_feature_layer=-1,
-        image_seq_length=CELLS,
+        image_seq_length=TOKENS,
     )
     with torch.random.fork_rng():
         torch.manual_seed(seed)

@@ -60,7 +60,7 @@ def test_frozen_parts_stay_bit_for_bit(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("micro_batch", [1, *later(2)])
 def test_losses_are_the_same_however_a_batch_is_cut_up(tmp_path: Path, micro_batch: int) -> None:
-    found, held = [], []
+    runs, validation_losses = [], []
     for number, micro in enumerate((4, micro_batch)):
         recipe = small.recipe(
             tmp_path,
@@ -69,10 +69,10 @@ def test_losses_are_the_same_however_a_batch_is_cut_up(tmp_path: Path, micro_bat
             "data.validation=0.4",
         )
         facts = train(recipe)
-        found.append(losses(facts))
-        held += [loss for _, loss in facts["validation_loss"]]
-    assert found[1] == pytest.approx(found[0], rel=1e-4)
-    assert held == pytest.approx([held[0]] * 2, rel=1e-4)
+        runs.append(losses(facts))
+        validation_losses += [loss for _, loss in facts["validation_loss"]]
+    assert runs[1] == pytest.approx(runs[0], rel=1e-4)
+    assert validation_losses == pytest.approx([validation_losses[0]] * 2, rel=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -81,7 +81,7 @@ def test_losses_are_the_same_however_a_batch_is_cut_up(tmp_path: Path, micro_bat
     ids=["duet", "dense", "v2pe"],
 )
 def test_packed_samples_learn_the_same_as_single_ones(tmp_path: Path, extra: list[str]) -> None:
-    found = [
+    runs = [
         losses(
             train(
                 small.recipe(
@@ -97,7 +97,7 @@ def test_packed_samples_learn_the_same_as_single_ones(tmp_path: Path, extra: lis
         )
         for packed in ("false", "true")
     ]
-    assert found[1] == pytest.approx(found[0], rel=1e-4)
+    assert runs[1] == pytest.approx(runs[0], rel=1e-4)
 
 
 @pytest.mark.parametrize("seed", [42, *later(1)])
@@ -114,7 +114,7 @@ def test_the_same_seed_gives_the_same_run_with_draws(tmp_path: Path, seed: int) 
 @pytest.mark.parametrize("adapters", [False, *later(True)])
 @pytest.mark.parametrize("stop", [2, *later(3)])
 def test_going_on_is_the_same_as_not_stopping(tmp_path: Path, stop: int, adapters: bool) -> None:
-    """Stops inside and at the end of an epoch of 2 steps; draws and adapters' dropout go on too."""
+    """Stops inside and at the end of an epoch of 2 steps; draws and dropout are resumed too."""
     extra = [
         "optimizer.steps=5",
         "log.save=1",
@@ -165,6 +165,6 @@ def test_adapters_are_merged_into_the_saved_model(tmp_path: Path) -> None:
 def test_a_blank_input_of_the_encoder_is_its_tokens_alone(tmp_path: Path) -> None:
     encoder = make_encoder(small.recipe(tmp_path), small.processor())
     blank = blank_input(encoder.blank("image"))
-    assert len(blank["input_ids"]) == small.CELLS
+    assert len(blank["input_ids"]) == small.TOKENS
     assert blank["pixel_values"].shape[0] == 1
     assert isinstance(Collator(pad=0, blanks={"image": blank}), Collator)

@@ -32,7 +32,7 @@ def test_a_model_with_mrope_learns_pictures_videos_and_text(
     tmp_path: Path, extra: list[str]
 ) -> None:
     base = small_qwen.write_base(tmp_path / "qwen")
-    found = []
+    runs = []
     for packed in ("false", "true"):
         recipe = small.recipe(
             tmp_path,
@@ -47,15 +47,15 @@ def test_a_model_with_mrope_learns_pictures_videos_and_text(
             *extra,
             text_every=4,
         )
-        if not found:
+        if not runs:
             media = Path(str(recipe.data.media))
             small_qwen.give_a_video(Path(recipe.data.files[0]), media)
             kept = Path(recipe.data.files[0]).read_text()
         Path(recipe.data.files[0]).write_text(kept)
         facts = train(recipe)
         assert not facts["skipped"]
-        found.append(losses(facts))
-    assert found[1] == pytest.approx(found[0], rel=1e-4)
+        runs.append(losses(facts))
+    assert runs[1] == pytest.approx(runs[0], rel=1e-4)
 
 
 def test_a_model_that_plans_rows_by_itself_is_not_packed() -> None:

@@ -44,7 +44,7 @@ def test_losses_are_the_same_with_checkpointing_and_no_reduction(tmp_path: Path)
 
 def test_the_report_tells_visual_tokens_before_and_after(reduced_run: dict[str, Any]) -> None:
     totals = reduced_run["totals"]
-    assert totals["visual dense"] == 12 * small.CELLS
+    assert totals["visual dense"] == 12 * small.TOKENS
     assert totals["visual kept"] == 12 * 10
     assert reduced_run["time"]["reduce"] > 0
 

@@ -103,7 +103,7 @@ def build_config(axes: Axes = "mrope") -> FoveateConfig:
         "num_attention_heads": WIDTH // HEAD,
         "num_key_value_heads": WIDTH // HEAD,
         "max_position_embeddings": 4096,
-        # The look-up of one cell by one word is not learned from the default 0.02.
+        # The look-up of one visual token by one word is not learned from the default 0.02.
         "initializer_range": 0.08,
         "pad_token_id": SPECIAL_TOKENS.index("<pad>"),
         "bos_token_id": SPECIAL_TOKENS.index("<s>"),

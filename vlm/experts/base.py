@@ -28,11 +28,11 @@ class ExpertError(ValueError):
 
 @dataclass(frozen=True)
 class ExpertOutput:
-    """What an expert makes of B images, cells in raster order.
+    """Features and scores of B images, tokens in raster order.
 
     features: (B, N, D). grid: (rows, columns), N = rows * columns.
     keys: (B, N, Dk) head-mean keys of the scoring layer, without gradient.
-    saliency: (B, N) float32, attention that a cell receives in the scoring layer, without
+    saliency: (B, N) float32, attention that a token receives in the scoring layer, without
         gradient. Both are None where scores were not asked for.
     """
 
@@ -56,7 +56,7 @@ class ExpertConfig:
         embeddings, is not offered), a list of such indices (concatenated), or "last", what the
         encoder itself gives out.
     scoring_layer: the layer, as an index into the layers, that keys and saliency come from.
-    saliency: which attention is a cell's saliency, see `vlm.attention.Heads.saliency`.
+    saliency: which attention is the saliency of a token, see `vlm.attention.Heads.saliency`.
     fit: how an image gets to `image_size`: "squash" it, "pad" it to the aspect ratio with the mean
         colour (LLaVA-1.5), or scale its shorter side and "crop" the middle (CLIP).
     resample: "bicubic" or "bilinear".
@@ -123,12 +123,12 @@ class Family:
     load: an encoder from a local checkpoint, its configuration, and the fields of `ExpertConfig`
         that the checkpoint settles.
     native: the (height, width) of pixels that the encoder was built for.
-    grid: the (rows, columns) of cells that it makes of (height, width) pixels.
+    grid: the (rows, columns) of tokens that it gives for (height, width) pixels.
     run: what the encoder gives out for pixels (B, 3, H, W).
     layers: its layers in order.
     tokens: a layer's output as (B, S, D), the shape that `run` returns.
     width: D of `layer` (an index, or "last").
-    prefix: how many of the S tokens come before the cells.
+    prefix: how many of the S tokens come before those of the grid.
     watch: the modules of a layer that scoring must see; attention: its queries and keys from what
         was seen. Encoders without attention have None: their keys are the scoring layer's features
         and their saliency the features' L2 norm.

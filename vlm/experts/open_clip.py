@@ -84,7 +84,7 @@ def _build(encoder: dict[str, Any]) -> Encoder:
 
 
 def _stride(encoder: Encoder) -> int:
-    """Pixels between neighbouring cells."""
+    """Pixels between neighbouring tokens."""
     if hasattr(encoder, "transformer"):
         return side(encoder.patch_size)[0]
     if hasattr(encoder, "layer4"):
@@ -123,7 +123,7 @@ def _run_vit(encoder: Encoder, pixels: Tensor) -> Tensor:
         encoder(pixels)
     finally:
         handle.remove()
-    # An attention pool (CoCa) puts its queries, not the cells, through the closing norm.
+    # An attention pool (CoCa) puts its queries, not the tokens, through the closing norm.
     return outputs[0] if encoder.attn_pool is not None else encoder.ln_post(outputs[0])
 
 

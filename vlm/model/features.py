@@ -105,7 +105,7 @@ def encode(
     """For each expert, by kind, (views, tokens, width).
 
     Kinds are "features", and "keys" and "saliency" (width 1) where they were asked for and the
-    tokens have cells of their own. One call of each expert and of each layer of the fusion.
+    tokens have grid cells of their own. One call of each expert and of each layer of the fusion.
     """
     encoded = {}
     for name, views in pixels.items():

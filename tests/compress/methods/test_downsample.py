@@ -56,9 +56,9 @@ def test_the_encoder_sees_fewer_patches_and_every_block_gets_its_row() -> None:
     model, inputs = case.model("sdpa"), case.inputs(case.samples())
     family = adapter_of(model)
     small = family.side // 2
-    found, sizes = run(model, inputs, 0.25)
+    exported, sizes = run(model, inputs, 0.25)
     assert sizes[0][1] == 1 + small * small
-    assert all(len(one["anchor"]) == small * small for one in found)
+    assert all(len(entry["anchor"]) == small * small for entry in exported)
 
     patch = model.config.vision_config.patch_size
     picture = inputs["pixel_values"]
@@ -77,8 +77,8 @@ def test_the_encoder_sees_fewer_patches_and_every_block_gets_its_row() -> None:
     assert images.features is not None and images.reductions is not None
     features = images.features.split(images.counts)
     anchors = [reduction.anchor[0] for reduction in images.reductions]
-    for mine, theirs, anchor in zip(features, wanted, anchors, strict=True):
-        torch.testing.assert_close(mine[anchor], theirs, rtol=1e-4, atol=1e-5)
+    for actual, theirs, anchor in zip(features, wanted, anchors, strict=True):
+        torch.testing.assert_close(actual[anchor], theirs, rtol=1e-4, atol=1e-5)
 
 
 def test_counts_are_squares_and_all_is_untouched() -> None:
@@ -86,8 +86,10 @@ def test_counts_are_squares_and_all_is_untouched() -> None:
     model, inputs = case.model("sdpa"), case.inputs(case.samples())
     side = adapter_of(model).side
     for budget in (1, 0.3, side * side - 1):
-        found, _ = run(model, inputs, budget)
-        assert {round(len(one["anchor"]) ** 0.5) ** 2 for one in found} == {len(found[0]["anchor"])}
+        exported, _ = run(model, inputs, budget)
+        assert {round(len(entry["anchor"]) ** 0.5) ** 2 for entry in exported} == {
+            len(exported[0]["anchor"])
+        }
     with torch.no_grad():
         plain = model(**inputs).logits
         with compress(model, "downsample", 1.0):

@@ -29,11 +29,11 @@ def test_the_cache_is_counted() -> None:
     with compress(model, "duet", budget=16) as c:
         out = model(**tiny.images_and_text(), use_cache=True)
         report = c.report()
-    held = (
+    cache_bytes = (
         sum(layer.keys.numel() + layer.values.numel() for layer in out.past_key_values.layers) * 4
     )
     stock = model(**tiny.images_and_text(), use_cache=True).past_key_values
     dense = sum(layer.keys.numel() + layer.values.numel() for layer in stock.layers) * 4
-    assert (report.reduced.cache, report.dense.cache) == (held, dense)
+    assert (report.reduced.cache, report.dense.cache) == (cache_bytes, dense)
     assert report.dense.layers == (128,) * 4 and report.reduced.layers == (52, 52, 26, 0)
     assert "16.25 visual tokens" in str(report) and "52 x 2, 26 x 1, 0 x 1" in str(report)

@@ -56,15 +56,15 @@ def one_process(name: str, method: str) -> Tensor:
     case = case_of(name)
     model = case.fresh()
     optimizer = torch.optim.SGD(model.parameters(), lr=RATE)
-    found = []
+    loss_rows = []
     with compress(model, METHODS[method], budget=budget_of(case)):
         for step in range(STEPS):
             losses = torch.stack([model(**batch(case, step, rank)).loss for rank in range(2)])
             losses.mean().backward()
-            found.append(losses.detach())
+            loss_rows.append(losses.detach())
             optimizer.step()
             optimizer.zero_grad()
-    return torch.stack(found)
+    return torch.stack(loss_rows)
 
 
 def main(name: str, method: str, folder: Path) -> None:

@@ -27,17 +27,17 @@ def trainer(folder: Path, data: dict[str, Drawn], axes: mini.Axes = "mrope") -> 
 
 
 def test_a_field_that_is_not_known_is_left_out_of_the_distance(tmp_path: Path) -> None:
-    found = trainer(tmp_path, {})
+    untrained = trainer(tmp_path, {})
     colour, shape = (list(FIELDS).index(field) for field in ASKED)
     labels = torch.from_numpy(cell_labels(make_scene(3)))[None].repeat(2, 1, 1)
-    said = found.symbols(labels).detach()
-    assert found._apart(said, labels) == 0
-    said[1] += list(found.symbols.parameters())[shape][5]
-    assert found._apart(said, labels) > 0.01
+    said = untrained.symbols(labels).detach()
+    assert untrained._apart(said, labels) == 0
+    said[1] += list(untrained.symbols.parameters())[shape][5]
+    assert untrained._apart(said, labels) > 0.01
     labels[1, shape] = UNKNOWN
-    assert found._apart(said, labels) < 1e-6
-    said[1] += list(found.symbols.parameters())[colour][5]
-    assert found._apart(said, labels) > 0.01
+    assert untrained._apart(said, labels) < 1e-6
+    said[1] += list(untrained.symbols.parameters())[colour][5]
+    assert untrained._apart(said, labels) > 0.01
 
 
 @pytest.mark.slow

@@ -42,8 +42,8 @@ def test_any_causal_lm(name, tmp_path):
     tokenizer = mini.build_tokenizer()
     model = assemble(causal, [encoders.expert("clip")], tokenizer)
     ids = torch.randint(5, 200, (2, 9), generator=torch.Generator().manual_seed(0))
-    found = models.logits(model, {"input_ids": ids})[..., : config.vocab_size]
-    torch.testing.assert_close(found, models.logits(reference, {"input_ids": ids}))
+    actual = models.logits(model, {"input_ids": ids})[..., : config.vocab_size]
+    torch.testing.assert_close(actual, models.logits(reference, {"input_ids": ids}))
     tied = model.lm_head.weight is model.get_input_embeddings().weight
     assert tied == config.tie_word_embeddings == model.config.tie_word_embeddings
     processor = FoveateProcessor.for_model(model.config, tokenizer)
@@ -60,12 +60,12 @@ def test_rope_scaling_is_the_language_models_own(tmp_path):
     config = models.text_config(rope_parameters=scaled)
     model, _ = models.build(text=config)
     plain, _ = models.build()
-    found = model.model.language_model.rotary_emb
-    assert found.rope_type == "yarn"
-    assert not torch.equal(found.inv_freq, plain.model.language_model.rotary_emb.inv_freq)
+    rotary = model.model.language_model.rotary_emb
+    assert rotary.rope_type == "yarn"
+    assert not torch.equal(rotary.inv_freq, plain.model.language_model.rotary_emb.inv_freq)
     model.save_pretrained(tmp_path)
     again = FoveateForConditionalGeneration.from_pretrained(tmp_path)
-    assert torch.equal(again.model.language_model.rotary_emb.inv_freq, found.inv_freq)
+    assert torch.equal(again.model.language_model.rotary_emb.inv_freq, rotary.inv_freq)
 
 
 def test_a_language_model_from_a_folder(tmp_path):

@@ -31,7 +31,9 @@ def test_visual_tokens_take_the_placeholders_places(pair):
     logits = models.logits(model, inputs)
     features = model.get_image_features(inputs["pixel_values"]).pooler_output
     queue = list(features)
-    for row, mask, found in zip(inputs["input_ids"], inputs["attention_mask"], logits, strict=True):
+    for row, mask, actual in zip(
+        inputs["input_ids"], inputs["attention_mask"], logits, strict=True
+    ):
         ids, parts = row[mask.bool()].tolist(), []
         while ids:
             if ids[0] == model.config.image_token_id:
@@ -43,7 +45,7 @@ def test_visual_tokens_take_the_placeholders_places(pair):
         embeds = torch.cat(parts)[None]
         hidden = model.model.language_model(inputs_embeds=embeds).last_hidden_state
         expected = model.lm_head(hidden)[0]
-        torch.testing.assert_close(found[mask.bool()], expected, atol=2e-5, rtol=1e-4)
+        torch.testing.assert_close(actual[mask.bool()], expected, atol=2e-5, rtol=1e-4)
     assert not queue
 
 
@@ -106,8 +108,8 @@ def test_each_sample_gets_what_it_gets_alone(pair, side):
     images = [models.picture(seed, (40 + 7 * seed, 30)) for seed in range(3)]
     for row, (text, own) in enumerate(zip(texts, [images[:1], images[1:], None], strict=True)):
         alone = models.logits(model, processor(images=own, text=text))
-        found = logits[row][inputs["attention_mask"][row].bool()]
-        torch.testing.assert_close(found, alone[0], atol=5e-5, rtol=1e-3)
+        actual = logits[row][inputs["attention_mask"][row].bool()]
+        torch.testing.assert_close(actual, alone[0], atol=5e-5, rtol=1e-3)
 
 
 def test_beams_and_samples_of_two_experts(pair):

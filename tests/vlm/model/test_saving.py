@@ -33,10 +33,10 @@ def test_all_families_together_saved_and_loaded(tmp_path):
     assert torch.equal(models.logits(again, inputs), logits)
     reader = hf.AutoProcessor.from_pretrained(tmp_path)
     assert type(reader) is FoveateProcessor
-    found = batch(reader)
-    assert torch.equal(found["input_ids"], inputs["input_ids"])
+    reloaded_inputs = batch(reader)
+    assert torch.equal(reloaded_inputs["input_ids"], inputs["input_ids"])
     for name in encoders.FAMILIES:
-        assert torch.equal(found["pixel_values"][name], inputs["pixel_values"][name])
+        assert torch.equal(reloaded_inputs["pixel_values"][name], inputs["pixel_values"][name])
     assert type(hf.AutoConfig.from_pretrained(tmp_path)) is FoveateConfig
     assert not again.training and not any(w.requires_grad for w in again.model.experts.parameters())
 
@@ -59,8 +59,8 @@ def test_qformer_saved_and_loaded_in_bfloat16(tmp_path):
     assert torch.equal(models.logits(again, inputs), logits)
     half = FoveateForConditionalGeneration.from_pretrained(tmp_path, dtype=torch.bfloat16)
     assert {w.dtype for w in half.parameters()} == {torch.bfloat16}
-    found = models.logits(half, inputs.to(torch.bfloat16))
-    torch.testing.assert_close(found.float(), logits, atol=0.5, rtol=0.2)
+    actual = models.logits(half, inputs.to(torch.bfloat16))
+    torch.testing.assert_close(actual.float(), logits, atol=0.5, rtol=0.2)
 
 
 def test_a_model_can_be_copied(pair):

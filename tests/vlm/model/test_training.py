@@ -59,7 +59,7 @@ def test_a_text_only_rank_makes_the_same_calls(pair, monkeypatch):
         expected = model.eval()(**text).logits
         assert calls == []
         model.train()
-        found = model(**text, labels=text["input_ids"])
+        output = model(**text, labels=text["input_ids"])
         alone, calls = calls, []
         frames = [models.picture(1)] * 2
         model(**processor(images=models.picture(), videos=[frames], text="<image> a <video>"))
@@ -68,8 +68,8 @@ def test_a_text_only_rank_makes_the_same_calls(pair, monkeypatch):
             handle.remove()
         model.eval()
     assert alone and alone == calls
-    torch.testing.assert_close(found.logits, expected)
-    found.loss.backward()
+    torch.testing.assert_close(output.logits, expected)
+    output.loss.backward()
     grads = [w.grad for w in model.model.fusion.parameters()]
     assert all(grad is not None and not grad.any() for grad in grads)
     model.zero_grad()

@@ -41,6 +41,6 @@ def train(stage, tmp_path):
 
 @pytest.mark.slow
 def test_ranks_without_pictures(tmp_path):
-    found = train(3, tmp_path)
-    assert found == pytest.approx(train(2, tmp_path), abs=2e-4)
-    assert found[-1] < found[0]
+    actual = train(3, tmp_path)
+    assert actual == pytest.approx(train(2, tmp_path), abs=2e-4)
+    assert actual[-1] < actual[0]

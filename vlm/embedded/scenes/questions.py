@@ -133,7 +133,7 @@ def _named(items: Sequence[Item], rng: np.random.Generator) -> tuple[str, Item]:
 
 
 def caption(scene: Scene) -> str:
-    """Everything the scene shows, in raster order: the dense text that ties cells to words."""
+    """All that the scene shows, in raster order, which relates every grid cell to words."""
     parts = [
         (i.row, i.column, f"{i.colour} {i.shape} row {i.row} column {i.column}")
         for i in scene.items

@@ -80,7 +80,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Dot:
-    """One small disc, about a quarter of a cell."""
+    """One small disc, about a quarter of a grid cell."""
 
     colour: str
     row: int
