@@ -43,6 +43,18 @@ def text(hidden: int = 32, depth: int = 4, heads: int = 4, **more: Any) -> dict[
     return common | more
 
 
+def clip(image_size: int) -> transformers.CLIPVisionConfig:
+    """A CLIP vision encoder of three layers, with patches of 4 x 4 pixels."""
+    return transformers.CLIPVisionConfig(
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        image_size=image_size,
+        patch_size=4,
+    )
+
+
 class Case:
     """One family. Subclasses are written from the family's real checkpoints and processor.
 

@@ -20,7 +20,7 @@ _BLENDED = 0.8  # share of the items of a blended scene
 
 
 class CellHeads(nn.Module):
-    """Linear read-outs of the vision encoder: labels of grid cells, and the content from its CLS."""
+    """Linear read-outs of the vision encoder: labels of grid cells, and the content of the CLS."""
 
     def __init__(self, width: int) -> None:
         super().__init__()

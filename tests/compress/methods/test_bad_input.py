@@ -12,19 +12,10 @@ from hypothesis import strategies as st
 from compress import reduce
 from compress.methods import METHODS, get_method, list_methods
 from compress.tokens import VisualTokens
-from tests.compress.methods.cases import inputs
+from tests.compress.methods.cases import TENSORS, inputs
 from tests.compress.methods.test_contracts import GRIDS, PRE_LLM
 
 WIDE = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
-TENSORS = (
-    "features",
-    "keys",
-    "saliency",
-    "text_query",
-    "pre_projector",
-    "shallow_saliency",
-    "attention",
-)
 QUICK = settings(max_examples=15, deadline=None, derandomize=True)
 
 
