@@ -36,7 +36,7 @@ FAMILIES: dict[str, Family] = {
 def expert_config(
     name: str, family: str, encoder: Mapping[str, Any] | PreTrainedConfig, **settings: Any
 ) -> ExpertConfig:
-    """The configuration of an expert, with the family's defaults where `settings` are silent.
+    """The configuration of an expert. Fields that `settings` lack are the family's defaults.
 
     encoder: a transformers configuration or its dict; `open_clip.configuration(...)` for open_clip.
     settings: fields of `ExpertConfig`.
@@ -61,12 +61,12 @@ def load_expert(
     model: str | dict[str, Any] | None = None,
     **settings: Any,
 ) -> Expert:
-    """An expert with the weights of a local checkpoint (safetensors only, no code of its own).
+    """An expert with the weights of a local checkpoint (safetensors only, without custom code).
 
     path: a folder in transformers' format; for open_clip a .safetensors file.
     model: for open_clip, its name of the model ("ViT-B-16", "convnext_base_w").
-    settings: fields of `ExpertConfig`, in place of the family's and the checkpoint's.
-    Raises ExpertError where the checkpoint does not fit.
+    settings: fields of `ExpertConfig` that override those of the family and the checkpoint.
+    Raises ExpertError if the checkpoint does not fit.
     """
     expert_family = get_family(family)
     loaded = expert_family.load(path) if model is None else open_clip.load(path, model)

@@ -1,4 +1,4 @@
-"""The visual side of LayoutLMv3, a document encoder: the same layers, given pixels alone."""
+"""The visual side of LayoutLMv3, a document encoder: its layers, run on pixels only."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ def _load(path: str) -> hf.Loaded:
 def _run(encoder: Encoder, pixels: Tensor) -> Tensor:
     size = tuple(pixels.shape[-2:])
     rows, columns = hf.patch_grid(encoder.config.to_dict(), (size[0], size[1]))
-    # The encoder sorts patches by this noise, at random unless given: in order, here.
+    # The encoder sorts patches by this noise, random by default. Here it keeps their order.
     order = torch.arange(rows * columns, device=pixels.device, dtype=torch.float32)
     resized = size != hf.side(encoder.config.image_size)
     noise = order.expand(len(pixels), -1)

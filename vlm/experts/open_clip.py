@@ -1,7 +1,7 @@
 """Encoders of open_clip, by its own names, from a local safetensors file: ViT, ConvNeXt, ResNet.
 
-The configuration is a copy of open_clip's own entry of that name, so that a checkpoint of ours does
-not depend on open_clip's list. The package is imported only when such an encoder is built.
+The configuration is a copy of open_clip's entry of that name. A saved model does not depend on
+open_clip's list. The package is imported only when such an encoder is built.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def configuration(model: str | dict[str, Any]) -> dict[str, Any]:
         "embed_dim": settings["embed_dim"],
         "quick_gelu": settings.get("quick_gelu", False),
     }
-    # timm's names say nothing of the patch size, so the encoder is asked, once.
+    # timm's names do not tell the patch size, so it is read off an encoder, once.
     stride = _stride(_build(encoder))
     size = side(encoder["vision_cfg"].get("image_size", 224))
     return {**encoder, "image_size": list(size), "grid": [size[0] // stride, size[1] // stride]}
@@ -54,8 +54,8 @@ def configuration(model: str | dict[str, Any]) -> dict[str, Any]:
 def load(path: str, model: str | dict[str, Any]) -> tuple[Encoder, dict[str, Any], dict[str, Any]]:
     """The vision encoder of `model` with its weights from a safetensors file of the whole model.
 
-    Raises ExpertError where the file is missing or not safetensors (a pickle file is never
-    opened), or holds other weights than the encoder's.
+    Raises ExpertError if the file is missing, is not safetensors (pickle files are never opened),
+    or does not have the weights of the encoder.
     """
     if Path(path).suffix != ".safetensors" or not Path(path).is_file():
         raise ExpertError(f"{path}: expected an existing .safetensors file; pickles are not opened")
@@ -78,7 +78,7 @@ def _build(encoder: dict[str, Any]) -> Encoder:
         encoder["embed_dim"], dict(encoder["vision_cfg"]), encoder["quick_gelu"]
     )
     for module in visual.modules():
-        # open_clip initialises its own encoders; transformers shall not do it again in its own way.
+        # open_clip initialises its encoders. transformers must not initialise them again.
         module._is_hf_initialized = True
     return visual
 

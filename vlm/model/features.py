@@ -22,9 +22,9 @@ class FoveateFeatures(BaseModelOutputWithPooling):
     """Visual inputs as tokens of the language model.
 
     pooler_output: for each visual input its tokens (N, D), what `forward` puts at placeholders.
-    blocks: for each visual input, which tokens are which expert's and in what grid.
+    blocks: for each visual input, the expert and the grid of its tokens.
     saliency: for each visual input (N,) float32, and cell_keys: for each visual input a tensor
-        (n, Dk) for each block; both without gradient, None unless scores were asked for.
+        (n, Dk) for each block; both without gradient, None unless scores were requested.
     """
 
     pooler_output: Any = None
@@ -33,13 +33,13 @@ class FoveateFeatures(BaseModelOutputWithPooling):
     cell_keys: list[list[Tensor]] | None = None
 
     def part(self, start: int, stop: int) -> FoveateFeatures:
-        """Visual inputs start..stop-1 alone."""
+        """The visual inputs from `start` to `stop` - 1."""
         fields = {k: None if v is None else v[start:stop] for k, v in self.items()}
         return FoveateFeatures(**fields)
 
 
 def by_expert(argument: str, pixels: Pixels, experts: Sequence[str]) -> dict[str, Tensor]:
-    """The pixels for each expert, by name; ValueError where they are not these experts'."""
+    """The pixels for each expert, by name. Raises ValueError if they are of other experts."""
     if isinstance(pixels, Tensor):
         pixels = {experts[0]: pixels} if len(experts) == 1 else {"": pixels}
     if list(pixels) != list(experts):
@@ -104,8 +104,8 @@ def encode(
 ) -> dict[str, dict[str, Tensor]]:
     """For each expert, by kind, (views, tokens, width).
 
-    Kinds are "features", and "keys" and "saliency" (width 1) where they were asked for and the
-    tokens have grid cells of their own. One call of each expert and of each layer of the fusion.
+    Kinds are "features", and "keys" and "saliency" (width 1) if they were requested and tokens have
+    grid cells of their own. Calls each expert and each layer of the fusion once.
     """
     encoded = {}
     for name, views in pixels.items():

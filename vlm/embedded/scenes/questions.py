@@ -12,7 +12,7 @@ from vlm.embedded.scenes.scene import CHARACTERS, COLOURS, FRAMES, SHAPES, SLOTS
 
 CATEGORIES = ("attribute", "place", "relation", "count", "small", "reading", "order")
 LETTERS = "ABCD"
-# Word -> what is largest of what it is true of.
+# Word -> the coordinate that is larger for the item which it describes.
 _MOST: dict[str, Callable[[Item], int]] = {
     "left": lambda item: -item.column,
     "right": lambda item: item.column,
@@ -88,7 +88,7 @@ def _count(scene: Scene, rng: np.random.Generator) -> Question:
     colours = [item.colour for item in scene.items]
     counts = [(shapes.count(s), f"{s}es" if s == "cross" else f"{s}s") for s in SHAPES]
     counts += [(colours.count(c), f"{c} objects") for c in COLOURS]
-    # Uniform over the numbers first: otherwise "1" would be right most of the time.
+    # Draw the number first, uniformly; otherwise the answer would mostly be "1".
     wanted = int(rng.choice(sorted({n for n, _ in counts if n <= 4})))
     names = [name for n, name in counts if n == wanted]
     name = names[int(rng.integers(len(names)))]
@@ -119,7 +119,7 @@ def _unique(items: Sequence[Item], attribute: str) -> list[Item]:
 
 
 def _names(items: Sequence[Item]) -> list[tuple[str, Item]]:
-    """What the items can be called without a doubt."""
+    """Names that identify the items without ambiguity."""
     names = [(f"the {i.shape}", i) for i in _unique(items, "shape")]
     return names + [(f"the {i.colour} object", i) for i in _unique(items, "colour")]
 
@@ -155,7 +155,7 @@ def clip_caption(clip: Clip) -> str:
 
 
 def candidates(text: str) -> list[str]:
-    """What a question offers to choose from: "..., the star or the heart?"."""
+    """The candidates that a question names: "..., the star or the heart?"."""
     return re.findall(r"the ([a-z ]+?)(?:,| or|\?)", text)
 
 
@@ -175,10 +175,10 @@ def multiple_choice(question: Question, choices: Sequence[str]) -> Question:
 def options(
     question: Question, shown: Sequence[Item], rng: np.random.Generator, count: int = 4
 ) -> list[str]:
-    """`count` options at most, the right one among them, in drawn order.
+    """At most `count` options with the right one among them, in random order.
 
-    shown: the items of the picture or the video. The wrong options are, where there are enough of
-    them, things that are shown too, so that knowing what is there does not answer where it is.
+    shown: the items of the picture or the video. The wrong options are taken from these first, so
+    that knowing which items are shown is not enough to find the answer.
     """
     answer = question.answer
     words = answer.split()
