@@ -1,4 +1,4 @@
-"""Keep few of a vision-language model's visual tokens, each at its true place.
+"""Keep few of a vision-language model's visual tokens, each at its original position.
 
 from compress import compress
 

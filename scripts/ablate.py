@@ -21,8 +21,8 @@ from eval.answerers import ModelAnswerer
 from eval.arms import Arm
 from eval.benchmarks.embedded import Embedded
 from scripts.common import (
-    RESULTS,
     Asked,
+    add_folders,
     against,
     facts,
     result_of,
@@ -64,8 +64,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--budgets", default="1/9,1/18", help="share of the tokens")
     parser.add_argument("--model", default="mini")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--work", type=Path, default=Path("out/ablation"), help="raw answers")
-    parser.add_argument("--output", type=Path, default=RESULTS)
+    add_folders(parser, work="out/ablation")
     args = parser.parse_args(argv)
     model, processor = vlm.load(args.model)
     budgets = [parse_budget(text) for text in split_list(args.budgets)]

@@ -24,8 +24,8 @@ from eval.report import table
 from eval.summary import Result
 from scripts.common import (
     COLOURS,
-    RESULTS,
     Asked,
+    add_folders,
     against,
     canvas,
     facts,
@@ -45,8 +45,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--model", default="mini")
     parser.add_argument("--split", default="test")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--work", type=Path, default=Path("out/accuracy"), help="raw answers")
-    parser.add_argument("--output", type=Path, default=RESULTS)
+    add_folders(parser, work="out/accuracy")
     args = parser.parse_args(argv)
     methods = split_list(args.methods)
     if args.methods == "all":  # down-sampling takes pictures alone

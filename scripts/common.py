@@ -6,6 +6,7 @@ A study writes its figures as JSON and renders its table and picture from that f
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
@@ -112,6 +113,12 @@ def result_of(row: dict[str, Any]) -> Result:
     accuracy = Interval(**row["accuracy"]) if row["accuracy"] else None
     beside = Paired(**row["against"]) if row["against"] else None
     return Result(**{**row, "accuracy": accuracy, "against": beside, "by": by})
+
+
+def add_folders(parser: argparse.ArgumentParser, work: str) -> None:
+    """Add the folders of a study: `--work` for raw answers, and `--output`."""
+    parser.add_argument("--work", type=Path, default=Path(work), help="raw answers")
+    parser.add_argument("--output", type=Path, default=RESULTS)
 
 
 def canvas(width: float, height: float) -> tuple[Any, Any]:

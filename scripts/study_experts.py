@@ -43,8 +43,8 @@ from eval.benchmarks.embedded import Embedded
 from eval.report import table
 from eval.samples import Drawing, Loaded
 from scripts.common import (
-    RESULTS,
     Asked,
+    add_folders,
     against,
     canvas,
     facts,
@@ -259,8 +259,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m scripts.study_experts", description=__doc__)
     parser.add_argument("--scenes", type=int, default=300, help="of the test split")
     parser.add_argument("--method", default="foveate")
-    parser.add_argument("--work", type=Path, default=Path("out/study-experts"))
-    parser.add_argument("--output", type=Path, default=RESULTS)
+    add_folders(parser, work="out/study-experts")
     args = parser.parse_args(argv)
     args.work.mkdir(parents=True, exist_ok=True)
     made = experts()

@@ -32,8 +32,8 @@ from eval.arms import DENSE, Arm
 from eval.samples import Benchmark, Drawing, Loaded, Sample, Score, Unit
 from scripts.common import (
     COLOURS,
-    RESULTS,
     Asked,
+    add_folders,
     against,
     canvas,
     facts,
@@ -157,8 +157,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--drawn", type=int, default=4000, help="stacks to learn from")
     parser.add_argument("--steps", type=int, default=250)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--work", type=Path, default=Path("out/needle"))
-    parser.add_argument("--output", type=Path, default=RESULTS)
+    add_folders(parser, work="out/needle")
     args = parser.parse_args(argv)
     write_data(args.work, args.drawn)
     shared = [*OWN, f"optimizer.steps={args.steps}", f"seed={args.seed}"]

@@ -23,7 +23,16 @@ from compress.parse import parse_budget, split_list
 from eval.answerers import ModelAnswerer
 from eval.arms import DENSE, Arm
 from eval.benchmarks.embedded import Embedded
-from scripts.common import RESULTS, Asked, against, canvas, facts, mean, write_json, write_table
+from scripts.common import (
+    Asked,
+    add_folders,
+    against,
+    canvas,
+    facts,
+    mean,
+    write_json,
+    write_table,
+)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -38,8 +47,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--name", default="positions", help="of the files that are written")
     parser.add_argument("--model", default="mini")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--work", type=Path, default=Path("out/methods"), help="raw answers")
-    parser.add_argument("--output", type=Path, default=RESULTS)
+    add_folders(parser, work="out/methods")
     args = parser.parse_args(argv)
     duels = [
         (Arm(method, budget), Arm(method, budget, "compact"))

@@ -27,7 +27,16 @@ from eval.answerers import ModelAnswerer
 from eval.arms import DENSE, Arm
 from eval.benchmarks.embedded import Embedded
 from positions.channels import SlotLayout
-from scripts.common import RESULTS, Asked, against, canvas, facts, mean, write_json, write_table
+from scripts.common import (
+    Asked,
+    add_folders,
+    against,
+    canvas,
+    facts,
+    mean,
+    write_json,
+    write_table,
+)
 from scripts.tuning import SETTINGS, tune
 from vlm.embedded.scenes import draw, make_scene, questions
 
@@ -95,8 +104,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--scenes", type=int, default=300, help="scenes of the test split")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--name", default="trained", help="of the files that are written")
-    parser.add_argument("--work", type=Path, default=Path("out/trained"))
-    parser.add_argument("--output", type=Path, default=RESULTS)
+    add_folders(parser, work="out/trained")
     args = parser.parse_args(argv)
     write_data(args.work, args.drawn)
     given = {name: split_list(getattr(args, name)) for name in ("budgets", "merged_budgets")}

@@ -26,7 +26,7 @@ from compress.parse import split_list
 from eval.arms import DENSE, Arm
 from eval.benchmarks.embedded import as_video
 from eval.samples import Drawing, Loaded, Sample
-from scripts.common import RESULTS, against, facts, mean, write_json
+from scripts.common import add_folders, against, facts, mean, write_json
 from scripts.study_needle import Exact, ask, curves, scaled
 from vlm.embedded.scenes import FRAMES, Clip, Split, clip_questions, draw_clip, make_clip
 from vlm.media import Video
@@ -78,8 +78,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--frames", default="4,8,16,32")
     parser.add_argument("--stretches", default="1/2,1/4,1/8", help="of the time axis")
     parser.add_argument("--clips", type=int, default=100)
-    parser.add_argument("--work", type=Path, default=Path("out/video"))
-    parser.add_argument("--output", type=Path, default=RESULTS)
+    add_folders(parser, work="out/video")
     args = parser.parse_args(argv)
     model, processor = vlm.load(args.model)
     arms = {"time x 1": DENSE}

@@ -22,7 +22,7 @@ from compress.parse import parse_budget, split_list
 from eval.answerers import ModelAnswerer
 from eval.arms import Arm
 from eval.benchmarks.embedded import Embedded
-from scripts.common import RESULTS, Asked, facts, mean, write_json, write_table
+from scripts.common import Asked, add_folders, facts, mean, write_json, write_table
 
 TRIES: tuple[list[dict[str, Any]], ...] = (
     [{"place": v} for v in (0.5, 0.7, 1.4, 2.0, 4.0, None)],
@@ -52,8 +52,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--margin", type=float, default=0.005, help="share of the questions")
     parser.add_argument("--model", default="mini")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--work", type=Path, default=Path("out/tuning"), help="raw answers")
-    parser.add_argument("--output", type=Path, default=RESULTS)
+    add_folders(parser, work="out/tuning")
     args = parser.parse_args(argv)
     budgets = [parse_budget(text) for text in split_list(args.budgets)]
     model, processor = vlm.load(args.model)

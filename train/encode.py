@@ -244,7 +244,7 @@ class Encoder:
 
 
 def shift(span: Span, replaced: list[dict[str, Any]]) -> Span:
-    """A span of the rendered text, moved to where it is after placeholders were expanded."""
+    """A span of the rendered text, moved to its place after placeholders were expanded."""
     ends = [expansion["span"][1] for expansion in replaced]
     gained = [0] + [expansion["new_span"][1] - expansion["span"][1] for expansion in replaced]
     first, last = (char + gained[bisect.bisect_right(ends, char)] for char in span)

@@ -389,7 +389,7 @@ class Lessons(Dataset[dict[str, Lesson]]):
                 fields[k, list(FIELDS).index(blends[k])] = UNKNOWN
             batch = pack(rows, positions[kept], after)
             return Lesson(pixels.flatten(0, 1), fields, batch, torch.from_numpy(told))
-        # Every cell that shows something and some blank ones, at their original positions.
+        # All grid cells that show something and some blank ones, at their original positions.
         score = (fields[:, 0] > 0) + torch.from_numpy(rng.random(fields[:, 0].shape))
         kept = score.topk(self.shown, dim=1).indices.sort(dim=1).values
         fields = fields.gather(2, kept[:, None].expand(-1, fields.shape[1], -1))

@@ -59,7 +59,7 @@ class CellHeads(nn.Module):
 
 
 class Symbols(nn.Module):
-    """The symbol of a cell: the sum of its labels' embeddings, a target for the projector."""
+    """The symbol of a grid cell: the sum of its labels' embeddings, a target for the projector."""
 
     def __init__(self, width: int, std: float) -> None:
         super().__init__()
