@@ -88,7 +88,7 @@ class SequenceParallel:
         return joined[:, : self._length]
 
     def _places(self, places: Tensor) -> Tensor:
-        """The part of position ids (..., S) of this process. Padding counts from 0, as samples do."""
+        """This process's part of position ids (..., S). Padding counts from 0, as in samples."""
         more = torch.arange(-places.shape[-1] % self.size, device=places.device)
         padded = torch.cat([places, more.expand(*places.shape[:-1], -1).to(places)], dim=-1)
         return padded.chunk(self.size, -1)[self.rank].contiguous()
