@@ -1,4 +1,4 @@
-"""What of a product of parameters the quick suite runs; the slow one runs the rest."""
+"""Which combinations of parameters the quick suite runs; the slow suite runs the rest."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an accelerator would be asked, counted on small functions whose counts are known."""
+"""The device counter on small functions with known counts."""
 
 from __future__ import annotations
 

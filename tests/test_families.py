@@ -1,4 +1,4 @@
-"""The page of families says what the tests hold, no more and no less."""
+"""The page of families states exactly what the tests show."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Budgets: the published ones exactly, any other nearly."""
+"""Budgets: the published ones exactly, others approximately."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Small files in the benchmarks' official formats, drawn by our own generator: no benchmark's data.
+"""Small files in the official formats of the benchmarks, with generated content only.
 
 Each writer makes a folder's worth of what its benchmark is distributed as, with every column and
 the odd cases that the real files have, and returns what the loader is given.

@@ -1,4 +1,4 @@
-"""Asking a model: what it is given, what comes back, and the configurations of a sweep."""
+"""Answering questions: inputs of the model, replies, and the configurations of a sweep."""
 
 from __future__ import annotations
 

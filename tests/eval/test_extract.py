@@ -1,4 +1,4 @@
-"""Reading answers: our rules beside those of VLMEvalKit and lmms-eval, case by case.
+"""Reading answers: the rules compared with those of VLMEvalKit and lmms-eval, case by case.
 
 `vlmevalkit` and `first_letter` below restate two harnesses' documented rules in a few lines, so
 that the columns of the tables are checked and not remembered. The column of lmms-eval is checked

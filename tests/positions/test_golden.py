@@ -1,4 +1,4 @@
-"""Ids, cos and sin against files: a change here or in transformers shows."""
+"""Ids, cos and sin against golden files, which show changes here or in transformers."""
 
 import json
 

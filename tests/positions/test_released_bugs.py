@@ -1,4 +1,4 @@
-"""Faults of released code that this package must not have, shown on tiny models.
+"""Bugs of released code that this package must not have, shown on tiny models.
 
 Each test states what the released code did and asserts what is right. Sources: the public code of
 PPE (MouxiaoHuang/PPE, 7b6aa7d), V2PE (OpenGVLab/V2PE, f96f189) and transformers 5.

@@ -1,4 +1,4 @@
-"""PPE: which members' places a merged token keeps, and which channels read them."""
+"""PPE: the members whose positions a merged token keeps, and the channels that read them."""
 
 import pytest
 import torch

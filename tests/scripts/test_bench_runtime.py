@@ -1,4 +1,4 @@
-"""The bench of the runtime counts and times every way, and tells what it found."""
+"""The benchmark of the runtime counts and times every method, and reports the results."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the timings of scoring compare is the same thing, obtained in different ways."""
+"""The ways that the timings of scoring compare give the same scores."""
 
 from __future__ import annotations
 

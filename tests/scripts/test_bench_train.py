@@ -1,4 +1,4 @@
-"""The bench of a training step runs, and tells what it measured."""
+"""The benchmark of a training step runs and reports its measurements."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A clip drawn out: the same questions, its own frames in their order, nothing between them."""
+"""Stretched clips: the same questions, their frames in order, and empty frames between them."""
 
 from __future__ import annotations
 

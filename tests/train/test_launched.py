@@ -1,4 +1,4 @@
-"""Two processes: ZeRO-2 and ZeRO-3 against one process, text on one of them, going on, kill -9."""
+"""Two processes: ZeRO-2 and ZeRO-3 against one, text on one of them, resuming, kill -9."""
 
 from __future__ import annotations
 

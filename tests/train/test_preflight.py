@@ -1,4 +1,4 @@
-"""What contradicts DeepSpeed's settings, the launcher, the packages or the model."""
+"""Contradictions with DeepSpeed's settings, the launcher, the packages or the model."""
 
 from __future__ import annotations
 

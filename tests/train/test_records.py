@@ -1,4 +1,4 @@
-"""Records of JSON files: found where they are, and broken files named by line."""
+"""Records of JSON files are located, and errors name the line of a broken file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What all methods promise: shapes, types, conservation, batches, bad input."""
+"""Contracts of all methods: shapes, types, conservation, batches, bad input."""
 
 from __future__ import annotations
 

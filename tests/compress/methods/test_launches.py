@@ -1,4 +1,4 @@
-"""What a selection costs on a GPU: kernel launches, and looks of the host at a value."""
+"""The cost of a selection on a GPU: kernel launches, and values that the host reads."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Counts what an operation would cost on a GPU, on a CPU: kernel launches and looks at values."""
+"""Counts on a CPU what an operation costs on a GPU: kernel launches and reads of values."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The attachment on a stock LLaVA, beside the contracts that `test_matrix.py` holds for all."""
+"""Attaching to a stock LLaVA, besides the contracts of all families in `test_matrix.py`."""
 
 from __future__ import annotations
 

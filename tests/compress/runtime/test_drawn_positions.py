@@ -1,4 +1,4 @@
-"""Schemes that draw, or settle on the layout, under a compression and in a recipe."""
+"""Schemes that draw or depend on the layout, under a compression and in a recipe."""
 
 from __future__ import annotations
 

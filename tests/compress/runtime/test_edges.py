@@ -1,4 +1,4 @@
-"""Input that is wrong, or at the edge of what there can be, on every family."""
+"""Wrong inputs and edge cases, on every family."""
 
 from __future__ import annotations
 

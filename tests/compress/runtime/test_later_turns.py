@@ -1,4 +1,4 @@
-"""A second picture in a later turn under M-RoPE, as users hand it over: the new ids only."""
+"""A second picture in a later turn under M-RoPE, for which users pass the new ids only."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Beside other tools on the same model: key/value presses, LoRA, torch.compile, device maps."""
+"""Compression with other tools on the same model: presses, LoRA, torch.compile, device maps."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Samples that hold an image and nothing else."""
+"""Samples of nothing but an image."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A plan takes what `reduce` returns, and says of it what an attached compression does."""
+"""A plan takes the result of `reduce`, and gives the positions of an attached compression."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is refused, with a sentence that names the cause, and what goes on after a compression."""
+"""Unsupported uses are refused with a sentence that names the cause."""
 
 from __future__ import annotations
 

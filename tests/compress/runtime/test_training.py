@@ -1,4 +1,4 @@
-"""Loss and gradients under a compression; the same module calls on every process of ZeRO-3."""
+"""Loss and gradients under a compression."""
 
 from __future__ import annotations
 

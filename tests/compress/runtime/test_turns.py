@@ -1,4 +1,4 @@
-"""What follows a reduced prompt: second turns, caches of other kinds, assisted decoding."""
+"""After a reduced prompt: second turns, caches of other kinds, assisted decoding."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Long videos end to end: decoded, encoded and reduced in chunks, then asked about."""
+"""Long videos end to end: decoded, encoded and reduced in chunks, then used for questions."""
 
 from __future__ import annotations
 

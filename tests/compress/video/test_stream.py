@@ -1,4 +1,4 @@
-"""Videos reduced as they come: bounds, shares, chunks, sizes."""
+"""Videos reduced while they are read: bounds, shares, chunks, sizes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the embedded model is shown in training is what it sees in use."""
+"""The embedded model gets the same inputs in training as in use."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Stages of training, going on after a cut, and the mean of a round's ends."""
+"""Stages of training, resuming, and the mean of the weights of a round."""
 
 from __future__ import annotations
 

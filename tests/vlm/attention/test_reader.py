@@ -1,4 +1,4 @@
-"""Reading one vision layer: values, and what happens with threads, nesting and layers unseen."""
+"""Reading one vision layer: values, threads, nested captures, and layers that did not run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Scenes and clips: deterministic, splits apart, answers true, labels where the things are."""
+"""Scenes and clips: deterministic, with disjoint splits, true answers and right labels."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What adapters tell of inputs, tokens and layers."""
+"""Adapters: inputs, tokens and layers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The model as a family of its own: what attaches to a LLaVA attaches to it."""
+"""Compression of the model of several experts, which is a family of its own."""
 
 from __future__ import annotations
 

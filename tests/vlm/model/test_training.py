@@ -1,4 +1,4 @@
-"""What is trained of a model of several experts, and what its ranks call."""
+"""Training of a model of several experts: gradients, frozen parts, calls on each rank."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Training on two processes, one of which has no pictures: ZeRO-3 says what ZeRO-2 says."""
+"""Training on two processes, one without pictures: ZeRO-3 gives the losses of ZeRO-2."""
 
 from __future__ import annotations
 
