@@ -1,4 +1,4 @@
-"""Keep few of a vision-language model's visual tokens, at their original positions.
+"""Keep few of a vision-language model's visual tokens, each at its original position.
 
 from compress import compress
 

@@ -89,12 +89,12 @@ def _note(
 
 
 def _medians(values: Mapping[str, list[float]], new_tokens: int) -> dict[str, Any]:
-    found: dict[str, Any] = {name: statistics.median(every) for name, every in values.items()}
-    if "decode" in found:
-        found["decode"] /= max(new_tokens - 1, 1)
-    if "memory" in found:
-        found["memory"] = int(found["memory"])
-    return found
+    medians: dict[str, Any] = {name: statistics.median(samples) for name, samples in values.items()}
+    if "decode" in medians:
+        medians["decode"] /= max(new_tokens - 1, 1)
+    if "memory" in medians:
+        medians["memory"] = int(medians["memory"])
+    return medians
 
 
 @contextmanager

@@ -182,7 +182,7 @@ def _bootstrap(
     sizes = np.bincount(index, minlength=groups).astype(np.float64)
     if groups == 1:  # scipy refuses one observation; every draw is the mean
         return float(sums[0] / sizes[0]), float(sums[0] / sizes[0])
-    found = stats.bootstrap(
+    bootstrap = stats.bootstrap(
         (sums, sizes),
         lambda sums, sizes, axis: sums.sum(axis) / sizes.sum(axis),
         n_resamples=draws,
@@ -193,7 +193,7 @@ def _bootstrap(
         method="percentile",
         rng=np.random.default_rng(seed),
     )
-    low, high = found.confidence_interval
+    low, high = bootstrap.confidence_interval
     return float(low), float(high)
 
 

@@ -1,8 +1,9 @@
-"""What each ingredient of `foveate` gives: `python -m scripts.ablate`.
+"""Ablation of `foveate`: `python -m scripts.ablate`.
 
-Every part is switched off (or swapped) alone, at 1/9 and 1/18 of the tokens, and paired with the
-whole method on the same questions of the embedded model. Writes `ablation.json` (raw figures,
-versions, hardware, command) and `ablation.md`. An interrupted run goes on where it was.
+Each part of the method is switched off or replaced, one at a time, at 1/9 and 1/18 of the tokens.
+The result is compared with the whole method on the same questions of the embedded benchmark. Writes
+`ablation.json` (raw figures, versions, hardware, command) and `ablation.md`. An interrupted run is
+resumed by the same command.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ from eval.answerers import ModelAnswerer
 from eval.arms import Arm
 from eval.benchmarks.embedded import Embedded
 from scripts.common import (
-    RESULTS,
     Asked,
+    add_folders,
     against,
     facts,
     result_of,
@@ -46,7 +47,7 @@ WITHOUT: dict[str, dict[str, Any]] = {
 
 
 def arms(budget: int | float) -> dict[str, Arm]:
-    """The whole method, then each part off, by name."""
+    """The whole method, then the method without each part, by name."""
     parts = {name: Arm(Foveate(**options), budget) for name, options in WITHOUT.items()}
     others = {
         "true positions (renumbered)": Arm("foveate", budget, "compact"),
@@ -63,8 +64,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--budgets", default="1/9,1/18", help="share of the tokens")
     parser.add_argument("--model", default="mini")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--work", type=Path, default=Path("out/ablation"), help="raw answers")
-    parser.add_argument("--output", type=Path, default=RESULTS)
+    add_folders(parser, work="out/ablation")
     args = parser.parse_args(argv)
     model, processor = vlm.load(args.model)
     budgets = [parse_budget(text) for text in split_list(args.budgets)]
@@ -87,15 +87,15 @@ def main(argv: list[str] | None = None) -> int:
         }
         for (name, budget), arm in tried.items()
     ]
-    found = facts(
+    report = facts(
         "ablate", argv, split=args.split, questions=len(asked.samples), seed=args.seed, rows=rows
     )
-    render(write_json(args.output / "ablation.json", found), args.output / "ablation")
+    render(write_json(args.output / "ablation.json", report), args.output / "ablation")
     return 0
 
 
 def render(found: dict[str, Any], path: Path) -> None:
-    """The table, from the facts."""
+    """Write the table of a report."""
     lines = [f"{'without':<38}budget  share  accuracy   won  lost  difference  p (paired)"]
     for row in found["rows"]:
         result, beside = result_of(row["result"]), row["against_whole"]

@@ -1,9 +1,9 @@
 """Accuracy of the embedded model, dense and reduced: `python -m scripts.accuracy`.
 
-Asks the questions of a split of the embedded benchmark under every method and budget, with 95%
-intervals and paired tests against dense (clustered by scene), and writes `<name>.json` (raw
-figures, versions, hardware, command), `<name>.md` and `<name>.png`. `--methods all` runs every
-method that is known, each paired with `foveate`. An interrupted run goes on where it was.
+Asks the questions of a split of the embedded benchmark with every method and budget. Accuracies
+have 95% intervals and paired tests against dense, clustered by scene. `--methods all` runs every
+method of the package and compares each with `foveate`. Writes `<name>.json` (raw figures, versions,
+hardware, command), `<name>.md` and `<name>.png`. An interrupted run is resumed by the same command.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from eval.report import table
 from eval.summary import Result
 from scripts.common import (
     COLOURS,
-    RESULTS,
     Asked,
+    add_folders,
     against,
     canvas,
     facts,
@@ -45,8 +45,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--model", default="mini")
     parser.add_argument("--split", default="test")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--work", type=Path, default=Path("out/accuracy"), help="raw answers")
-    parser.add_argument("--output", type=Path, default=RESULTS)
+    add_folders(parser, work="out/accuracy")
     args = parser.parse_args(argv)
     methods = split_list(args.methods)
     if args.methods == "all":  # down-sampling takes pictures alone
@@ -65,7 +64,7 @@ def main(argv: list[str] | None = None) -> int:
         for kind in asked.categories
     }
     results = asked.results()
-    found = facts(
+    report = facts(
         "accuracy",
         argv,
         questions=len(asked.samples),
@@ -75,7 +74,7 @@ def main(argv: list[str] | None = None) -> int:
         results=[asdict(result) for result in results],
         duels=duels(asked, results) if len(methods) > 1 else [],
     )
-    render(write_json(args.output / f"{args.name}.json", found), args.output / args.name)
+    render(write_json(args.output / f"{args.name}.json", report), args.output / args.name)
     return 0
 
 
@@ -84,12 +83,12 @@ def duels(asked: Asked, results: list[Result]) -> list[dict[str, Any]]:
     by_title = {result.title: result for result in results}
     rows = []
     for arm in asked.records:
-        mine = Arm("foveate", arm.budget)
-        if arm.method in (None, "foveate") or mine not in asked.records:
+        foveate = Arm("foveate", arm.budget)
+        if arm.method in (None, "foveate") or foveate not in asked.records:
             continue
         if reached(by_title[arm.title], results[0]):
-            found = against(asked.units(arm), asked.units(mine))
-            rows.append({"method": arm.method, "budget": arm.budget, **found})
+            comparison = against(asked.units(arm), asked.units(foveate))
+            rows.append({"method": arm.method, "budget": arm.budget, **comparison})
     return rows
 
 
@@ -100,7 +99,7 @@ def reached(result: Result, dense: Result) -> bool:
 
 
 def render(found: dict[str, Any], path: Path) -> None:
-    """The table and the picture, from the facts."""
+    """Write the table and the picture of a report."""
     results = [result_of(row) for row in found["results"]]
     text = table(results)
     for name in ("chance", "blind"):
@@ -119,10 +118,10 @@ def render(found: dict[str, Any], path: Path) -> None:
 
 
 def short(results: list[Result], duels: list[dict[str, Any]]) -> str:
-    """A line a method: accuracy at each budget, and the p of `foveate` being better or worse."""
+    """One line a method: accuracy at each budget, and the p value of `foveate` against it."""
     dense: Any = results[0].accuracy
     beside = {(row["method"], f"{row['budget']:.4g}"): row for row in duels}
-    found: dict[str, dict[str, str]] = {}
+    cells_of: dict[str, dict[str, str]] = {}
     for result in results[1:]:
         method, budget = result.title.split()
         accuracy: Any = result.accuracy
@@ -132,18 +131,18 @@ def short(results: list[Result], duels: list[dict[str, Any]]) -> str:
             cell += f" {sign if row['p'] < 0.05 else '='} {row['p']:<6.2g}"
         elif cell != "-" and method == "foveate":
             cell += f" ({accuracy.mean / dense.mean:.1%})"
-        found.setdefault(method, {})[budget] = cell
+        cells_of.setdefault(method, {})[budget] = cell
     budgets = list(dict.fromkeys(result.title.split()[1] for result in results[1:]))
     lines = [f"{'dense ' + format(dense.mean, '.1%'):14}" + "".join(
         f"{f'{float(b):.1%} of tokens':>20}" for b in budgets
     )]  # fmt: skip
-    for method, cells in sorted(found.items(), key=lambda pair: pair[0] != "foveate"):
+    for method, cells in sorted(cells_of.items(), key=lambda pair: pair[0] != "foveate"):
         lines.append(f"{method:14}" + "".join(f"{cells[b]:>20}" for b in budgets))
     return "\n".join(lines)
 
 
 def draw(results: list[Result], found: dict[str, Any], path: Path) -> None:
-    """Accuracy by category, one group of bars a category, with 95% intervals."""
+    """Draw accuracy by category with 95% intervals, one group of bars a category."""
     names = [*sorted(results[0].by["category"]), "all"]
     figure, axes = canvas(10, 4.2)
     hues = dict(zip(dict.fromkeys(r.title.split()[0] for r in results), COLOURS, strict=False))
@@ -186,21 +185,26 @@ def draw(results: list[Result], found: dict[str, Any], path: Path) -> None:
 
 
 def rank(results: list[Result], path: Path) -> None:
-    """All methods in the order of their accuracy at the smallest budget, a dot a budget."""
-    found: dict[str, dict[str, Any]] = {}
+    """Draw all methods in the order of accuracy at the smallest budget, one dot a budget."""
+    accuracy_of: dict[str, dict[str, Any]] = {}
     for result in results[1:]:
         method, budget = result.title.split()
         shown = result.accuracy if reached(result, results[0]) else None
-        found.setdefault(method, {})[budget] = shown
+        accuracy_of.setdefault(method, {})[budget] = shown
     budgets = list(dict.fromkeys(result.title.split()[1] for result in results[1:]))
-    # What cannot reach the smaller budgets (one full layer costs more) comes last.
-    order = sorted(found, key=lambda n: [i.mean if i else 0 for i in found[n].values()][::-1])
+    # Methods that cannot reach the smaller budgets, as one full layer costs more, come last.
+    order = sorted(
+        accuracy_of, key=lambda n: [i.mean if i else 0 for i in accuracy_of[n].values()][::-1]
+    )
     figure, axes = canvas(8, 0.28 * len(order) + 1.4)
     for number, budget in enumerate(budgets):
-        places = [k for k, name in enumerate(order) if found[name][budget]]
-        every = [found[order[k]][budget] for k in places]
-        means = [100 * i.mean for i in every]
-        errors = [[100 * (i.mean - i.low) for i in every], [100 * (i.high - i.mean) for i in every]]
+        places = [k for k, name in enumerate(order) if accuracy_of[name][budget]]
+        intervals = [accuracy_of[order[k]][budget] for k in places]
+        means = [100 * i.mean for i in intervals]
+        errors = [
+            [100 * (i.mean - i.low) for i in intervals],
+            [100 * (i.high - i.mean) for i in intervals],
+        ]
         axes.errorbar(
             means, places, xerr=errors, fmt="osD^"[number % 4], markersize=5,
             color=COLOURS[1 + number], ecolor="#bbbbbb", label=f"{float(budget):.1%} of the tokens",

@@ -2,14 +2,18 @@
 
     python -m scripts.bench_long_video --out docs/bench/long-video.json
 
-A drawn video is written as a file, then read by an expert model with random weights whose tower
-makes 196 cells of a frame: decoded, encoded and reduced in chunks of 8 frames, then asked a
-question. Each figure is measured in a process of its own, on one thread. "stream" is decoding,
-encoding and reducing, wall clock and processor time (the decoder runs in a child process, whose
-memory is told apart); "peak" is the peak resident set up to there, and "above model" what that is
-above the resident set with the model loaded. Decoding a long file costs in its own frames, not in
-those that are looked at. "known" is told the length and reduces each window once; "unknown" (of the
-first method) is not, and reduces what it has kept again and again.
+A drawn video is written to a file. A model with random weights, whose vision encoder gives 196
+tokens a frame, decodes, encodes and reduces it in chunks of 8 frames and then answers a question.
+Each figure is measured in a process of its own, on one thread:
+
+    stream       wall clock and processor time of decoding, encoding and reducing; the decoder runs
+                 in a child process, whose memory is reported separately
+    peak         peak resident set at the end of the stream
+    above model  the same, less the resident set with the model loaded
+
+The time of decoding grows with the frames of the file, not with the frames that are used. With
+"known", the stream is given the length and reduces each window once. With "unknown" (first method
+only) it is not, and reduces the tokens that it has kept repeatedly.
 """
 
 from __future__ import annotations
@@ -39,13 +43,13 @@ from vlm.media import Video, iter_video
 from vlm.model import FoveateProcessor, assemble
 
 MINUTES = (5, 20, 60)
-RATE = 5  # frames a second in the file; one of them is looked at
+RATE = 5  # frames a second in the file; one of them is used
 SIDE = 224
 BUDGET = 8192
 
 
 def write(path: Path, minutes: float, seed: int = 0) -> None:
-    """Coloured squares that move and change, H.264."""
+    """Write an H.264 video of coloured squares that move and change."""
     import av
 
     draw = np.random.RandomState(seed)
@@ -68,7 +72,7 @@ def write(path: Path, minutes: float, seed: int = 0) -> None:
 
 
 def build() -> tuple[Any, Any]:
-    """An expert model of 4 + 4 layers x 128 with 14 x 14 cells a frame, and its processor."""
+    """An expert model of 4 + 4 layers x 128 with 14 x 14 tokens a frame, and its processor."""
     torch.manual_seed(0)
     tokenizer = build_tokenizer()
     vision = CLIPVisionConfig(
@@ -94,20 +98,20 @@ def build() -> tuple[Any, Any]:
 
 
 def resident() -> float:
-    """MiB of this process now."""
+    """Resident set of this process in MiB."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * resource.getpagesize() / 2**20
 
 
 def unannounced(path: str) -> Iterator[Video]:
-    """The chunks of a file without its length."""
+    """The chunks of a file, without its length."""
     for piece in iter_video(path, 8, fps=1.0):
         piece.total = None
         yield piece
 
 
 def measure(path: str, method: str, known: bool, budget: int) -> dict[str, Any]:
-    """One video, in this process."""
+    """Measure one video in this process."""
     torch.set_num_threads(1)
     model, processor = build()
     processor(images=np.zeros((SIDE, SIDE, 3), np.uint8), text="<image>")  # imports and set-up
@@ -123,7 +127,7 @@ def measure(path: str, method: str, known: bool, budget: int) -> dict[str, Any]:
     whole = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     from vlm.media import worker
 
-    worker.close_idle()  # so that the child's use is counted
+    worker.close_idle()  # so that the child's resources are counted
     child = resource.getrusage(resource.RUSAGE_CHILDREN)
     return {
         "method": method,
@@ -147,7 +151,7 @@ def measure(path: str, method: str, known: bool, budget: int) -> dict[str, Any]:
 
 
 def picture(rows: list[dict[str, Any]], path: Path) -> None:
-    """Time and memory against minutes."""
+    """Draw time and memory against minutes."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -155,14 +159,14 @@ def picture(rows: list[dict[str, Any]], path: Path) -> None:
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2)
     for name in dict.fromkeys((row["method"], row["length"]) for row in rows):
-        mine = [row for row in rows if (row["method"], row["length"]) == name]
-        minutes = [row["minutes"] for row in mine]
+        selected = [row for row in rows if (row["method"], row["length"]) == name]
+        minutes = [row["minutes"] for row in selected]
         label = f"{name[0]}, length {name[1]}"
-        left.plot(minutes, [row["stream_cpu_s"] for row in mine], "o-", label=label)
-        right.plot(minutes, [row["above_model_mib"] for row in mine], "o-", label=label)
+        left.plot(minutes, [row["stream_cpu_s"] for row in selected], "o-", label=label)
+        right.plot(minutes, [row["above_model_mib"] for row in selected], "o-", label=label)
     right.plot(
         minutes,
-        [row["dense_features_mib"] for row in mine],
+        [row["dense_features_mib"] for row in selected],
         "--",
         color="0.6",
         label="all features",
@@ -177,7 +181,7 @@ def picture(rows: list[dict[str, Any]], path: Path) -> None:
 
 
 def main() -> None:
-    """Measure every length and method in processes of their own, and write the report."""
+    """Measure every length and method, each in a process of its own, and write the report."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("docs/bench/long-video.json"))
     parser.add_argument("--methods", default="foveate,divprune")
@@ -202,7 +206,7 @@ def main() -> None:
                     row = {"minutes": minutes, **json.loads(done.stdout.splitlines()[-1])}
                     rows.append(row)
                     print(
-                        f"{minutes:5g} min  {method:9} {length:8}{row['cells']:>8} cells"
+                        f"{minutes:5g} min  {method:9} {length:8}{row['cells']:>8} tokens"
                         f"{row['tokens']:>6} tokens{row['stream_wall_s']:>8.1f} s wall"
                         f"{row['stream_cpu_s']:>8.1f} s cpu{row['above_model_mib']:>8.1f} MiB"
                         f" above model{row['peak_mib']:>8.1f} MiB peak"

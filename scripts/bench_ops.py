@@ -1,13 +1,13 @@
 """Time of each method's reduction before the language model, beside a straightforward version.
 
     python -m scripts.bench_ops --out out/bench_ops           # writes out/bench_ops.json and .png
-    python -m scripts.bench_ops --cells 576 --batches 1,8 --device cuda --clip
+    python -m scripts.bench_ops --tokens 576 --batches 1,8 --device cuda --clip
 
-Straightforward versions follow what public code does: full N x N tables, a Python loop over picks
-(or steps) that goes over them again, one input at a time but for CDPruner, whose code takes a
-batch. Methods whose public code is already one pass have none. A
-run that would need more than `--limit` seconds (judged by the same method at fewer cells) or more
-than `--memory` GiB for its table is left out and says so.
+Straightforward versions do what public code does: they build full N x N tables and loop in Python
+over the selected tokens (or steps), one input at a time. CDPruner alone takes a batch, as its code
+does. Methods whose public code is already one pass have no such version. A run that would need more
+than `--limit` seconds (estimated from the same method with fewer tokens) or more than `--memory`
+GiB for its table is skipped, and the output says so.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ KEEP = 9  # one token in nine is kept: 64 of 576
 
 
 def plain_divprune(x: Tensor, keep: int, **unused: object) -> Tensor:
-    """Minimum over all picks so far, again at every pick."""
+    """Recompute the minimum over all selected tokens at every step."""
     unit = torch.nn.functional.normalize(x.float(), dim=1)
     far = 1 - unit @ unit.T
     picked = torch.empty(keep, dtype=torch.int64, device=x.device)
@@ -49,7 +49,7 @@ def plain_divprune(x: Tensor, keep: int, **unused: object) -> Tensor:
 
 
 def plain_cdpruner(x: Tensor, keep: int, query: Tensor, **unused: object) -> Tensor:
-    """Greedy determinant with a kernel row of all channels at every pick; takes a batch."""
+    """Greedy determinant, computing a kernel row of all channels at every step; takes a batch."""
     unit = torch.nn.functional.normalize(x.float(), dim=2)
     text = torch.nn.functional.normalize(query.float(), dim=2)
     q = (unit @ text.mT).mean(2)
@@ -70,7 +70,7 @@ def plain_cdpruner(x: Tensor, keep: int, query: Tensor, **unused: object) -> Ten
 
 
 def plain_mmtok(x: Tensor, keep: int, query: Tensor, **unused: object) -> Tensor:
-    """All gains at every pick."""
+    """Recompute all gains at every step."""
     unit = torch.nn.functional.normalize(x.float(), dim=1)
     text = torch.nn.functional.normalize(query.float(), dim=1)
     needs = (text @ unit.T / 0.02).softmax(1) / len(text)
@@ -88,7 +88,7 @@ def plain_mmtok(x: Tensor, keep: int, query: Tensor, **unused: object) -> Tensor
 
 
 def plain_vispruner(x: Tensor, keep: int, saliency: Tensor, **unused: object) -> Tensor:
-    """Similarities of the remaining list recomputed at every step of eight."""
+    """Recompute the similarities of the remaining tokens for every eight of them."""
     ranked = saliency.argsort(descending=True)
     salient, rest = ranked[: keep // 2], ranked[keep // 2 :]
     while len(rest) > keep - keep // 2:
@@ -100,7 +100,7 @@ def plain_vispruner(x: Tensor, keep: int, saliency: Tensor, **unused: object) ->
 
 
 def plain_cascade(x: Tensor, keep: int, **unused: object) -> Tensor:
-    """DPC-KNN over all cells at once."""
+    """DPC-KNN over all tokens at once."""
     far = torch.cdist(x.float(), x.float()) / x.shape[1] ** 0.5
     density = (-(far.topk(5, largest=False).values ** 2).mean(1)).exp()
     density = density + torch.rand_like(density) * 1e-6
@@ -124,9 +124,9 @@ TOGETHER = {"cdpruner"}  # public code that takes a batch
 def seconds(
     run: Callable[[], object], device: torch.device, repeat: int, processor: bool = False
 ) -> float:
-    """Median time of `repeat` runs after one to warm up (if there is more than one).
+    """Median seconds of `repeat` runs. If there is more than one, a run before them warms up.
 
-    processor: count this process's processor time, not the time that passes.
+    processor: measure the processor time of this process, not wall clock time.
     """
     clock = time.process_time if processor else time.perf_counter
 
@@ -144,20 +144,20 @@ def seconds(
     return statistics.median(once() for _ in range(repeat))
 
 
-def draw(cells: int, batch: int, dim: int, device: torch.device, seed: int) -> VisualTokens:
+def draw(count: int, batch: int, dim: int, device: torch.device, seed: int) -> VisualTokens:
     g = torch.Generator().manual_seed(seed)
     shapes = {
-        "features": (batch, cells, dim),
-        "keys": (batch, cells, 64),
+        "features": (batch, count, dim),
+        "keys": (batch, count, 64),
         "text_query": (batch, 16, dim),
     }
     parts = {k: torch.randn(*shape, generator=g).to(device) for k, shape in shapes.items()}
-    saliency = torch.rand(batch, cells, generator=g).to(device)
-    return VisualTokens(grid=GRIDS[cells], saliency=saliency, **parts)
+    saliency = torch.rand(batch, count, generator=g).to(device)
+    return VisualTokens(grid=GRIDS[count], saliency=saliency, **parts)
 
 
 def runners(tokens: VisualTokens, keep: int) -> dict[str, Callable[[str], object]]:
-    """How to run a method by name: as this package does, and straightforwardly."""
+    """Functions that run a method by name: the one of this package and the straightforward one."""
     fields = {k: v for k, v in vars(tokens).items() if v is not None and k != "features"}
     query, saliency = tokens.need("text_query"), tokens.need("saliency")
 
@@ -174,24 +174,24 @@ def runners(tokens: VisualTokens, keep: int) -> dict[str, Callable[[str], object
 
 
 def compare(args: argparse.Namespace) -> list[dict[str, Any]]:
-    """A row for each batch, size and method: milliseconds, or why it was skipped."""
+    """A row for each batch, size and method: milliseconds, or why the run was skipped."""
     device = torch.device(args.device)
     out: list[dict[str, Any]] = []
     for batch in args.batches:
-        last: dict[tuple[str, str], tuple[int, float]] = {}  # cells and seconds, last size run
-        for cells in args.cells:
-            tokens, keep = draw(cells, batch, args.dim, device, args.seed), cells // KEEP
+        last: dict[tuple[str, str], tuple[int, float]] = {}  # tokens and seconds of the last size
+        for count in args.counts:
+            tokens, keep = draw(count, batch, args.dim, device, args.seed), count // KEEP
             for name in args.methods:
-                row: dict[str, Any] = {"method": name, "cells": cells, "batch": batch, "keep": keep}
+                row: dict[str, Any] = {"method": name, "cells": count, "batch": batch, "keep": keep}
                 for kind, run in runners(tokens, keep).items():
-                    table = 4 * cells**2 / 2**30
+                    table = 4 * count**2 / 2**30
                     if kind == "plain" and (name not in PLAIN or table > args.memory):
                         if name in PLAIN:
                             row["plain_skipped"] = f"a table of {table:.1f} GiB"
                         continue
-                    before, took = last.get((kind, name), (cells, 0.0))
+                    before, took = last.get((kind, name), (count, 0.0))
                     # ours cuts long inputs into windows; plain versions grow with N^2 at least
-                    expected = took * (cells / before) ** (1 if kind == "ours" else 2)
+                    expected = took * (count / before) ** (1 if kind == "ours" else 2)
                     if expected > args.limit:
                         row[f"{kind}_skipped"] = f"expected {expected:.0f} s or more"
                         continue
@@ -199,7 +199,7 @@ def compare(args: argparse.Namespace) -> list[dict[str, Any]]:
                     if device.type == "cuda":
                         torch.cuda.reset_peak_memory_stats()
                     spent = seconds(partial(run, name), device, repeat, args.processor_time)
-                    last[kind, name] = (cells, spent)
+                    last[kind, name] = (count, spent)
                     row[f"{kind}_ms"] = round(1e3 * spent, 3)
                     if device.type == "cuda":
                         row[f"{kind}_mib"] = torch.cuda.max_memory_allocated() // 2**20
@@ -211,7 +211,7 @@ def compare(args: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def clip_ms(device: torch.device, repeat: int, processor: bool) -> float:
-    """Forward of a CLIP-L/14-336 tower (random weights, float32, batch 1), in ms."""
+    """Forward of a CLIP-L/14-336 vision encoder (random weights, float32, batch 1), in ms."""
     from transformers import CLIPVisionConfig, CLIPVisionModel
 
     config = CLIPVisionConfig(
@@ -219,8 +219,8 @@ def clip_ms(device: torch.device, repeat: int, processor: bool) -> float:
         image_size=336, patch_size=14,
     )  # fmt: skip
     with torch.no_grad(), torch.device(device):
-        tower, pixels = CLIPVisionModel(config).eval(), torch.zeros(1, 3, 336, 336)
-        return round(1e3 * seconds(partial(tower, pixels), device, repeat, processor), 3)
+        encoder, pixels = CLIPVisionModel(config).eval(), torch.zeros(1, 3, 336, 336)
+        return round(1e3 * seconds(partial(encoder, pixels), device, repeat, processor), 3)
 
 
 def plot(rows: list[dict[str, Any]], path: Path) -> None:
@@ -240,7 +240,7 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
                     label = name if kind == "ours" else None
                     axis.plot(*zip(*points, strict=True), style, color=f"C{i % 10}", label=label,
                               markersize=4, alpha=1 if i < 10 else 0.5)  # fmt: skip
-        axis.set(xscale="log", yscale="log", xlabel="cells", ylabel="ms", title=f"batch {batch}")
+        axis.set(xscale="log", yscale="log", xlabel="tokens", ylabel="ms", title=f"batch {batch}")
         axis.grid(alpha=0.3)
     axes[0][0].legend(fontsize=7, ncol=2, title="dotted: straightforward")
     figure.tight_layout()
@@ -251,7 +251,9 @@ def main() -> None:
     before = [name for name in METHODS if not get_method(name).in_llm_only]
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     numbers = lambda text: [int(part) for part in text.split(",")]  # noqa: E731
-    parser.add_argument("--cells", type=numbers, default=list(GRIDS), help=f"of {list(GRIDS)}")
+    parser.add_argument(
+        "--tokens", dest="counts", type=numbers, default=list(GRIDS), help=f"of {list(GRIDS)}"
+    )
     parser.add_argument("--batches", type=numbers, default=[1, 8])
     parser.add_argument("--methods", type=lambda text: text.split(","), default=before)
     parser.add_argument("--dim", type=int, default=1024)
@@ -268,9 +270,9 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("out/bench_ops"))
     args = parser.parse_args()
-    unknown = [cells for cells in args.cells if cells not in GRIDS]
+    unknown = [count for count in args.counts if count not in GRIDS]
     if unknown:
-        parser.error(f"--cells {unknown} not among {list(GRIDS)}")
+        parser.error(f"--tokens {unknown} not among {list(GRIDS)}")
     device = torch.device(args.device)
     if args.processor_time:
         torch.set_num_threads(1)

@@ -1,12 +1,12 @@
-"""How long planning takes, and how much memory, from 10^4 to 10^6 visual tokens.
+"""Time and memory of planning 10^4 to 10^6 visual tokens.
 
     python -m scripts.bench_plan --out docs/bench/plan.json
 
-One core, one thread. Each figure is measured in a process of its own: peak memory is the growth of
-the peak resident set while the step runs once, time is the best processor time of the repeats that
-follow (wall clock is kept beside it, so that a busy machine shows). The layout repeats one block of
-text, tiles with V2PE, a video with M-RoPE, a compact grid and random increments. The limits are
-0.5 s and 200 MB for 1,000,000 tokens, and growth within 10% of linear.
+Each figure is measured on one thread in a process of its own. Peak memory is the growth of the peak
+resident set while the step runs once. Time is the best processor time of the repeats that follow;
+wall clock time is kept beside it, which shows whether the machine was busy. The layout repeats one
+block: text, tiles with V2PE, a video with M-RoPE, a compact grid and random increments. The limits
+are 0.5 s and 200 MB for 1,000,000 tokens, and growth within 10% of linear.
 """
 
 from __future__ import annotations
@@ -68,14 +68,14 @@ def layout(tokens: int) -> list[Segment]:
 
 @dataclass
 class Pairs:
-    """Every two neighbouring cells merged."""
+    """Merge every two neighbouring tokens."""
 
     assign: Tensor
     anchor: Tensor
 
 
 def step_of(name: str, tokens: int, seed: int) -> Callable[[], Any]:
-    """The step to measure, with what it needs made beforehand."""
+    """The step to measure. What it needs is prepared here."""
 
     def draw() -> torch.Generator:
         return torch.Generator().manual_seed(seed)
@@ -84,8 +84,8 @@ def step_of(name: str, tokens: int, seed: int) -> Callable[[], Any]:
         segments = layout(tokens)
         return lambda: plan(segments, generator=draw())
     if name == "plan v2pe":
-        one: list[Segment] = [Text(100), Image((1, tokens)), Text(100)]
-        return lambda: plan(one, V2PE(1 / 256))
+        single: list[Segment] = [Text(100), Image((1, tokens)), Text(100)]
+        return lambda: plan(single, V2PE(1 / 256))
     segments = layout(tokens)
     made: Plan = plan(segments, generator=draw())
     if name == "after ppe":
@@ -103,7 +103,7 @@ def step_of(name: str, tokens: int, seed: int) -> Callable[[], Any]:
 
 
 def measure(name: str, tokens: int, repeats: int, seed: int) -> dict[str, Any]:
-    """Run one step `repeats` + 1 times in this process."""
+    """Measure one step in this process, run `repeats` + 1 times."""
     torch.set_num_threads(1)
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
@@ -132,7 +132,7 @@ def measure(name: str, tokens: int, repeats: int, seed: int) -> dict[str, Any]:
 
 
 def slope(rows: list[dict[str, Any]]) -> float:
-    """Exponent of growth: the least-squares slope of log time against log tokens."""
+    """The exponent of growth: the least-squares slope of log time over log tokens."""
     x = [math.log(row["tokens"]) for row in rows]
     y = [math.log(row["best_s"]) for row in rows]
     mean_x, mean_y = statistics.mean(x), statistics.mean(y)
@@ -141,7 +141,7 @@ def slope(rows: list[dict[str, Any]]) -> float:
 
 
 def picture(report: dict[str, Any], path: Path) -> None:
-    """Time against tokens, both on logarithmic axes."""
+    """Draw time against tokens, both on logarithmic axes."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -160,7 +160,7 @@ def picture(report: dict[str, Any], path: Path) -> None:
 
 
 def main() -> None:
-    """Measure every step at every size in processes of their own, and write the report."""
+    """Measure every step and size, each in a process of its own, and write the report."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("docs/bench/plan.json"))
     parser.add_argument("--repeats", type=int, default=7)
@@ -202,7 +202,7 @@ def main() -> None:
 
 
 def processor() -> str:
-    """The processor's name, where the system tells it."""
+    """The name of the processor, if the system reports one."""
     path = Path("/proc/cpuinfo")
     lines = path.read_text().splitlines() if path.exists() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]

@@ -1,15 +1,15 @@
-"""What a compression asks of a GPU and of the host, beside the stock model: counts and host time.
+"""Synchronisations, copies, launches and host time of a compression, against the stock model.
 
     python -m scripts.bench_runtime --out docs/bench/runtime
 
-A LLaVA of 32 layers and 576 visual tokens with a width of 32, so that what the host does is nearly
-all there is. Two measurements, of the stock model and of methods at a third of the tokens:
+The model is a LLaVA of 32 layers and 576 visual tokens with a width of 32, so that nearly all time
+is spent on the host. The stock model and methods at a third of the tokens are measured in two ways:
 
     counts  host synchronisations, host-to-device copies and launches of one prefill and of one
-            decoded token, at several batch sizes, as `tests/device_counter.py` counts them on a
-            machine without a GPU
-    time    of a decoded token at batch 1, on one thread, in rounds that run every way in an order
-            drawn anew; ratios to the stock model are taken within a round
+            decoded token at several batch sizes, counted by `tests/device_counter.py` on a machine
+            without a GPU
+    time    host time of a decoded token at batch 1, on one thread; each round runs all methods in
+            a random order, and ratios to the stock model are taken within a round
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def build(depth: int, side: int, seed: int) -> Any:
 
 
 def prompt(batch: int, side: int, seed: int) -> dict[str, Tensor]:
-    """One image a row, with a few words before and a question after it."""
+    """Inputs of one image a row, with a few words before it and a question after it."""
     ids = torch.full((batch, FRONT + side * side + QUESTION), WORD)
     ids[:, FRONT : FRONT + side * side] = IMAGE
     draw = torch.Generator().manual_seed(seed)
@@ -79,7 +79,7 @@ def next_token(given: dict[str, Tensor], step: int, cache: Any) -> dict[str, Any
 
 @contextmanager
 def attached(model: Any, way: str, budget: float) -> Iterator[None]:
-    """The model under a method, or as it is."""
+    """Compress the model with a method, or leave it as it is."""
     if way == DENSE:
         yield
         return
@@ -88,13 +88,13 @@ def attached(model: Any, way: str, budget: float) -> Iterator[None]:
 
 
 class OneLaunch:
-    """Stands for the Triton kernels of greedy selections, which need a GPU: one launch each."""
+    """Replaces the Triton kernels of greedy selection, which need a GPU, by one launch each."""
 
     def __init__(self, counter: DeviceCounter) -> None:
         self._counter = counter
 
     def serve(self, table: Tensor) -> OneLaunch | None:
-        """The kernels, for tables on the counter's device."""
+        """The kernels, for tables on the device of the counter."""
         return self if isinstance(table, DeviceTensor) else None
 
     def cover(self, table: DeviceTensor, count: int) -> Any:
@@ -109,25 +109,25 @@ class OneLaunch:
 
 
 def counts_of(model: Any, way: str, budget: float, given: dict[str, Tensor]) -> dict[str, Any]:
-    """Counts of a prefill and of a decoded token; the model is on the counter's device already."""
-    found = {}
+    """Counts of a prefill and of a decoded token. The model must be on the counter's device."""
+    counts = {}
     counter = DeviceCounter()
     kernels = mock.patch.object(greedy, "_fused", OneLaunch(counter).serve)
     with counter, kernels, torch.no_grad(), attached(model, way, budget):
         inputs = to_device(given)
         counter.take()
         cache = model(**inputs, use_cache=True).past_key_values
-        found["prefill"] = as_facts(counter.take())
-        for step in range(2):  # the second token, since a first one may settle things once
+        counts["prefill"] = as_facts(counter.take())
+        for step in range(2):  # count the second token; the first may do work once
             inputs = to_device(next_token(given, step, cache))
             counter.take()
             model(**inputs)
-            found["decode"] = as_facts(counter.take())
-    return found
+            counts["decode"] = as_facts(counter.take())
+    return counts
 
 
 def as_facts(counts: Counts) -> dict[str, Any]:
-    """Totals, and the lines that synchronise and copy most."""
+    """Totals, and the lines with most synchronisations and copies."""
     lines: dict[str, Counter[str]] = {"syncs": counts.syncs, "copies": counts.copies}
     return counts.totals() | {f"{kind}_by_line": dict(x.most_common()) for kind, x in lines.items()}
 
@@ -136,7 +136,7 @@ def token_seconds(
     model: Any, way: str, budget: float, given: dict[str, Tensor], tokens: int,
     clock: Callable[[], float],
 ) -> float:  # fmt: skip
-    """Seconds of one decoded token, the mean of `tokens` after a prefill that is not timed."""
+    """Seconds of one decoded token: the mean of `tokens` after an untimed prefill."""
     with torch.no_grad(), attached(model, way, budget):
         cache = model(**given, use_cache=True).past_key_values
         model(**next_token(given, 0, cache))
@@ -148,7 +148,7 @@ def token_seconds(
 
 
 def median_interval(values: Sequence[float], seed: int, draws: int = 2000) -> dict[str, float]:
-    """The median and its 95% interval by the bootstrap."""
+    """The median and its 95% bootstrap interval."""
     draw = random.Random(seed)
     medians = sorted(statistics.median(draw.choices(values, k=len(values))) for _ in range(draws))
     low, high = medians[int(0.025 * draws)], medians[int(0.975 * draws) - 1]
@@ -159,7 +159,7 @@ def host_time(
     model: Any, ways: Sequence[str], budget: float, given: dict[str, Tensor], rounds: int,
     tokens: int, seed: int, clock: Callable[[], float],
 ) -> dict[str, Any]:  # fmt: skip
-    """For each way the milliseconds of a decoded token, and the ratio to the stock model."""
+    """Milliseconds of a decoded token with each method, and their ratio to the stock model."""
     draw, spent = random.Random(seed), {way: list[float]() for way in ways}
     for turn in range(rounds + 1):
         for way in draw.sample(list(ways), len(ways)):
@@ -175,7 +175,7 @@ def host_time(
 
 
 def table(found: dict[str, Any]) -> str:
-    """Counts and times as text."""
+    """Counts and times as a table."""
     lines = [f"{'':10} {'batch':>5} {'phase':8}" + "".join(f"{kind:>10}" for kind in KINDS)]
     for row in found["counts"]:
         for phase in ("prefill", "decode"):
@@ -190,7 +190,7 @@ def table(found: dict[str, Any]) -> str:
 
 
 def plot(found: dict[str, Any], path: Path) -> None:
-    """Synchronisations of each way and phase, by batch size."""
+    """Draw the synchronisations of each method and phase by batch size."""
     figure, axes = canvas(8, 3.6)
     bars = [(row, phase) for row in found["counts"] for phase in ("prefill", "decode")]
     for place, (row, phase) in enumerate(bars):
@@ -246,9 +246,9 @@ def main(argv: list[str] | None = None) -> None:
     report = facts(
         "bench_runtime", argv, settings=settings, clock=clock_name, counts=counts, time=times
     )
-    found = write_json(args.out.with_suffix(".json"), report)
-    write_table(args.out.with_suffix(".md"), table(found))
-    plot(found, args.out.with_suffix(".png"))
+    written = write_json(args.out.with_suffix(".json"), report)
+    write_table(args.out.with_suffix(".md"), table(written))
+    plot(written, args.out.with_suffix(".png"))
 
 
 if __name__ == "__main__":

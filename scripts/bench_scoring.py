@@ -1,19 +1,20 @@
-"""Time of the vision side with scoring, against without, and against attention maps asked for.
+"""Time of vision encoding with scoring, without it, and with attention maps of all layers.
 
     python -m scripts.bench_scoring --out docs/bench/scoring --rounds 5 --processor-time
-    python -m scripts.bench_scoring --towers clip_l_14_336 --device cuda --dtype bfloat16
+    python -m scripts.bench_scoring --encoders clip_l_14_336 --device cuda --dtype bfloat16
 
-Random weights at real shapes; the language model behind them is tiny and does not run. Three ways,
-in turn, in an order drawn for each round:
+Weights are random, shapes are real. The language model is tiny and does not run. Three ways are
+timed in turn, in an order drawn for each round:
 
-    plain    pictures are encoded, as the stock model does it
-    scored   the same, and each token's saliency and keys are read off the scoring layer, as any
-             method of this package gets them
-    maps     the same saliency from `output_attentions=True`, for which all layers run eager; a
-             tower that gives no maps (Qwen2.5-VL) runs eager and that is all
+    plain    images are encoded as the stock model does it
+    scored   the same, and the saliency and keys of each token are read off the scoring layer, as
+             any method of this package gets them
+    maps     the same saliency from `output_attentions=True`, for which all layers run eager; an
+             encoder that returns no maps (Qwen2.5-VL) only runs eager
 
-Ratios are taken within a round, so that a machine that does other work disturbs both sides alike.
-`read_ms` is the part of `scored` that follows the tower; beside it the hooks keep two references.
+Ratios are taken within a round, so that other work on the machine disturbs both sides alike.
+`read_ms` is the part of `scored` after the vision encoder. The hooks before it only keep two
+references.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ Call = dict[str, Tensor]
 
 
 def clip_l_14_336(batch: int, draw: torch.Generator) -> tuple[Any, Call]:
-    """LLaVA-1.5's tower: 577 tokens, 24 layers, a class token."""
+    """LLaVA-1.5's vision encoder: 577 tokens, 24 layers, a class token."""
     config = hf.LlavaConfig(
         vision_config=hf.CLIPVisionConfig(
             hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16,
@@ -65,7 +66,7 @@ def clip_l_14_336(batch: int, draw: torch.Generator) -> tuple[Any, Call]:
 
 
 def qwen2_5_vl(batch: int, draw: torch.Generator) -> tuple[Any, Call]:
-    """Qwen2.5-VL's tower, on 24 x 24 patches an image: 32 layers, four of which see all of it."""
+    """Qwen2.5-VL's vision encoder at 24 x 24 patches: 32 layers, four with full attention."""
     config = hf.Qwen2_5_VLConfig(
         # As the checkpoints have it; the default is wider.
         vision_config={"hidden_size": 1280, "out_hidden_size": LANGUAGE["hidden_size"]},
@@ -81,7 +82,7 @@ def qwen2_5_vl(batch: int, draw: torch.Generator) -> tuple[Any, Call]:
     return model, {"pixel_values": pixels, "image_grid_thw": grids}
 
 
-TOWERS: dict[str, Callable[[int, torch.Generator], tuple[Any, Call]]] = {
+ENCODERS: dict[str, Callable[[int, torch.Generator], tuple[Any, Call]]] = {
     "clip_l_14_336": clip_l_14_336,
     "qwen2_5_vl": qwen2_5_vl,
 }
@@ -208,7 +209,7 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--towers", type=lambda text: text.split(","), default=list(TOWERS))
+    parser.add_argument("--encoders", type=lambda text: text.split(","), default=list(ENCODERS))
     numbers = lambda text: [int(part) for part in text.split(",")]  # noqa: E731
     parser.add_argument("--batches", type=numbers, default=[1, 8])
     parser.add_argument("--rounds", type=int, default=5)
@@ -222,22 +223,22 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("out/bench_scoring"))
     args = parser.parse_args()
-    unknown = [name for name in args.towers if name not in TOWERS]
+    unknown = [name for name in args.encoders if name not in ENCODERS]
     if unknown or args.rounds < 2:
-        parser.error(f"--towers {unknown} not among {list(TOWERS)}, or --rounds below 2")
+        parser.error(f"--encoders {unknown} not among {list(ENCODERS)}, or --rounds below 2")
     if args.processor_time:
         torch.set_num_threads(1)
     device, dtype = torch.device(args.device), getattr(torch, args.dtype)
     rows = []
-    for name in args.towers:
+    for name in args.encoders:
         for batch in args.batches:
             torch.manual_seed(args.seed)
-            model, call = TOWERS[name](batch, torch.Generator().manual_seed(args.seed))
+            model, call = ENCODERS[name](batch, torch.Generator().manual_seed(args.seed))
             call = {k: x.to(device, dtype if x.is_floating_point() else None)
                     for k, x in call.items()}  # fmt: skip
             model = model.eval().to(device, dtype)
-            found = compare(model, call, args.rounds, args.seed, args.processor_time)
-            rows.append({"tower": name, "batch": batch} | found)
+            timings = compare(model, call, args.rounds, args.seed, args.processor_time)
+            rows.append({"tower": name, "batch": batch} | timings)
             print(json.dumps(rows[-1]), flush=True)
     hardware = torch.cuda.get_device_name() if device.type == "cuda" else platform.processor()
     report = {

@@ -3,10 +3,10 @@
     python -m scripts.bench_train --processor-time --out out/bench_train   # a small LLaVA on a CPU
     python -m scripts.bench_train --size 7b --lora --batch 8               # LLaVA-1.5-7B on a GPU
 
-Random weights, the same data and seed for all, steps of all settings interleaved so that a busy
-machine is busy for each of them. A step is forward, backward and optimizer on what the recipes'
-collator makes; loading data is not in it. `floor` keeps one visual token: what is left is the
-vision tower, the text, and the head, which sees all tokens for the sake of the labels.
+Weights are random. Data and seed are the same for all settings, and their steps are interleaved, so
+that other work on the machine slows all of them alike. A step is forward, backward and optimizer on
+a batch of the recipes' collator, without loading data. `floor` keeps one visual token. What remains
+is the vision encoder, the text, and the head, which computes all tokens because of the labels.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from train.reduction import Reducer, wanted
 from vlm.families import adapter_of
 
 IMAGE = 3  # the token id of a visual token
-# In "small" the tower's share of a dense forward (3%) and the head's (2%) are those of the 7B.
+# In "small" the vision encoder and the head have the shares of the 7B in a forward (3% and 2%).
 SIZES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "small": (
         {"hidden_size": 160, "intermediate_size": 640, "num_hidden_layers": 4,
@@ -60,11 +60,11 @@ PUBLISHED = {"duet 192": -26, "duet 128": -31, "duet 64": -36}  # %, arXiv 2602.
 
 
 def build(size: str, depth: int | None, device: torch.device, seed: int) -> Any:
-    """A LLaVA of LLaVA-1.5's make: 336 px in patches of 14, 24 x 24 cells."""
-    tower, text = SIZES[size]
+    """A LLaVA with the images of LLaVA-1.5: 336 px in patches of 14, 24 x 24 tokens."""
+    vision, text = SIZES[size]
     text = text | ({"num_hidden_layers": depth} if depth else {})
     config = LlavaConfig(
-        vision_config=CLIPVisionConfig(image_size=336, patch_size=14, **tower),
+        vision_config=CLIPVisionConfig(image_size=336, patch_size=14, **vision),
         text_config=LlamaConfig(max_position_embeddings=4096, **text),
         image_token_index=IMAGE,
         vision_feature_layer=-2,
@@ -78,7 +78,7 @@ def build(size: str, depth: int | None, device: torch.device, seed: int) -> Any:
 
 
 def draw(args: argparse.Namespace, vocabulary: int, dtype: torch.dtype) -> dict[str, Tensor]:
-    """One batch: a picture, then `text` tokens, in turns of a question and a longer answer."""
+    """One batch: an image, then `text` tokens in turns of a question and a longer answer."""
     g = torch.Generator().manual_seed(args.seed)
     words = torch.randint(10, vocabulary, (args.batch, args.text), generator=g)
     front = min(35, args.text // 4)  # a system prompt
@@ -98,14 +98,14 @@ def recipe_of(name: str, args: argparse.Namespace) -> Recipe:
 
 
 class Memory:
-    """Bytes of the device, or on a CPU of the process (Linux): now, and at most since it began."""
+    """Bytes in use now, and at most since the start: of the device, or of the process on a CPU."""
 
     def __init__(self, device: torch.device) -> None:
         self.gpu = device.type == "cuda"
         if self.gpu:
             torch.cuda.reset_peak_memory_stats()
         else:
-            ctypes.CDLL(None).malloc_trim(0)  # what earlier steps freed does not count
+            ctypes.CDLL(None).malloc_trim(0)  # memory that earlier steps freed must not count
             Path("/proc/self/clear_refs").write_text("5")
         self.before = torch.cuda.memory_allocated() if self.gpu else self._read("VmRSS")
 
@@ -118,7 +118,7 @@ class Memory:
 
 
 def measure(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
-    """Rounds of one step in each setting; the first round warms up."""
+    """Run rounds of one step of each setting. The first round warms up."""
     device = torch.device(args.device)
     base = build(args.size, args.depth, device, args.seed)
     recipe = recipe_of("dense", args)
@@ -139,13 +139,13 @@ def measure(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
             torch.cuda.synchronize()
         return clock()
 
-    found: dict[str, dict[str, list[float]]] = {name: {} for name in args.settings}
+    values_of: dict[str, dict[str, list[float]]] = {name: {} for name in args.settings}
     for turn in range(args.rounds + 1):
         for name in args.settings:
             setting = recipe_of(name, args)
             reducer = Reducer(base, setting, 0) if wanted(setting) else None
-            inside = dict.fromkeys(parts, 0.0)
-            handles = [h for part in parts for h in timed(part, parts[part], inside, now)]
+            spent_in = dict.fromkeys(parts, 0.0)
+            handles = [h for part in parts for h in timed(part, parts[part], spent_in, now)]
             memory, began = Memory(device), now()
             loss = model(**batch, use_cache=False).loss
             loss.backward()
@@ -153,20 +153,20 @@ def measure(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
             optimizer.zero_grad()
             row = {"seconds": now() - began, "bytes": memory.peak(), "loss": float(loss.detach())}
             row["step_bytes"] = row["bytes"] - memory.before
-            row |= {f"{part}_seconds": spent for part, spent in inside.items()}
+            row |= {f"{part}_seconds": spent for part, spent in spent_in.items()}
             for handle in handles:
                 handle.remove()
             if reducer is not None:
                 row["tokens"] = reducer.compression.report().budget
                 reducer.compression.remove()
             for key, value in row.items() if turn else ():
-                found[name].setdefault(key, []).append(value)
+                values_of[name].setdefault(key, []).append(value)
             print(f"{turn}/{args.rounds} {name}: {row['seconds']:.2f} s", flush=True)
-    return {name: summary(rows, found) for name, rows in found.items()}
+    return {name: summary(rows, values_of) for name, rows in values_of.items()}
 
 
 def timed(part: str, module: Any, spent: dict[str, float], now: Any) -> list[Any]:
-    """Hooks that add up the time of a module's forwards."""
+    """Hooks that add up the time of the forwards of a module."""
 
     def before(*_: Any) -> None:
         spent[part] -= now()

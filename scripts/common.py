@@ -1,11 +1,12 @@
-"""What the studies share: asking, the facts of a run, and results as JSON and back.
+"""What the studies share: asking questions, reports of runs, and results in JSON.
 
-A study computes a dictionary of plain facts, writes it as JSON, and makes its table and picture
-from that file alone: `python -m scripts.results` makes all of them again.
+A study writes its figures as JSON and renders its table and picture from that file alone.
+`python -m scripts.results` renders all of them again.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
@@ -32,9 +33,9 @@ COLOURS = ("#333333", "#0072B2", "#E69F00", "#CC79A7", "#009E73", "#D55E00", "#5
 
 
 class Asked:
-    """The questions of a benchmark, put to a model under several configurations.
+    """The questions of a benchmark, put to a model with several configurations.
 
-    Answers are kept below `work`: what was asked before is not asked again.
+    Answers are kept below `work`. A question that was answered before is not asked again.
     """
 
     def __init__(
@@ -58,27 +59,27 @@ class Asked:
         return sorted({sample.groups["category"] for sample in self.samples})
 
     def results(self) -> list[Result]:
-        """Figures of every configuration."""
+        """The result of every configuration."""
         return summarise(self.benchmark, self.samples, self.records)
 
     def units(self, arm: Arm) -> list[Unit]:
-        """What counts once, under one configuration."""
+        """The units of one configuration: what the statistics count as one sample."""
         return self.benchmark.units(score_all(self.benchmark, self.samples, self.records[arm]))
 
 
 def mean(units: Sequence[Unit]) -> float:
-    """Share of the units that are right."""
+    """The share of units that are right."""
     return sum(unit.value for unit in units) / len(units)
 
 
 def against(reference: Sequence[Unit], other: Sequence[Unit]) -> dict[str, Any]:
-    """The paired test of the same questions, other minus reference, as plain facts."""
+    """The paired test on the same questions, other minus reference, as a dictionary."""
     values = [u.value for u in reference], [u.value for u in other]
     return asdict(paired(*values, [u.cluster for u in reference]))
 
 
 def facts(script: str, argv: list[str] | None, **more: Any) -> dict[str, Any]:
-    """The facts of a run of `python -m scripts.<script>`, and what it found."""
+    """A report: command, versions and hardware of `python -m scripts.<script>`, and its results."""
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     given = sys.argv[1:] if argv is None else argv
     return {
@@ -90,7 +91,7 @@ def facts(script: str, argv: list[str] | None, **more: Any) -> dict[str, Any]:
 
 
 def write_json(path: Path, found: dict[str, Any]) -> dict[str, Any]:
-    """Write facts as JSON, and give them as they are read back."""
+    """Write a report as JSON. Returns it as it is read back."""
     path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(found, indent=1, default=repr) + "\n"
     path.write_text(text, encoding="utf-8")
@@ -104,9 +105,9 @@ def write_table(path: Path, text: str) -> None:
 
 
 def result_of(row: dict[str, Any]) -> Result:
-    """A `Result` from its facts."""
+    """A `Result` from its row of a report."""
     by = {
-        column: {value: Interval(**found) for value, found in values.items()}
+        column: {value: Interval(**interval) for value, interval in values.items()}
         for column, values in row["by"].items()
     }
     accuracy = Interval(**row["accuracy"]) if row["accuracy"] else None
@@ -114,8 +115,14 @@ def result_of(row: dict[str, Any]) -> Result:
     return Result(**{**row, "accuracy": accuracy, "against": beside, "by": by})
 
 
+def add_folders(parser: argparse.ArgumentParser, work: str) -> None:
+    """Add the folders of a study: `--work` for raw answers, and `--output`."""
+    parser.add_argument("--work", type=Path, default=Path(work), help="raw answers")
+    parser.add_argument("--output", type=Path, default=RESULTS)
+
+
 def canvas(width: float, height: float) -> tuple[Any, Any]:
-    """A figure that needs no display, and its axes."""
+    """A figure without a display, and its axes."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

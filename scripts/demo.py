@@ -1,4 +1,4 @@
-"""`make demo`: the embedded model asked dense and reduced; a photograph and a video reduced."""
+"""`make demo`: answers of the embedded model, dense and reduced; reduced photograph and video."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from eval.samples import Sample
 
 BUDGETS = {"dense": None, "1/3": 48, "1/9": 16}
 QUESTIONS = 12
-FIRST_SCENE = 500  # behind the scenes that the accuracy table is made of
+FIRST_SCENE = 500  # after the scenes of the accuracy table
 
 
 def packaged(package: str, path: str) -> Path:
-    """A file that a pip package ships, found without importing the package."""
+    """The path of a file of an installed package, without importing the package."""
     spec = find_spec(package)
     if spec is None or not spec.submodule_search_locations:
         raise FileNotFoundError(f"{package} is not installed; give a file of your own instead")
@@ -33,7 +33,7 @@ def packaged(package: str, path: str) -> Path:
 
 
 def ask_all(model: Any, processor: Any, samples: list[Sample]) -> None:
-    """Print question, right answer and the answers at each budget."""
+    """Print questions, right answers and the answers at each budget."""
     print(f"{'category':10}{'question':54}{'right':17}" + "".join(f"{b:19}" for b in BUDGETS))
     right = dict.fromkeys(BUDGETS, 0)
     for sample in samples:
@@ -54,7 +54,7 @@ def ask_all(model: Any, processor: Any, samples: list[Sample]) -> None:
 
 
 def choose() -> list[Sample]:
-    """A dozen questions of all categories about scenes of the test split, one a scene."""
+    """Twelve questions of all categories, each about another scene of the test split."""
     samples = Embedded("test", FIRST_SCENE + QUESTIONS, clips=0).load().samples
     kinds = ("attribute", "place", "relation", "count", "small", "reading")
     chosen = []
@@ -66,7 +66,7 @@ def choose() -> list[Sample]:
 
 
 def costs(model: Any, processor: Any, sample: Sample) -> None:
-    """Print the report of design: dense beside reduced, for each budget."""
+    """Print the report of dense and reduced cost at each budget."""
     text = processor.apply_chat_template(
         [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": sample.prompt}]}],
         add_generation_prompt=True,
@@ -78,7 +78,7 @@ def costs(model: Any, processor: Any, sample: Sample) -> None:
 
 
 def stages(model: Any, processor: Any, frames: list[Image.Image], budget: int) -> list[Image.Image]:
-    """One row of panels a frame: what each stage keeps of it."""
+    """One row of panels a frame: the tokens that are kept at each layer of the schedule."""
     with compress(model, "duet", budget=budget) as attached:
         ask(model, processor, frames, "Describe the picture.", 1)
         many = len(frames) > 1

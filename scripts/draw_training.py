@@ -1,7 +1,7 @@
-"""The picture of the embedded model's training: `python -m scripts.draw_training`.
+"""Draws the training of the embedded model: `python -m scripts.draw_training`.
 
-Reads docs/results/mini-training.jsonl (what `train.mini` logged) and writes the picture beside it:
-loss, and the share of answer tokens that is right, by step of each stage.
+Reads docs/results/mini-training.jsonl, the log of `train.mini`, and writes the picture beside it:
+the loss and the share of right answer tokens, by step of each stage.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ def main(log: Path = RESULTS / "mini-training.jsonl") -> int:
     FigureCanvasAgg(figure)
     panels = figure.subplots(1, len(STAGES))
     for stage, axes in zip(STAGES, panels, strict=True):
-        mine = [row for row in rows if row["stage"] == stage]
-        steps = [row["step"] for row in mine]
-        axes.plot(steps, [row["image loss"] for row in mine], color=COLOURS[0], label="loss")
+        selected = [row for row in rows if row["stage"] == stage]
+        steps = [row["step"] for row in selected]
+        axes.plot(steps, [row["image loss"] for row in selected], color=COLOURS[0], label="loss")
         for name, hue in zip(SHOWN[stage], COLOURS[1:], strict=False):
-            axes.plot(steps, [row[name] for row in mine], color=hue, label=name)
+            axes.plot(steps, [row[name] for row in selected], color=hue, label=name)
         axes.set_title(stage)
         axes.set_xlabel("step")
         axes.set_ylim(0, 1.5)

@@ -54,7 +54,7 @@ TOKENS = 144
 
 
 def main(folder: Path = RESULTS) -> int:
-    """Render every study that has been run, then fill the pages that show its tables."""
+    """Render every study that has been run, and fill in the pages that show its tables."""
     for path in sorted(folder.glob("*.json")):
         facts = json.loads(path.read_text(encoding="utf-8"))
         study = STUDIES[facts["command"].split()[2]]  # python -m scripts.NAME ...
@@ -84,8 +84,8 @@ def summary(facts: dict[str, Any]) -> str:
     by_title = {row["title"]: row for row in rows}
     head = "| method | budget 1/3: accuracy | entering | average | prefill "
     head += "| budget 1/9: accuracy | entering | average | prefill |"
-    every = f"{dense['accuracy']['mean']:.1%} | {TOKENS}.0 | {TOKENS}.0 | 100%"
-    lines = [head, "|---|" + "--:|" * 8, f"| dense | {every} | {every} |"]
+    dense_columns = f"{dense['accuracy']['mean']:.1%} | {TOKENS}.0 | {TOKENS}.0 | 100%"
+    lines = [head, "|---|" + "--:|" * 8, f"| dense | {dense_columns} | {dense_columns} |"]
     names = dict.fromkeys(row["title"].split()[0] for row in rows)
     cells = {
         name: [_cells(by_title[f"{name} {budget}"], dense) for budget in BUDGETS.values()]
@@ -98,7 +98,7 @@ def summary(facts: dict[str, Any]) -> str:
 
 
 def _cells(row: dict[str, Any], dense: dict[str, Any]) -> tuple[float, str]:
-    """Accuracy (0 where the budget was not reached) and the four cells of one configuration."""
+    """Accuracy (0 if the budget was not reached) and the four columns of one configuration."""
     budget = row["title"].split()[1]
     figures, mean = row["figures"], row["accuracy"]["mean"]
     share = figures["tokens"] / dense["figures"]["tokens"]
@@ -110,7 +110,7 @@ def _cells(row: dict[str, Any], dense: dict[str, Any]) -> tuple[float, str]:
 
 
 def filled(text: str, folder: Path) -> str:
-    """A page with the tables that it names. Raises FileNotFoundError for one that is not there."""
+    """A page filled with the tables that it names. Raises FileNotFoundError if one is missing."""
 
     def table(marker: re.Match[str]) -> str:
         body = (folder / f"{marker[1]}.md").read_text(encoding="utf-8").strip()

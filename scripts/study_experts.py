@@ -1,16 +1,19 @@
 """Two experts beside either of them alone, at equal tokens: `python -m scripts.study_experts`.
 
-`coarse` is the tower of the embedded model's 1-D sibling (96 px, 12 x 12 cells). `fine` is another
-of the same grid that sees twice the pixels (192 px, patches of 16): it starts as the coarse tower
-with its patch kernel spread over the larger patch, and learns for some minutes to name what each
-cell shows while it stays near what the coarse tower gives (so that one projector fits both). Models
-are then made of the embedded model's language model and projector: each expert alone, and both (MLP
-fusion), the fine tokens all at one position, at one a row of cells, or at one each (MouSi's
-schemes). Each learns from the same questions for the same number of steps, towers frozen. They
-answer the embedded benchmark, its test split drawn at 192 px (the coarse expert gets the same
-pictures, scaled down), with all tokens and with the same mean number of tokens an image.
+`coarse` is the vision encoder of the embedded model's 1-D sibling (96 px, 12 x 12 tokens). `fine`
+has the same grid and sees twice the pixels (192 px, patches of 16). It starts as the coarse encoder
+with its patch kernel spread over the larger patch. It is then trained for some minutes to name what
+each grid cell shows, and to stay near the features of the coarse encoder, so that one projector
+fits both.
 
-Writes `experts.json` (raw figures), `experts.md` and `experts.png`. An interrupted run goes on.
+Models are built with the embedded model's language model and projector: each expert alone, and both
+with MLP fusion. With both, the fine tokens share one position, share one a row, or have one each
+(MouSi's schemes). Every model is trained on the same questions for the same number of steps, with
+frozen vision encoders. All answer the test split of the embedded benchmark, drawn at 192 px (scaled
+down for the coarse expert), with all tokens and with the same mean number of tokens an image.
+
+Writes `experts.json` (raw figures), `experts.md` and `experts.png`. An interrupted run is resumed
+by the same command.
 """
 
 from __future__ import annotations
@@ -40,8 +43,8 @@ from eval.benchmarks.embedded import Embedded
 from eval.report import table
 from eval.samples import Drawing, Loaded
 from scripts.common import (
-    RESULTS,
     Asked,
+    add_folders,
     against,
     canvas,
     facts,
@@ -57,8 +60,8 @@ from vlm.experts import Expert, build_expert, expert_config
 from vlm.model import FoveateProcessor, assemble, from_llava
 
 SIZE = 192
-CELLS = 144
-# Experts of each model, and how the fine one's cells share positions (MouSi, arXiv 2401.17221).
+TOKENS = 144
+# Experts of each model, and how the fine tokens share positions (MouSi, arXiv 2401.17221).
 MODELS = {
     "coarse": (("coarse",), None),
     "fine": (("fine",), None),
@@ -72,18 +75,18 @@ JOINT = {"steps": 250, "batch": 8, "lr": 3e-4}
 
 
 def experts() -> dict[str, Expert]:
-    """Both experts; the fine one before it learned anything of its own."""
+    """Both experts, the fine one not trained yet."""
     stock, processor = vlm.load("mini-1d")
-    tower = stock.model.vision_tower
+    encoder = stock.model.vision_tower
     images = processor.image_processor
     settings = {"layer": -1, "mean": images.image_mean, "std": images.image_std}
-    coarse = build_expert(expert_config("coarse", "clip", tower.config, **settings))
-    coarse.encoder.load_state_dict(tower.state_dict())
+    coarse = build_expert(expert_config("coarse", "clip", encoder.config, **settings))
+    coarse.encoder.load_state_dict(encoder.state_dict())
     config = CLIPVisionConfig.from_dict(
-        {**tower.config.to_dict(), "image_size": SIZE, "patch_size": 16}
+        {**encoder.config.to_dict(), "image_size": SIZE, "patch_size": 16}
     )
     fine = build_expert(expert_config("fine", "clip", config, **settings))
-    weights = tower.state_dict()
+    weights = encoder.state_dict()
     (kernel,) = (name for name in weights if name.endswith("patch_embedding.weight"))
     spread = weights[kernel].repeat_interleave(2, 2).repeat_interleave(2, 3) / 4
     fine.encoder.load_state_dict({**weights, kernel: spread})
@@ -93,7 +96,7 @@ def experts() -> dict[str, Expert]:
 def build(names: tuple[str, ...], by: str | None, made: dict[str, Expert]) -> tuple[Any, Any]:
     """A model of some experts, with the embedded model's language model and projector.
 
-    by: how the fine expert's cells share positions where there are both.
+    by: how the tokens of the fine expert share positions, if there are both.
     """
     stock, _ = vlm.load("mini-1d")
     old = from_llava(stock)
@@ -150,8 +153,8 @@ def learn(name: str, parts: list[Any], plan: dict[str, Any], loss_of: Any) -> li
 
 
 def teach_fine(coarse: Expert, fine: Expert, work: Path) -> list[dict[str, Any]]:
-    """The fine expert learns what each cell shows."""
-    path = work / "tower.safetensors"
+    """Train the fine expert to name what each grid cell shows. Returns the log."""
+    path = work / "encoder.safetensors"
     if path.is_file():
         fine.encoder.load_state_dict(load_file(path))
         return json.loads(path.with_suffix(".json").read_text())
@@ -178,34 +181,34 @@ def teach_fine(coarse: Expert, fine: Expert, work: Path) -> list[dict[str, Any]]
 
 
 def widened(batch: Batch, prefix: int, by: str) -> Batch:
-    """The same with the fine expert's cells after the coarse one's, at positions shared `by`."""
-    start, side = prefix + CELLS, mini.GRID
-    count = {"all": 1, "row": side, "original": CELLS}[by]
-    more = torch.arange(count).repeat_interleave(CELLS // count) + start
+    """A batch with the fine tokens after the coarse ones, at positions shared `by`."""
+    start, side = prefix + TOKENS, mini.GRID
+    count = {"all": 1, "row": side, "original": TOKENS}[by]
+    more = torch.arange(count).repeat_interleave(TOKENS // count) + start
     places = (
         batch.positions[..., :start],
         more.expand(3, len(batch.ids), -1),
         batch.positions[..., start:] + count,
     )
-    # New rows and columns are like the last coarse cell's, but causal among themselves.
+    # New rows and columns copy the last coarse token's, but are causal among themselves.
     index = torch.cat(
         [
             torch.arange(start),
-            torch.full((CELLS,), start - 1),
+            torch.full((TOKENS,), start - 1),
             torch.arange(start, batch.mask.shape[-1]),
         ]
     )
     mask = batch.mask[:, :, index][..., index]
-    fine = torch.ones(CELLS, CELLS, dtype=torch.bool).tril()
-    mask[:, :, start : start + CELLS, start : start + CELLS] = fine
-    mask[:, :, :start, start : start + CELLS] = False
+    fine = torch.ones(TOKENS, TOKENS, dtype=torch.bool).tril()
+    mask[:, :, start : start + TOKENS, start : start + TOKENS] = fine
+    mask[:, :, :start, start : start + TOKENS] = False
     return Batch(batch.ids, batch.labels, torch.cat(places, 2), mask)
 
 
 def teach(
     name: str, by: str | None, model: Any, processor: Any, work: Path
 ) -> list[dict[str, Any]]:
-    """Fusion and language model learn from questions; the towers do not."""
+    """Train the fusion and the language model on questions. The experts are frozen."""
     path = work / f"{name}.safetensors"
     if path.is_file():
         model.load_state_dict(load_file(path), strict=False)
@@ -217,7 +220,7 @@ def teach(
         rows = [turns_of(IMAGE, int(s), rng, captioned=False, letters=0.0, rounds=2) for s in seeds]
         where, after = original_positions(IMAGE, "1d")
         batch = pack(rows, where.expand(len(seeds), -1, -1), after)
-        prefix = batch.positions.shape[2] - CELLS - batch.ids.shape[1]
+        prefix = batch.positions.shape[2] - TOKENS - batch.ids.shape[1]
         if by:
             batch = widened(batch, prefix, by)
         loss, right = answer_loss(model, batch, visual)
@@ -233,7 +236,7 @@ def teach(
 
 
 def large(seed: int, split: Split) -> Image.Image:
-    """A scene of the benchmark, drawn in full size."""
+    """Draw a scene of the benchmark in full size."""
     return draw(make_scene(seed, split), SIZE)
 
 
@@ -244,7 +247,7 @@ class Large(Embedded):
     name: ClassVar[str] = "embedded-large"
 
     def load(self) -> Loaded:
-        """Draw them."""
+        """Draw the samples."""
         loaded = super().load()
         drawn = (partial(large, int(s.cluster[1:]), self.split) for s in loaded.samples)
         pairs = zip(loaded.samples, drawn, strict=True)
@@ -256,8 +259,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m scripts.study_experts", description=__doc__)
     parser.add_argument("--scenes", type=int, default=300, help="of the test split")
     parser.add_argument("--method", default="foveate")
-    parser.add_argument("--work", type=Path, default=Path("out/study-experts"))
-    parser.add_argument("--output", type=Path, default=RESULTS)
+    add_folders(parser, work="out/study-experts")
     args = parser.parse_args(argv)
     args.work.mkdir(parents=True, exist_ok=True)
     made = experts()
@@ -269,19 +271,19 @@ def main(argv: list[str] | None = None) -> int:
         model, processor = build(members, by, made)
         log += teach(name, by, model, processor, args.work)
         answerer = ModelAnswerer(model, processor, name)
-        own = arms if len(members) > 1 else [a for a in arms if a.budget != CELLS]
+        own = arms if len(members) > 1 else [a for a in arms if a.budget != TOKENS]
         asked = Asked(benchmark, answerer, own, args.work / "answers")
         results[name], count = [asdict(row) for row in asked.results()], len(asked.samples)
         for arm in own:
-            tokens = CELLS * len(members) if arm is DENSE else arm.budget
+            tokens = TOKENS * len(members) if arm is DENSE else arm.budget
             units[name, tokens] = asked.units(arm)
     duels = [
         {"tokens": tokens, "against": name, **against(units[name, tokens], units["both", tokens])}
-        for tokens in (2 * CELLS, *BUDGETS)
+        for tokens in (2 * TOKENS, *BUDGETS)
         for name in MODELS
         if name != "both" and (name, tokens) in units
     ]
-    found = facts(
+    report = facts(
         "study_experts",
         argv,
         questions=count,
@@ -290,12 +292,12 @@ def main(argv: list[str] | None = None) -> int:
         both_against=duels,
         training=log,
     )
-    render(write_json(args.output / "experts.json", found), args.output / "experts")
+    render(write_json(args.output / "experts.json", report), args.output / "experts")
     return 0
 
 
 def render(found: dict[str, Any], path: Path) -> None:
-    """The tables and the picture, from the facts."""
+    """Write the tables and the picture of a report."""
     results = {k: [result_of(row) for row in rows] for k, rows in found["results"].items()}
     parts = [f"{name}\n{table(rows)}" for name, rows in results.items()]
     lines = [
@@ -314,15 +316,15 @@ def render(found: dict[str, Any], path: Path) -> None:
 
 
 def picture(results: dict[str, Any], path: Path) -> None:
-    """Accuracy against tokens, a line a model."""
+    """Draw accuracy against tokens, one line a model."""
     figure, axes = canvas(5.5, 3.4)
     for number, (name, rows) in enumerate(results.items()):
-        found = sorted((row.figures["tokens"], row.accuracy) for row in rows)
-        tokens = [t * 1.03 ** (number - 2) for t, _ in found]
-        means = [100 * a.mean for _, a in found]
+        points = sorted((row.figures["tokens"], row.accuracy) for row in rows)
+        tokens = [t * 1.03 ** (number - 2) for t, _ in points]
+        means = [100 * a.mean for _, a in points]
         errors = [
-            [100 * (a.mean - a.low) for _, a in found],
-            [100 * (a.high - a.mean) for _, a in found],
+            [100 * (a.mean - a.low) for _, a in points],
+            [100 * (a.high - a.mean) for _, a in points],
         ]
         axes.errorbar(tokens, means, yerr=errors, fmt="osD^v"[number] + "-", label=name, capsize=2)
     axes.set_xscale("log")

@@ -1,14 +1,14 @@
-"""One picture in a stack: `python -m scripts.study_needle`.
+"""Finding one image in a stack of images: `python -m scripts.study_needle`.
 
-The 1-D sibling of the embedded model learns for some steps from stacks of one or two pictures, of
-which one alone has a sign and a dot: once with increment 1 for every visual token, once with an
-increment drawn for each picture (V2PE, arXiv 2412.09616). Both are then asked about stacks of up to
-16 pictures, eight times as long as what they learned from: the first also with its positions scaled
-linearly into what it knows, and with an increment that it did not learn; the second at several.
-All learned from the same data and steps.
+The 1-D sibling of the embedded model is fine-tuned on stacks of one or two images, only one of
+which has a sign and a dot. One model is trained with increment 1 for every visual token, one with a
+random increment for each image (V2PE, arXiv 2412.09616). Both see the same data for the same steps.
+They are then asked about stacks of up to 16 images, eight times as long as in training. The first
+is also tested with positions scaled linearly into the trained range and with an increment that it
+was not trained with. The second is tested with several increments.
 
 Writes `needle.json` (raw figures, versions, hardware, command), `needle.md` and `needle.png`. An
-interrupted run goes on where it was.
+interrupted run is resumed by the same command.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from eval.arms import DENSE, Arm
 from eval.samples import Benchmark, Drawing, Loaded, Sample, Score, Unit
 from scripts.common import (
     COLOURS,
-    RESULTS,
     Asked,
+    add_folders,
     against,
     canvas,
     facts,
@@ -44,9 +44,9 @@ from scripts.common import (
 from scripts.tuning import SETTINGS, tune
 from vlm.embedded.scenes import Question, Scene, Split, draw, make_scene, questions
 
-LEARNED = 2  # pictures of the longest training sample
+LEARNED = 2  # images of the longest training sample
 KINDS = ("small", "reading")
-FIRST = 200_000  # training scenes that nothing else uses
+FIRST = 200_000  # training scenes that no other study uses
 OWN = [
     "learning_rate.projector=2e-4",
     "learning_rate.language_model=5e-4",
@@ -55,7 +55,7 @@ OWN = [
 
 
 def stack(seed: int, count: int, split: Split) -> tuple[list[Scene], list[Question]]:
-    """Scenes of which one alone has a sign and a dot, and what can be asked about these."""
+    """Scenes, only one of which has a sign and a dot, and the questions about these."""
     rng = np.random.default_rng((seed, count, 11))
     first = 16 * seed if split != "train" else FIRST + LEARNED * seed
     scenes = [make_scene(first + k, split) for k in range(count)]
@@ -66,16 +66,16 @@ def stack(seed: int, count: int, split: Split) -> tuple[list[Scene], list[Questi
 
 
 class Exact(Benchmark):
-    """Answers that must be the very words."""
+    """Score of answers that must match exactly."""
 
     def score(self, sample: Sample, text: str) -> Score:
-        """Exact match, but for surrounding space."""
+        """Exact match, ignoring surrounding white space."""
         return Score(float(text.strip() == sample.answer), text.strip())
 
 
 @dataclass(frozen=True)
 class Needle(Exact):
-    """Questions about the one picture of a stack that has a sign and a dot."""
+    """Questions about the one image of a stack that has a sign and a dot."""
 
     pictures: int = 1
     stacks: int = 100
@@ -91,15 +91,15 @@ class Needle(Exact):
             media = tuple(Drawing(partial(_drawn, seed, self, k)) for k in range(len(scenes)))
             samples += [
                 Sample(
-                    key=f"{seed:04d}-{one.category}",
-                    prompt=one.text,
+                    key=f"{seed:04d}-{question.category}",
+                    prompt=question.text,
                     media=media,
-                    answer=one.answer,
-                    groups={"category": one.category},
+                    answer=question.answer,
+                    groups={"category": question.category},
                     cluster=f"{seed:04d}",
                     max_new_tokens=8,
                 )
-                for one in asked
+                for question in asked
             ]
         return Loaded(samples)
 
@@ -109,7 +109,7 @@ def _drawn(seed: int, needle: Needle, number: int) -> Image.Image:
 
 
 def write_data(folder: Path, count: int) -> None:
-    """Draw training stacks of one picture and of two, one question a sample."""
+    """Draw training stacks of one and of two images, with one question a sample."""
     if (folder / "data.json").is_file():
         return
     (folder / "images").mkdir(parents=True, exist_ok=True)
@@ -119,8 +119,8 @@ def write_data(folder: Path, count: int) -> None:
         names = [f"{seed}-{k}.png" for k in range(len(scenes))]
         for name, scene in zip(names, scenes, strict=True):
             draw(scene).save(folder / "images" / name)
-        one = asked[seed // 2 % len(asked)]
-        said = [("user", "<image>\n" * len(names) + one.text), ("assistant", one.answer)]
+        question = asked[seed // 2 % len(asked)]
+        said = [("user", "<image>\n" * len(names) + question.text), ("assistant", question.answer)]
         messages = [{"role": role, "content": text} for role, text in said]
         rows.append({"id": str(seed), "images": names, "messages": messages})
     (folder / "data.json").write_text(json.dumps(rows), encoding="utf-8")
@@ -137,11 +137,13 @@ def scaled(folder: Path, factor: float) -> Any:
 def ask(
     benchmark: Benchmark, asked: dict[str, tuple[Any, dict[str, Arm]]], processor: Any, work: Path
 ) -> dict[str, list[Unit]]:
-    """What counts once, by the title of each arm; `asked` is each model's name, itself and arms."""
+    """The units of each arm by its title. `asked`: a model and its arms, by name."""
     units: dict[str, list[Unit]] = {}
     for name, (model, arms) in asked.items():
-        found = Asked(benchmark, ModelAnswerer(model, processor, name), list(arms.values()), work)
-        units |= {title: found.units(arm) for title, arm in arms.items()}
+        answered = Asked(
+            benchmark, ModelAnswerer(model, processor, name), list(arms.values()), work
+        )
+        units |= {title: answered.units(arm) for title, arm in arms.items()}
     return units
 
 
@@ -155,8 +157,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--drawn", type=int, default=4000, help="stacks to learn from")
     parser.add_argument("--steps", type=int, default=250)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--work", type=Path, default=Path("out/needle"))
-    parser.add_argument("--output", type=Path, default=RESULTS)
+    add_folders(parser, work="out/needle")
     args = parser.parse_args(argv)
     write_data(args.work, args.drawn)
     shared = [*OWN, f"optimizer.steps={args.steps}", f"seed={args.seed}"]
@@ -174,7 +175,7 @@ def main(argv: list[str] | None = None) -> int:
     learned_various, _ = vlm.load(various)
 
     def stepping(steps: str, title: str) -> dict[str, Arm]:
-        """All tokens, with an increment for the visual ones."""
+        """All tokens kept, with an increment for the visual ones."""
         return {title.format(s): Arm("random", 1.0, f"v2pe:{s}") for s in split_list(steps)}
 
     fixed = {"increment 1": DENSE, **stepping(args.untrained, "untrained {}")}
@@ -202,15 +203,15 @@ def main(argv: list[str] | None = None) -> int:
                 }
             )
     settings = [*SETTINGS, *shared]
-    found = facts(
+    report = facts(
         "study_needle", argv, seed=args.seed, settings=settings, training=learned, rows=rows
     )
-    render(write_json(args.output / "needle.json", found), args.output / "needle")
+    render(write_json(args.output / "needle.json", report), args.output / "needle")
     return 0
 
 
 def render(found: dict[str, Any], path: Path) -> None:
-    """The table and the picture, from the facts."""
+    """Write the table and the picture of a report."""
     label = "pictures of 144 tokens in the stack (dotted: the longest it learned from)"
     curves(found["rows"], "pictures", LEARNED, "v2pe", label, path)
 
@@ -218,9 +219,10 @@ def render(found: dict[str, Any], path: Path) -> None:
 def curves(
     rows: list[dict[str, Any]], across: str, learned: int, faded: str, label: str, path: Path
 ) -> None:
-    """Table and picture of accuracy over the length `across`, a line a way of counting.
+    """Table and picture of accuracy over the length `across`, one line a way of counting positions.
 
-    Each is beside the first. Those whose names start with `faded` share a colour, ever paler.
+    Each is compared with the first. Those whose names start with `faded` share a colour that
+    becomes paler.
     """
     sizes = list(dict.fromkeys(row[across] for row in rows))
     names = list(dict.fromkeys(row["positions"] for row in rows))

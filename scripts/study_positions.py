@@ -1,14 +1,14 @@
-"""Where tokens stand after a reduction, and what that costs: `python -m scripts.study_positions`.
+"""Positions of the tokens that are kept, and their accuracy: `python -m scripts.study_positions`.
 
-On the embedded model, training-free, the same questions for all:
+The embedded model answers the same questions, training-free, in two comparisons:
 
-- home: what is left stands where it stood. compact: it is numbered anew without gaps. For each
-  method and budget the paired difference, overall and by category.
-- slots: a merged token carries K of its members' places (PPE), for methods that merge most of what
-  they keep; K = 1 is the fair control. Contiguous runs of rotary channels, and strided ones.
+- Original positions against compact ones, which number the kept tokens without gaps. The paired
+  difference is given for each method and budget, overall and by category.
+- Slots: a merged token carries the positions of K of its members (PPE), with contiguous or strided
+  rotary channels, for methods that merge most of the tokens that they keep. K = 1 is the control.
 
-Writes `<name>.json` (raw figures, versions, hardware, command), `<name>.md` and
-`<name>.png`. An interrupted run goes on where it was.
+Writes `<name>.json` (raw figures, versions, hardware, command), `<name>.md` and `<name>.png`. An
+interrupted run is resumed by the same command.
 """
 
 from __future__ import annotations
@@ -23,7 +23,16 @@ from compress.parse import parse_budget, split_list
 from eval.answerers import ModelAnswerer
 from eval.arms import DENSE, Arm
 from eval.benchmarks.embedded import Embedded
-from scripts.common import RESULTS, Asked, against, canvas, facts, mean, write_json, write_table
+from scripts.common import (
+    Asked,
+    add_folders,
+    against,
+    canvas,
+    facts,
+    mean,
+    write_json,
+    write_table,
+)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -38,8 +47,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--name", default="positions", help="of the files that are written")
     parser.add_argument("--model", default="mini")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--work", type=Path, default=Path("out/methods"), help="raw answers")
-    parser.add_argument("--output", type=Path, default=RESULTS)
+    add_folders(parser, work="out/methods")
     args = parser.parse_args(argv)
     duels = [
         (Arm(method, budget), Arm(method, budget, "compact"))
@@ -58,7 +66,7 @@ def main(argv: list[str] | None = None) -> int:
     benchmark = Embedded("test", args.scenes, args.clips)
     answerer = ModelAnswerer(model, processor, args.model)
     asked = Asked(benchmark, answerer, arms, args.work, args.seed)
-    found = facts(
+    report = facts(
         "study_positions",
         argv,
         questions=len(asked.samples),
@@ -66,12 +74,12 @@ def main(argv: list[str] | None = None) -> int:
         kinds=asked.categories,
         rows=[compare(asked, control, arm) for control, arm in duels],
     )
-    render(write_json(args.output / f"{args.name}.json", found), args.output / args.name)
+    render(write_json(args.output / f"{args.name}.json", report), args.output / args.name)
     return 0
 
 
 def compare(asked: Asked, control: Arm, arm: Arm) -> dict[str, Any]:
-    """Accuracy of both, and the paired difference, overall and by category."""
+    """Accuracy with both, and the paired difference, overall and by category."""
 
     def difference(kind: str | None) -> dict[str, Any]:
         a, b = (
@@ -92,7 +100,7 @@ def compare(asked: Asked, control: Arm, arm: Arm) -> dict[str, Any]:
 
 
 def render(found: dict[str, Any], path: Path) -> None:
-    """The differences in points, as text, and drawn with their 95% intervals."""
+    """Write the differences in points as a table, and draw them with their 95% intervals."""
     rows, kinds = found["rows"], found["kinds"]
     wide = max(len(row["arm"]) for row in rows) + 2
     head = f"{'':<{wide}}{'original':>7}{'this':>7}{'+/-':>7}{'p':>8}"
@@ -114,7 +122,7 @@ def render(found: dict[str, Any], path: Path) -> None:
     axes.axvline(0, color="black", linewidth=0.8)
     axes.set_yticks(range(len(rows)), [row["arm"] for row in rows], fontsize=8)
     axes.invert_yaxis()
-    axes.set_xlabel("points of accuracy, beside the same with home positions (95% intervals)")
+    axes.set_xlabel("points of accuracy, against the same with original positions (95% intervals)")
     figure.savefig(path.with_suffix(".png"), dpi=110)
 
 

@@ -2,12 +2,12 @@
 
     python -m scripts.study_speed
 
-Models of random weights, which are honest for speed, in the shapes of LLaVA-1.5-7B or
-Qwen2.5-VL-7B (`--shapes llava,qwen`, for a GPU), or of a LLaVA of a quarter or half the widths and
-depths (`--shapes quarter,half`, for a CPU). Each round runs everything once, in turn: dense; each
-method at each budget; and `eager`, the same reduction in the way of the public code: eager
-attention that hands out all maps of the tower and of the language model. Beside it the roofline:
-the speed-up of the prefill that multiply-adds and bytes allow, at the rates that this machine
+The models have random weights, which do not change speed. Their shapes are those of LLaVA-1.5-7B or
+Qwen2.5-VL-7B (`--shapes llava,qwen`, for a GPU), or of a LLaVA with a quarter or half of the widths
+and depths (`--shapes quarter,half`, for a CPU). Each round runs everything once, in turn: dense,
+each method at each budget, and `eager`. The last is the same reduction as public code does it, with
+eager attention that returns all maps of the vision encoder and the language model. The roofline is
+the speed-up of the prefill that multiply-adds and bytes allow at the rates that the machine
 reaches.
 
 Writes `<out>.json` (raw times, versions, hardware, command), `<out>.md` and `<out>.png`.
@@ -42,12 +42,12 @@ from scripts.common import canvas, facts, write_json, write_table
 from vlm.families import adapter_of
 
 WAYS = ("sdpa", "eager")
-TEXT = 40  # tokens after the visual inputs; 8 stand before them
+TEXT = 40  # tokens after the visual inputs; there are 8 before them
 
 
 @dataclass(frozen=True)
 class Load:
-    """What is asked at once: `batch` prompts of `images` images, or of a video of `frames`."""
+    """One load: `batch` prompts of `images` images, or of a video of `frames` frames."""
 
     name: str
     batch: int = 1
@@ -71,7 +71,7 @@ Shape = tuple[Callable[[], Any], Callable[[Load], dict[str, Any]]]
 
 
 def llava(part: int) -> Shape:
-    """LLaVA-1.5-7B's shapes, or one `part`-th of its widths, heads and depths."""
+    """A model of LLaVA-1.5-7B's shapes, with widths, heads and depths divided by `part`."""
     vision: Any = CLIPVisionConfig(
         hidden_size=1024 // part,
         intermediate_size=4096 // part,
@@ -104,7 +104,7 @@ def llava(part: int) -> Shape:
 
 
 def qwen() -> Shape:
-    """Qwen2.5-VL-7B's shapes; images of 672 x 672 (576 tokens), video frames of 336 x 336."""
+    """A model of Qwen2.5-VL-7B's shapes; images of 672 x 672 (576 tokens), frames of 336 x 336."""
     config: Any = Qwen2_5_VLConfig(
         text_config={
             "hidden_size": 3584,
@@ -136,8 +136,8 @@ def qwen() -> Shape:
         count = load.batch * (1 if video else load.images)
         tokens = grid[0] * grid[1] * grid[2] // 4
         token = config.video_token_id if video else config.image_token_id
-        one = [config.vision_start_token_id, *([token] * tokens), config.vision_end_token_id]
-        ids = [*range(10, 18), *(one * (1 if video else load.images)), *range(20, 20 + TEXT)]
+        block = [config.vision_start_token_id, *([token] * tokens), config.vision_end_token_id]
+        ids = [*range(10, 18), *(block * (1 if video else load.images)), *range(20, 20 + TEXT)]
         pixels = torch.randn(count * tokens * 4, patch)
         grids = torch.tensor([grid] * count)
         batch = torch.tensor([ids] * load.batch)
@@ -161,12 +161,12 @@ SHAPES: dict[str, Callable[[], Shape]] = {
 }
 
 
-# ------------------------------------------------------------------ the public code's way
+# ------------------------------------------------------------------ as public code does it
 
 
 @contextmanager
 def eager(model: Any) -> Iterator[None]:
-    """Eager attention whose maps are kept for every layer, in the tower and in the LLM."""
+    """Eager attention that keeps the maps of all layers of the vision encoder and of the LLM."""
     before = model.config._attn_implementation
     handles = []
 
@@ -192,7 +192,7 @@ def rates(device: torch.device, dtype: torch.dtype, width: int) -> tuple[float, 
     """Multiply-adds a second of a matrix product of the model's width, and bytes a second read."""
 
     def best(run: Callable[[], Any], times: int = 5) -> float:
-        found = []
+        seconds = []
         for _ in range(times):
             if device.type == "cuda":
                 torch.cuda.synchronize()
@@ -200,8 +200,8 @@ def rates(device: torch.device, dtype: torch.dtype, width: int) -> tuple[float, 
             run()
             if device.type == "cuda":
                 torch.cuda.synchronize()
-            found.append(time.perf_counter() - begin)
-        return min(found)
+            seconds.append(time.perf_counter() - begin)
+        return min(seconds)
 
     a = torch.randn(1024, width, device=device, dtype=dtype)
     b = torch.randn(width, 4 * width, device=device, dtype=dtype)
@@ -212,7 +212,7 @@ def rates(device: torch.device, dtype: torch.dtype, width: int) -> tuple[float, 
 
 
 def floor(text: Any, counts: list[int], batch: int, rate: tuple[float, float], size: int) -> float:
-    """Seconds that a prefill takes at least; `counts` are all tokens of a sequence by layer."""
+    """The least seconds of a prefill; `counts` are all tokens of a sequence by layer."""
     d, inner = text.hidden_size, text.intermediate_size
     head = d // text.num_attention_heads
     kv = text.num_key_value_heads * head
@@ -238,7 +238,7 @@ class Row:
     possible: float
 
     def figures(self) -> dict[str, Any]:
-        """Plain numbers: milliseconds, bytes, ratios."""
+        """The row as plain numbers: milliseconds, bytes, ratios."""
         dense, reduced = self.report.dense, self.report.reduced
         times = (dense.first, reduced.first, dense.prefill, reduced.prefill)
         first, less, prefill, short = (float(t) for t in times if t is not None)
@@ -259,7 +259,7 @@ class Row:
 
 
 def compare(model: Any, inputs: dict[str, Any], args: argparse.Namespace) -> Iterator[Row]:
-    """One row for each method and budget, and for the public code's way of each."""
+    """One row for each method and budget, as this package and as public code does it."""
     text = model.config.get_text_config()
     rate = rates(model.device, model.dtype, text.hidden_size)
     batch, size = len(inputs["input_ids"]), model.dtype.itemsize
@@ -278,7 +278,7 @@ def compare(model: Any, inputs: dict[str, Any], args: argparse.Namespace) -> Ite
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """The figures as text."""
+    """The figures as a table."""
     head = (
         f"{'':<32}{'tokens':>8}{'vision':>9}{'own':>8}{'prefill':>9}{'first':>9}{'decode':>9}"
         f"{'KV MiB':>8}{'first x':>9}{'prefill x':>10}{'possible':>9}{'own':>7}"
@@ -300,7 +300,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def draw(rows: list[dict[str, Any]], path: Path) -> None:
-    """Milliseconds to the first token in parts, a bar a run."""
+    """Draw the parts of the time to the first token, one bar a row."""
     bars = []
     for row in rows:
         way = "" if row["way"] == "sdpa" else ", eager"
@@ -341,7 +341,7 @@ def main(argv: list[str] | None = None) -> int:
             if name not in known:
                 parser.error(f"--{option}: {name!r} is not one of {', '.join(known)}")
     device, dtype = ("cuda", torch.bfloat16) if gpu else ("cpu", torch.float32)
-    found = []
+    rows = []
     for shape in split_list(args.shapes):
         torch.manual_seed(args.seed)
         build, inputs = SHAPES[shape]()
@@ -358,8 +358,8 @@ def main(argv: list[str] | None = None) -> int:
                 figures = {"shape": shape, "load": name, **row.figures()}
                 figures["show_dense"] = row.way not in shown
                 shown.add(row.way)
-                found.append(figures)
-                print(table(found[-1:]), flush=True)
+                rows.append(figures)
+                print(table(rows[-1:]), flush=True)
         del model
     told = facts(
         "study_speed",
@@ -367,14 +367,14 @@ def main(argv: list[str] | None = None) -> int:
         seed=args.seed,
         threads=torch.get_num_threads(),
         dtype=str(dtype).removeprefix("torch."),
-        rows=found,
+        rows=rows,
     )
     render(write_json(args.out.with_suffix(".json"), told), args.out)
     return 0
 
 
 def render(found: dict[str, Any], path: Path) -> None:
-    """The table and the picture, from the facts."""
+    """Write the table and the picture of a report."""
     write_table(path, table(found["rows"]))
     draw(found["rows"], path.with_suffix(".png"))
 

@@ -1,13 +1,13 @@
 """Fine-tuning with the reduction on: `python -m scripts.study_trained`.
 
-An embedded model learns for some steps from questions about new training scenes, dense and with
-each reduction on, from the same data in the same order. Each of the models answers the embedded
-benchmark under the reduction that it learned with, beside the dense one that learned as long, and
-beside the model that learned dense (training-free). A method with slots (PPE) is paired with itself
-at one slot, K = 1.
+An embedded model is fine-tuned on questions about new training scenes, dense and with each
+reduction, on the same data in the same order. Each model answers the embedded benchmark with the
+reduction that it was trained with. It is compared with the dense model that was trained as long,
+and with that model under the same reduction (training-free). A method with slots (PPE) is compared
+with itself at one slot, K = 1.
 
 Writes `<name>.json` (raw figures, versions, hardware, command), `<name>.md` and `<name>.png`. An
-interrupted run goes on where it was.
+interrupted run is resumed by the same command.
 """
 
 from __future__ import annotations
@@ -27,17 +27,26 @@ from eval.answerers import ModelAnswerer
 from eval.arms import DENSE, Arm
 from eval.benchmarks.embedded import Embedded
 from positions.channels import SlotLayout
-from scripts.common import RESULTS, Asked, against, canvas, facts, mean, write_json, write_table
+from scripts.common import (
+    Asked,
+    add_folders,
+    against,
+    canvas,
+    facts,
+    mean,
+    write_json,
+    write_table,
+)
 from scripts.tuning import SETTINGS, tune
 from vlm.embedded.scenes import draw, make_scene, questions
 
-FIRST = 100_000  # scenes before it are those that the embedded model was trained on
+FIRST = 100_000  # the embedded model was trained on the scenes before it
 OWN = ["learning_rate.projector=1e-4", "learning_rate.language_model=1e-4", "log.every=10"]
 
 
 @dataclass(frozen=True)
 class Tuned:
-    """What one model learns with; method None is dense."""
+    """How one model is trained; method None is dense."""
 
     method: str | None = None
     budget: float = 1.0
@@ -46,19 +55,19 @@ class Tuned:
 
     @property
     def arm(self) -> Arm:
-        """What it is asked under."""
+        """The arm that the model is asked with."""
         if self.method is None:
             return DENSE
         return Arm(self.method, self.budget, "original", self.slots, self.layout)
 
     @property
     def name(self) -> str:
-        """For folders."""
+        """The name of the folder."""
         layout = "" if self.layout == "contiguous" else f"-{self.layout}"
         return f"{self.method or 'dense'}-{self.budget:.3f}-{self.slots}{layout}"
 
     def settings(self) -> list[str]:
-        """Overrides of the recipe."""
+        """The overrides of the recipe."""
         if self.method is None:
             return []
         chosen = [f"compress.method={self.method}", f"compress.budget={self.budget}"]
@@ -66,7 +75,7 @@ class Tuned:
 
 
 def write_data(folder: Path, scenes: int) -> None:
-    """Draw the scenes, and write one sample for each question about each of them."""
+    """Draw the scenes, and write one sample for each question about each scene."""
     images, rows = folder / "images", []
     if (folder / "data.json").is_file():
         return
@@ -74,8 +83,8 @@ def write_data(folder: Path, scenes: int) -> None:
     for seed in range(FIRST, FIRST + scenes):
         scene = make_scene(seed)
         draw(scene).save(images / f"{seed}.png")
-        for number, one in enumerate(questions(scene, np.random.default_rng(seed))):
-            said = [("human", f"<image>\n{one.text}"), ("gpt", one.answer)]
+        for number, question in enumerate(questions(scene, np.random.default_rng(seed))):
+            said = [("human", f"<image>\n{question.text}"), ("gpt", question.answer)]
             talk = [{"from": who, "value": text} for who, text in said]
             rows.append({"id": f"{seed}-{number}", "image": f"{seed}.png", "conversations": talk})
     (folder / "data.json").write_text(json.dumps(rows), encoding="utf-8")
@@ -95,8 +104,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--scenes", type=int, default=300, help="scenes of the test split")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--name", default="trained", help="of the files that are written")
-    parser.add_argument("--work", type=Path, default=Path("out/trained"))
-    parser.add_argument("--output", type=Path, default=RESULTS)
+    add_folders(parser, work="out/trained")
     args = parser.parse_args(argv)
     write_data(args.work, args.drawn)
     given = {name: split_list(getattr(args, name)) for name in ("budgets", "merged_budgets")}
@@ -153,20 +161,20 @@ def main(argv: list[str] | None = None) -> int:
         }
         rows.append(row)
     settings = [*SETTINGS, *shared]
-    found = facts(
+    report = facts(
         "study_trained", argv, questions=len(dense), seed=args.seed, settings=settings, rows=rows
     )
-    render(write_json(args.output / f"{args.name}.json", found), args.output / args.name)
+    render(write_json(args.output / f"{args.name}.json", report), args.output / args.name)
     return 0
 
 
 def several(row: dict[str, Any]) -> str:
-    """The slots of a row, where there are more than one."""
+    """The slots of a row, if there is more than one."""
     return f" K={row['slots']} {row['layout']}" if row["slots"] > 1 else ""
 
 
 def render(found: dict[str, Any], path: Path) -> None:
-    """The table and the picture, from the facts."""
+    """Write the table and the picture of a report."""
     lines = [
         f"{'':22}{'tokens':>7}{'free':>8}{'trained':>9}{'of dense':>10}{'+/- free':>10}{'p':>8}"
         f"{'+/- beside':>12}{'p':>8}  beside"

@@ -1,13 +1,13 @@
-"""What is seen first in a long video: `python -m scripts.study_video`.
+"""The order of events in a long video: `python -m scripts.study_video`.
 
-The embedded model learned from clips of four frames. A clip of the test split is drawn out here:
-its frames stand at drawn places in order, and all between them are empty. Asked, training-free, is
-which of three shapes is seen first, or last, with one position a frame (M-RoPE), with the time axis
-compacted by a factor, and with all positions divided so that time stays within what was learned
-(linear RoPE scaling).
+The embedded model was trained on clips of four frames. Here the frames of a clip of the test split
+are put at random places of a longer video, in order, with empty frames between them. The model is
+asked, training-free, which of three shapes is seen first or last. Positions are one a frame
+(M-RoPE), with the time axis divided by a factor, or with all axes divided so that time stays within
+the trained range (linear RoPE scaling).
 
 Writes `video.json` (raw figures, versions, hardware, command), `video.md` and `video.png`. An
-interrupted run goes on where it was.
+interrupted run is resumed by the same command.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from compress.parse import split_list
 from eval.arms import DENSE, Arm
 from eval.benchmarks.embedded import as_video
 from eval.samples import Drawing, Loaded, Sample
-from scripts.common import RESULTS, against, facts, mean, write_json
+from scripts.common import add_folders, against, facts, mean, write_json
 from scripts.study_needle import Exact, ask, curves, scaled
 from vlm.embedded.scenes import FRAMES, Clip, Split, clip_questions, draw_clip, make_clip
 from vlm.media import Video
@@ -34,7 +34,7 @@ from vlm.media import Video
 
 @dataclass(frozen=True)
 class LongClip(Exact):
-    """Questions of order about clips drawn out to `frames` frames, one second apart."""
+    """Questions about order in clips stretched to `frames` frames, one second apart."""
 
     frames: int = FRAMES
     clips: int = 100
@@ -78,8 +78,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--frames", default="4,8,16,32")
     parser.add_argument("--stretches", default="1/2,1/4,1/8", help="of the time axis")
     parser.add_argument("--clips", type=int, default=100)
-    parser.add_argument("--work", type=Path, default=Path("out/video"))
-    parser.add_argument("--output", type=Path, default=RESULTS)
+    add_folders(parser, work="out/video")
     args = parser.parse_args(argv)
     model, processor = vlm.load(args.model)
     arms = {"time x 1": DENSE}
@@ -96,13 +95,13 @@ def main(argv: list[str] | None = None) -> int:
             beside = against(units["time x 1"], own)
             row = {"frames": frames, "positions": title, "accuracy": mean(own), "against": beside}
             rows.append({**row, "questions": len(own)})
-    found = facts("study_video", argv, rows=rows)
-    render(write_json(args.output / "video.json", found), args.output / "video")
+    report = facts("study_video", argv, rows=rows)
+    render(write_json(args.output / "video.json", report), args.output / "video")
     return 0
 
 
 def render(found: dict[str, Any], path: Path) -> None:
-    """The table and the picture, from the facts."""
+    """Write the table and the picture of a report."""
     label = "frames of 144 tokens in the video (dotted: what it learned from)"
     curves(found["rows"], "frames", FRAMES, "time x", label, path)
 

@@ -1,11 +1,11 @@
-"""The defaults of `foveate`, chosen on the validation split: `python -m scripts.tune_foveate`.
+"""Chooses the defaults of `foveate` on the validation split: `python -m scripts.tune_foveate`.
 
-One part after the other: each value of it is tried with the others as they are by then, and the one
-with the highest accuracy of the embedded model, mean over the budgets, is kept if it wins more than
-`--margin` over the value that is there. The test split is not looked at.
+The parts are tuned one after the other. All values of a part are tried with the current values of
+the others. The value with the highest accuracy of the embedded model, mean over the budgets, is
+kept if it is better than the current one by more than `--margin`. The test split is not used.
 
 Writes `tuning.json` (raw figures, versions, hardware, command) and `tuning.md`. An interrupted run
-goes on where it was.
+is resumed by the same command.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from compress.parse import parse_budget, split_list
 from eval.answerers import ModelAnswerer
 from eval.arms import Arm
 from eval.benchmarks.embedded import Embedded
-from scripts.common import RESULTS, Asked, facts, mean, write_json, write_table
+from scripts.common import Asked, add_folders, facts, mean, write_json, write_table
 
 TRIES: tuple[list[dict[str, Any]], ...] = (
     [{"place": v} for v in (0.5, 0.7, 1.4, 2.0, 4.0, None)],
@@ -52,23 +52,22 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--margin", type=float, default=0.005, help="share of the questions")
     parser.add_argument("--model", default="mini")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--work", type=Path, default=Path("out/tuning"), help="raw answers")
-    parser.add_argument("--output", type=Path, default=RESULTS)
+    add_folders(parser, work="out/tuning")
     args = parser.parse_args(argv)
     budgets = [parse_budget(text) for text in split_list(args.budgets)]
     model, processor = vlm.load(args.model)
     answerer = ModelAnswerer(model, processor, args.model)
     benchmark = Embedded("val", args.scenes, args.clips)
-    found: dict[Foveate, list[float]] = {}
+    accuracies: dict[Foveate, list[float]] = {}
 
     def score(method: Foveate) -> float:
-        """Accuracy, mean over the budgets."""
-        if method not in found:
+        """The accuracy, mean over the budgets."""
+        if method not in accuracies:
             arms = [Arm(method, budget) for budget in budgets]
             asked = Asked(benchmark, answerer, arms, args.work, args.seed)
             units = [asked.units(arm) for arm in arms]
-            found[method] = [mean(each) for each in units]
-        return sum(found[method]) / len(budgets)
+            accuracies[method] = [mean(each) for each in units]
+        return sum(accuracies[method]) / len(budgets)
 
     best, rows = Foveate(), []
     for number, values in enumerate(TRIES):
@@ -78,7 +77,7 @@ def main(argv: list[str] | None = None) -> int:
             best = winner
         for method, value in zip(tried, [{}, *values], strict=True):
             row = {"part": number, "changed": value, "kept": method == best, "mean": score(method)}
-            rows.append({**row, "method": repr(method), "accuracy": found[method]})
+            rows.append({**row, "method": repr(method), "accuracy": accuracies[method]})
         print(f"{score(best):.1%} {best}", flush=True)
     told = {"budgets": budgets, "seed": args.seed, "rows": rows, "best": repr(best)}
     render(
@@ -89,7 +88,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def render(found: dict[str, Any], path: Path) -> None:
-    """The table, from the facts: what was tried, part by part, and what was kept (*)."""
+    """Write the table of a report: the values tried for each part, and those kept (*)."""
     lines = [f"{'':44}" + "".join(f"{budget:>8.3f}" for budget in found["budgets"]) + "    mean"]
     for row in found["rows"]:
         told = ", ".join(f"{k}={v}" for k, v in row["changed"].items()) or "(as it was)"

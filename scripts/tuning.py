@@ -1,4 +1,4 @@
-"""Fine-tuning of an embedded model as a part of a study."""
+"""Fine-tunes an embedded model as a part of a study."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SETTINGS = [
 
 
 def tune(model: str, data: Path, output: Path, settings: list[str]) -> dict[str, Any]:
-    """Train one model from `data`, unless it has been trained; what its report says.
+    """Train one model on `data`, unless it has been trained. Returns its report.
 
     model: "mini" or "mini-1d". data: a folder with `data.json` and `images/`. settings: overrides
     of the recipe "mini", after `SETTINGS`.

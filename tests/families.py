@@ -10,15 +10,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests.compress import (
+from tests.compress import test_matrix
+from tests.compress.runtime import (
     test_attach,
     test_edges,
-    test_matrix,
+    test_later_turns,
     test_neighbours,
+    test_no_text,
     test_training,
     test_turns,
+    test_zero3,
 )
-from tests.compress.runtime import test_later_turns, test_no_text, test_zero3
 from tests.tiny import CASES, Case
 from vlm.families import adapter_of
 
@@ -52,7 +54,7 @@ CLAIMS: tuple[tuple[str, Callable[..., None]], ...] = (
     ("a prompt that is nothing but an image", test_no_text.test_alone),
     ("static cache", test_turns.test_a_static_cache_equals_a_dynamic_one),
     ("quantised cache", test_turns.test_a_quantised_cache),
-    ("positions by a scheme", test_attach.test_a_scheme_in_the_place_of_home),
+    ("positions by a scheme", test_attach.test_a_scheme_in_place_of_original_positions),
     (
         "loss and gradients equal those of a reduced sequence",
         test_training.test_loss_and_gradients_equal_a_reduced_sequence,
@@ -64,7 +66,7 @@ CLAIMS: tuple[tuple[str, Callable[..., None]], ...] = (
         test_zero3.test_zero3_with_images_on_one_process_only,
     ),
     ("LoRA in place (PEFT)", test_neighbours.test_lora_in_place_equals_lora_merged),
-    ("a compiled vision tower", test_neighbours.test_a_compiled_vision_tower),
+    ("a compiled vision encoder", test_neighbours.test_a_compiled_vision_encoder),
     (
         "weights elsewhere between calls (device map)",
         test_neighbours.test_weights_that_are_elsewhere_between_calls,
@@ -102,24 +104,24 @@ NEIGHBOURS = """\
   `eager`, which traces and generates no code.
 - **Device maps** (accelerate) work with weights on disk between calls; for two devices there is a
   test that needs a GPU, and has not run yet.
-- **Quantised caches** work; visual inputs of a later turn, ranked inside the language model, need
+- **Quantised caches** work; visual inputs of a later turn, ranked in the LLM, need
   the cached keys and are refused.
 """
 
 
 def parameters(test: Callable[..., None]) -> list[tuple[list[str], list[Any]]]:
     """Names and values of each parametrisation of a test."""
-    found = []
+    parametrisations = []
     for mark in getattr(test, "pytestmark", []):
         if mark.name == "parametrize":
             names = mark.args[0]
             names = names.replace(" ", "").split(",") if isinstance(names, str) else list(names)
             values = [getattr(value, "values", value) for value in mark.args[1]]
-            found.append((names, [v if isinstance(v, tuple) else (v,) for v in values]))
-    return found
+            parametrisations.append((names, [v if isinstance(v, tuple) else (v,) for v in values]))
+    return parametrisations
 
 
-def cells(test: Callable[..., None], case: Case) -> int:
+def runs(test: Callable[..., None], case: Case) -> int:
     """How many times a test runs on a case."""
     count, about = 1, False
     for names, values in parameters(test):
@@ -166,12 +168,12 @@ def page() -> str:
     )
     names = [case.name for case in CASES]
     claims = [
-        [claim, *(("yes" if cells(test, case) else "") for case in CASES)] for claim, test in CLAIMS
+        [claim, *(("yes" if runs(test, case) else "") for case in CASES)] for claim, test in CLAIMS
     ]
     matrix = [test for _, test in CLAIMS[:2]]
-    size = sum(cells(test, case) for test in matrix for case in CASES)
+    size = sum(runs(test, case) for test in matrix for case in CASES)
     shapes, kinds = len(test_matrix.SHAPES), len(test_matrix.ATTENTION)
-    every = sum(cells(test, case) for _, test in CLAIMS for case in CASES)
+    total = sum(runs(test, case) for _, test in CLAIMS for case in CASES)
     lines = [
         "# Families",
         "",
@@ -181,8 +183,8 @@ def page() -> str:
         *families,
         "",
         "Other families are refused with a sentence that names these. Saliency is the attention",
-        "that the class token gives, or that a token receives on average, in one layer; the tower",
-        "keeps its attention implementation ([what it costs](results.md#cost-of-scoring)).",
+        "that the class token gives, or that a token receives on average, in one layer. The vision",
+        "encoder keeps its attention implementation ([what it costs](results.md#cost-of-scoring)).",
         "",
         "## What is tested",
         "",
@@ -196,7 +198,7 @@ def page() -> str:
         f"({', '.join(test_matrix.SHAPES)}) x {kinds} attention backends",
         f"({', '.join(test_matrix.ATTENTION)}) x alone and in padded batches: {size} tests, of "
         f"which {sum(quick(test) for test in matrix)} are in the",
-        f"quick suite. With the rows below them, {every} tests.",
+        f"quick suite. With the rows below them, {total} tests.",
         TIME,
         "",
         NEIGHBOURS,

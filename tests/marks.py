@@ -1,4 +1,4 @@
-"""What of a product of parameters the quick suite runs; the slow one runs the rest."""
+"""Which combinations of parameters the quick suite runs; the slow suite runs the rest."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 
 from tests.tiny import CASES
 
-QUICK = ("llava", "qwen2_5_vl", "foveate")  # rows of cells, three axes, blocks of several experts
+QUICK = ("llava", "qwen2_5_vl", "foveate")  # one axis, three axes, blocks of several experts
 
 
 def later(*values: Any) -> list[Any]:

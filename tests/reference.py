@@ -32,14 +32,14 @@ class Tokens:
     h: Tensor
     positions: Tensor
     image: Tensor
-    cell: Tensor
+    index: Tensor
     size: Tensor
     after: Tensor
     asking: Tensor
     deep: list[Tensor] = field(default_factory=list)
 
     def take(self, index: Tensor) -> Tokens:
-        parts = (self.h, self.positions, self.image, self.cell, self.size, self.after, self.asking)
+        parts = (self.h, self.positions, self.image, self.index, self.size, self.after, self.asking)
         return Tokens(*(part[index] for part in parts), [x[index] for x in self.deep])
 
 
@@ -88,13 +88,13 @@ def reduce_input(
     text: (Q, D) embeddings of the text after the first visual input, for methods that read it.
     """
     if keep == len(seen.tokens):
-        every = list(range(keep))
-        return seen.tokens, [[i] for i in every], every
+        all_kept = list(range(keep))
+        return seen.tokens, [[i] for i in all_kept], all_kept
     views = case.views(kind, variant)
-    cells = [len(slots) for _, slots in views]
+    counts = [len(slots) for _, slots in views]
     towards = method.features_from == "pre_projector" and case.pools == 1
     features, members, anchors = [], [], []
-    for (grid, slots), count in zip(views, deal(keep, cells), strict=True):
+    for (grid, slots), count in zip(views, deal(keep, counts), strict=True):
         where = torch.tensor(slots)
         source = seen.source[where].long()
         x = seen.rows[source] if towards else seen.tokens[where]
@@ -121,16 +121,16 @@ def dense_positions(model: Any, case: Case, sample: Sample) -> tuple[Tensor, int
     """(S, A) positions that the stock model gives a sample alone, and the next one's."""
     if case.experts:
         return case.positions(sample)
-    found: list[Tensor] = []
+    seen: list[Tensor] = []
     lm = language_model(model)
 
     def look(module: Any, args: Any, kwargs: Any) -> None:
-        found.append(kwargs.get("position_ids", args[1] if len(args) > 1 else None))
+        seen.append(kwargs.get("position_ids", args[1] if len(args) > 1 else None))
 
     handle = lm.rotary_emb.register_forward_pre_hook(look, with_kwargs=True)
     model(**case.inputs([sample]))
     handle.remove()
-    got = found[0]
+    got = seen[0]
     got = got[:, 0].T if got.ndim == 3 else got[0][:, None]
     return got, int(got.max()) + 1
 
@@ -147,25 +147,28 @@ def reduce_prompt(
     lm = language_model(model)
     words = model.get_input_embeddings()(sample.ids)
     positions, following = dense_positions(model, case, sample)
-    seen = [encode(model, case, *one, layer=method.scoring_layer) for one in sample.shown]
+    seen = [
+        encode(model, case, *visual_input, layer=method.scoring_layer)
+        for visual_input in sample.shown
+    ]
     places = _places(case, sample)
-    visual = {place for every in places for place in every}
+    visual = {place for input_places in places for place in input_places}
     first_word = next((i for i in range(len(sample.ids)) if i not in visual), len(sample.ids))
-    leading = sum(max(every) < first_word for every in places)
+    leading = sum(max(input_places) < first_word for input_places in places)
     counts = counts_of(method, budget, [len(s.tokens) for s in seen], len(lm.layers), leading)
     layers = max(len(s.deep) for s in seen)
     nothing = [torch.zeros_like(words[0])] * layers
     # Each token: where it stands, the place whose position it has, embedding, DeepStack layers,
     # input, dense token, tokens merged in it. A method that hands its tokens on in an order of its
     # own (released DUET) puts them into the places of all, from first to last.
-    owned = {place for every in places for place in every}
-    found: list[Any] = [
+    owned = {place for input_places in places for place in input_places}
+    rows: list[Any] = [
         (place, place, words[place], nothing, -1, -1, 1)
         for place in range(len(sample.ids))
         if place not in owned
     ]
-    end = min(max(every) for every in places)
-    query = words[[place for place, *_ in found if place > end]]
+    end = min(max(input_places) for input_places in places)
+    query = words[[place for place, *_ in rows if place > end]]
     for number, ((kind, variant, _), s) in enumerate(zip(sample.shown, seen, strict=True)):
         keep = counts[number][0]
         x, members, anchors = reduce_input(model, case, method, keep, s, kind, variant, query)
@@ -174,20 +177,20 @@ def reduce_prompt(
             zip(sorted(own), members, anchors, strict=True)
         ):
             deep = [layer[group].mean(0) for layer in s.deep]
-            found.append((stands, own[row], x[row], deep, number, anchor, len(group)))
-    found.sort(key=lambda one: one[0])
-    at, own_at, embeds, deep, image, cell, size = zip(*found, strict=True)
+            rows.append((stands, own[row], x[row], deep, number, anchor, len(group)))
+    rows.sort(key=lambda row: row[0])
+    at, own_at, embeds, deep, image, index, size = zip(*rows, strict=True)
     image = torch.tensor(image)
     after = (image < 0) & (torch.tensor(at) > end)
     tokens = Tokens(
         torch.stack(embeds),
         positions[list(own_at)],
         image,
-        torch.tensor(cell),
+        torch.tensor(index),
         torch.tensor(size),
         after,
         torch.zeros_like(after),
-        [torch.stack([one[n] for one in deep]) for n in range(layers)],
+        [torch.stack([features[n] for features in deep]) for n in range(layers)],
     )
     rule = method.query_rows
     if rule == "all":
@@ -207,13 +210,13 @@ def reduce_prompt(
 
 def _places(case: Case, sample: Sample) -> list[list[int]]:
     """Places in the prompt of each input's tokens."""
-    found = []
+    places_of_inputs = []
     ids = sample.ids.tolist()
     left = {kind: iter([i for i, x in enumerate(ids) if x == TOKEN[kind]]) for kind in TOKEN}
     for kind, variant, _ in sample.shown:
         count = int((case.tokens(kind, variant) == TOKEN[kind]).sum())
-        found.append([next(left[kind]) for _ in range(count)])
-    return found
+        places_of_inputs.append([next(left[kind]) for _ in range(count)])
+    return places_of_inputs
 
 
 # ------------------------------------------------------------------ the language model
@@ -254,8 +257,8 @@ def forward(model: Any, prefix: Prefix, new: Tensor | None = None) -> tuple[Tens
     biased, lengths = prefix.method.proportional_attention is not False, []
     entered = tokens
     for number, layer in enumerate(lm.layers):
-        counts = [every[number] for every in prefix.counts]
-        here = [int((tokens.image == one).sum()) for one in range(len(counts))]
+        counts = [layer_counts[number] for layer_counts in prefix.counts]
+        here = [int((tokens.image == image).sum()) for image in range(len(counts))]
         if counts != here:
             previous = prefix.method.scored_by == "previous"
             scorer = lm.layers[number - 1] if previous else layer
@@ -284,7 +287,7 @@ def _with(prefix: Prefix, new: Tensor) -> Tokens:
         torch.cat([tokens.h, new]),
         torch.cat([tokens.positions, later[:, None].expand(-1, tokens.positions.shape[1])]),
         torch.cat([tokens.image, none]),
-        torch.cat([tokens.cell, none]),
+        torch.cat([tokens.index, none]),
         torch.cat([tokens.size, torch.ones_like(none)]),
         torch.cat([tokens.after, no]),
         torch.cat([tokens.asking, no]),
@@ -301,27 +304,27 @@ def _stage(
     stay = (tokens.image < 0).nonzero().flatten().tolist()
     source = {}
     h, size, deep = tokens.h.clone(), tokens.size.clone(), [x.clone() for x in tokens.deep]
-    for one, count in enumerate(counts):
-        mine = (tokens.image == one).nonzero().flatten()
-        if not len(mine):
+    for image, count in enumerate(counts):
+        own_rows = (tokens.image == image).nonzero().flatten()
+        if not len(own_rows):
             continue
         given = LayerTokens(
-            tokens.h[mine][None],
-            tokens.size[mine][None],
-            tokens.cell[mine][None],
-            prefix.grids[one],
-            scores=scores[mine][None],
-            keys=flat_keys[mine][None],
+            tokens.h[own_rows][None],
+            tokens.size[own_rows][None],
+            tokens.index[own_rows][None],
+            prefix.grids[image],
+            scores=scores[own_rows][None],
+            keys=flat_keys[own_rows][None],
             text=tokens.h[tokens.after][None],
             text_keys=flat_keys[tokens.after][None],
             text_mask=torch.ones(1, int(tokens.after.sum()), dtype=torch.bool),
         )
         reduction = prefix.method.reduce_in_llm(given, count)
-        places = mine[reduction.anchor[0]]
+        places = own_rows[reduction.anchor[0]]
         for row, (place, stands) in enumerate(
             zip(places.sort().values.tolist(), places.tolist(), strict=True)
         ):
-            group = mine[reduction.members(row)]
+            group = own_rows[reduction.members(row)]
             share = tokens.size[group][:, None] / tokens.size[group].sum()
             stay.append(place)
             source[place] = stands

@@ -1,4 +1,4 @@
-"""What the vision side of a stock model sees, read without a hook on its towers' layers.
+"""Features, keys and attention of a stock model's vision encoders, read without hooks on layers.
 
 Attention maps come from an attention function of this file; how a family pools and packs is taken
 from the stock model itself, its projector replaced by one that hands values on.
@@ -52,20 +52,20 @@ ALL_MASK_ATTENTION_FUNCTIONS.register("recorded", eager_mask)
 @contextmanager
 def recorded(case: Case, model: Any) -> Iterator[None]:
     """Every attention map of the vision side, in `_MAPS` by attention module."""
-    towers = [model.model.get_submodule(path) for path in case.vision]
-    before = [tower.config._attn_implementation for tower in towers]
+    encoders = [model.model.get_submodule(path) for path in case.vision]
+    before = [encoder.config._attn_implementation for encoder in encoders]
     _MAPS.clear()
-    for tower in towers:
-        tower.config._attn_implementation = "recorded"
+    for encoder in encoders:
+        encoder.config._attn_implementation = "recorded"
     try:
         yield
     finally:
-        for tower, name in zip(towers, before, strict=True):
-            tower.config._attn_implementation = name
+        for encoder, name in zip(encoders, before, strict=True):
+            encoder.config._attn_implementation = name
 
 
 def by_row(case: Case, kind: str, layer: int, name: str, rule: str = "auto") -> Tensor:
-    """A field of one vision layer, by row of the tower."""
+    """A field of one vision layer, by row of the encoder."""
     first = int(case.has_cls and not case.keeps_cls(kind))
     parts = []
     for key, weights in list(_MAPS.values())[layer]:
@@ -97,20 +97,20 @@ def encode(
     deep = [flat(layer) for layer in getattr(out, "deepstack_features", None) or []]
 
     def packed(values: Tensor) -> Tensor:
-        """(R,) by row of the tower -> (N,) by token, -1 at what is no cell."""
+        """(R,) by row of the encoder -> (N,) by token, -1 at tokens outside the grid."""
         stub = Stub(case.pooled(values), tokens.shape[1])
         stubbed = core.get_submodule(case.projector)
         stubbed.forward = stub
         newline = getattr(core, "image_newline", None)
         if newline is not None:
-            held = newline.data.clone()
+            newline_value = newline.data.clone()
             newline.data.fill_(-1.0)
         try:
             return flat(run(**given, return_dict=True).pooler_output)[:, 0]
         finally:
             del stubbed.forward
             if newline is not None:
-                newline.data.copy_(held)
+                newline.data.copy_(newline_value)
 
     layer = case.feature_layer if layer is None else layer
     saliency, keys = (by_row(case, kind, layer, name) for name in ("saliency", "keys"))
@@ -125,17 +125,17 @@ def encode(
 def encode_experts(
     model: Any, case: Case, kind: str, variant: str, seed: int, layer: int | None
 ) -> Seen:
-    """One input through several towers, each of which scores its own cells."""
+    """One input through several encoders, each of which scores its own tokens."""
     run = getattr(model.model, f"get_{kind}_features")
     with recorded(case, model):
         tokens = flat(run(**case.media(kind, [(variant, seed)])).pooler_output)
     layer = case.feature_layer if layer is None else layer
     keys, saliency = [], []
     for path in case.vision:
-        tower = model.model.get_submodule(path)
-        own = [seen for module, seen in _MAPS.items() if module in set(tower.modules())]
+        encoder = model.model.get_submodule(path)
+        own = [seen for module, seen in _MAPS.items() if module in set(encoder.modules())]
         ((key, weights),) = own[layer]
-        first = int(hasattr(tower.embeddings, "class_embedding"))
+        first = int(hasattr(encoder.embeddings, "class_embedding"))
         asked = weights[:, :, :1] if first else weights
         saliency.append(asked.mean((1, 2))[:, first:, None])
         keys.append(key.mean(1)[:, first:])

@@ -1,4 +1,4 @@
-"""What an accelerator would be asked, counted on small functions whose counts are known."""
+"""The device counter on small functions with known counts."""
 
 from __future__ import annotations
 
@@ -127,10 +127,10 @@ def test_a_module_computes_what_it_computes_on_the_host() -> None:
     with torch.no_grad():
         wanted = block(x)
         with DeviceCounter() as counter:
-            found = to_device(block)(to_device({"x": x})["x"])
-            assert isinstance(found, DeviceTensor) and found.device == DEVICE
+            actual = to_device(block)(to_device({"x": x})["x"])
+            assert isinstance(actual, DeviceTensor) and actual.device == DEVICE
             assert counter.take().totals()["syncs"] == 0
-            torch.testing.assert_close(found.cpu(), wanted)
+            torch.testing.assert_close(actual.cpu(), wanted)
 
 
 def test_it_leaves_nothing_behind() -> None:

@@ -1,10 +1,9 @@
-"""The page of families says what the tests hold, no more and no less."""
+"""The page of families states exactly what the tests show."""
 
 from __future__ import annotations
 
 from tests import families
-from tests.compress import test_training
-from tests.compress.runtime import test_zero3
+from tests.compress.runtime import test_training, test_zero3
 from tests.tiny import CASES
 from vlm.families import ADAPTERS
 
@@ -19,6 +18,6 @@ def test_every_family_has_a_case() -> None:
 
 def test_a_claim_holds_for_the_cases_that_its_test_names() -> None:
     zero = test_zero3.test_zero3_with_images_on_one_process_only
-    tested = [case.name for case in CASES if families.cells(zero, case)]
+    tested = [case.name for case in CASES if families.runs(zero, case)]
     assert tested == ["llava", "qwen2_vl", "qwen3_vl", "foveate"]
-    assert families.cells(test_training.test_text_alone_trains_as_ever, CASES[0]) == 0
+    assert families.runs(test_training.test_text_alone_trains_as_ever, CASES[0]) == 0

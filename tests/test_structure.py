@@ -24,12 +24,12 @@ LINES, ARGUMENTS = 60, 6
 
 def modules() -> dict[str, Path]:
     """Every module of the source by its dotted name."""
-    found = {}
+    paths = {}
     for room in ROOMS:
         for path in sorted((ROOT / room).rglob("*.py")):
             parts = list(path.relative_to(ROOT).with_suffix("").parts)
-            found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
-    return found
+            paths[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return paths
 
 
 MODULES = modules()
@@ -80,7 +80,7 @@ def circles(arrows: dict[str, set[str]]) -> list[list[str]]:
     index: dict[str, int] = {}
     low: dict[str, int] = {}
     stack: list[str] = []
-    found: list[list[str]] = []
+    cycles: list[list[str]] = []
 
     def visit(node: str) -> None:
         index[node] = low[node] = len(index)
@@ -95,12 +95,12 @@ def circles(arrows: dict[str, set[str]]) -> list[list[str]]:
             at = stack.index(node)
             group, stack[at:] = stack[at:], []
             if len(group) > 1:
-                found.append(sorted(group))
+                cycles.append(sorted(group))
 
     for node in arrows:
         if node not in index:
             visit(node)
-    return found
+    return cycles
 
 
 def test_no_circles_of_imports() -> None:

@@ -101,9 +101,9 @@ def _memory(
     learning = sum(p.numel() for p in model.parameters() if p.requires_grad)
     half = 2 if recipe.precision == "bf16" else 4
     deepspeed = recipe.deepspeed is not None
-    held: float = half if deepspeed or recipe.lora else 4
+    bytes_per_weight: float = half if deepspeed or recipe.lora else 4
     if recipe.lora is not None and recipe.lora.quantize:
-        held = 0.55  # 4 bits and their scales
+        bytes_per_weight = 0.55  # 4 bits and their scales
     config = adapter_of(base).language_model.config
     hidden, depth = config.hidden_size, config.num_hidden_layers
     micro = recipe.optimizer.micro_batch
@@ -116,7 +116,7 @@ def _memory(
     layer = 17 * half * tokens * hidden
     layers = depth * tokens * hidden * half + layer if recipe.checkpointing else depth * layer
     rows = {
-        "weights": held * whole / (world if stage == 3 else 1),
+        "weights": bytes_per_weight * whole / (world if stage == 3 else 1),
         "gradients": half * learning / (world if stage >= 2 else 1),
         "optimizer": (12 if deepspeed and half == 2 else 8) * learning / (world if stage else 1),
         "activations": layers,

@@ -104,9 +104,11 @@ class Encoder:
         ids = torch.as_tensor(out.pop("input_ids")[0])
         kinds = torch.as_tensor(out.pop("mm_token_type_ids", [self._kinds(ids)])[0])
         if self._own and media.get("images") and "image_tiles" not in out:
-            one = torch.ones(len(media["images"]), 2, dtype=torch.int64)
+            single_tiles = torch.ones(len(media["images"]), 2, dtype=torch.int64)
             many = isinstance(out["pixel_values"], dict)
-            out["image_tiles"] = dict.fromkeys(out["pixel_values"], one) if many else one
+            out["image_tiles"] = (
+                dict.fromkeys(out["pixel_values"], single_tiles) if many else single_tiles
+            )
         answer = in_spans(offsets, [shift(span, replaced) for span in spans])
         labels = torch.where(answer & (kinds == 0), ids, IGNORED)
         tokens = dict(zip(TOKENS, (ids, labels, kinds), strict=True))
@@ -242,9 +244,9 @@ class Encoder:
 
 
 def shift(span: Span, replaced: list[dict[str, Any]]) -> Span:
-    """A span of the rendered text, moved to where it is after placeholders were expanded."""
-    ends = [one["span"][1] for one in replaced]
-    gained = [0] + [one["new_span"][1] - one["span"][1] for one in replaced]
+    """A span of the rendered text, moved to its place after placeholders were expanded."""
+    ends = [expansion["span"][1] for expansion in replaced]
+    gained = [0] + [expansion["new_span"][1] - expansion["span"][1] for expansion in replaced]
     first, last = (char + gained[bisect.bisect_right(ends, char)] for char in span)
     return first, last
 

@@ -50,7 +50,7 @@ def build(kind: type[T], values: Any) -> T:
 
 def nearest(word: str, known: Sequence[object]) -> str:
     """A suggestion for an unknown word: the closest known one, or the list of all."""
-    close = difflib.get_close_matches(word, [str(one) for one in known], 1, 0.6)
+    close = difflib.get_close_matches(word, [str(candidate) for candidate in known], 1, 0.6)
     return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(map(str, known))}"
 
 

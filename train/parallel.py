@@ -1,18 +1,18 @@
 """Ulysses sequence parallelism: a group of processes shares each sequence (arXiv 2309.14509).
 
-DeepSpeed's part is the attention (`UlyssesSPAttentionHF`: all tokens of some heads in each process,
-by two all-to-alls) and the groups, which accelerate's ParallelismConfig sets up. The rest of its
-integration cuts the *batch* along dimension 1, and has one attention function for all modules:
-that is for language models alone. Here every process of a group reads the same batch and encodes
-its pictures, and the sequence is cut at the language model's door, after a reduction:
+DeepSpeed provides the attention (`UlyssesSPAttentionHF`: with two all-to-alls, each process has all
+tokens of some heads). accelerate's ParallelismConfig sets up the groups. The rest of DeepSpeed's
+integration splits the *batch* along dimension 1 and replaces attention in all modules, which only
+suits language models. Here every process of a group reads the same batch and encodes its images.
+The sequence is split where it enters the language model, after a reduction:
 
-    language model (pre)     embeddings and positions: this process goes on with its own part
-    attention                DeepSpeed's, in decoder layers only; the mask of the whole sequence
-    decoder layers (pre)     where a compression reads or shortens the sequence, it is whole for it
-    final norm (pre)         likewise, where hidden states get their old length back
-    loss                     of its own part of the logits; the sum over the group is what is told
+    language model (pre)     embeddings and positions: this process continues with its own part
+    attention                DeepSpeed's, in decoder layers only, with the whole sequence's mask
+    decoder layers (pre)     joined where a compression reads or shortens the sequence
+    final norm (pre)         joined where hidden states are expanded to the dense length
+    loss                     of the process's own logits; the sum over the group is reported
 
-Lengths that do not divide are padded at the end, where no label is.
+Sequences that do not divide evenly are padded at the end, without labels.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from vlm.families import adapter_of
 
 
 class SequenceParallel:
-    """Attached to a model in training; forwards in evaluation mode are as ever.
+    """Attached to a model in training. Forwards in evaluation mode are unchanged.
 
-    group: the processes that share a sequence. attend: transformers' attention function, in whose
-    place DeepSpeed's integration has put its own for all modules. compression: what is attached to
-    the model, if anything; it has to be attached before. `remove()` takes it off.
+    group: the processes that share a sequence. attend: transformers' attention function, which
+    DeepSpeed's integration replaced for all modules. compression: the one attached to the model, if
+    any; it must be attached before. `remove()` detaches.
     """
 
     def __init__(
@@ -59,12 +59,12 @@ class SequenceParallel:
         ALL_ATTENTION_FUNCTIONS[self._name] = self._attend
 
     def _both(self, module: nn.Module, first: Any, last: Any, **options: Any) -> None:
-        """Hooks before and after those that a compression has on a module."""
+        """Add hooks before and after those of a compression on a module."""
         add = module.register_forward_pre_hook
         self._handles += [add(first, prepend=True, **options), add(last, **options)]
 
     def remove(self) -> None:
-        """Take it off; the model is as it was."""
+        """Detach, and restore the model."""
         for handle in self._handles:
             handle.remove()
         self._handles = []
@@ -78,23 +78,23 @@ class SequenceParallel:
         pads = [0, 0] * (x.ndim - 1 - dim % x.ndim) + [0, more]
         return F.pad(x, pads, value=value) if more else x
 
-    def _mine(self, x: Tensor, dim: int = 1) -> Tensor:
-        """This process's part of a sequence along `dim`."""
+    def _own_part(self, x: Tensor, dim: int = 1) -> Tensor:
+        """The part of a sequence along `dim` that belongs to this process."""
         return self._padded(x, dim).chunk(self.size, dim)[self.rank].contiguous()
 
     def _whole(self, x: Tensor) -> Tensor:
-        """(B, L, ...) of each process together, (B, S, ...), without padding."""
+        """Join the parts (B, L, ...) of all processes to (B, S, ...), without padding."""
         joined: Tensor = _Joined.apply(x, self.group, self.rank)
         return joined[:, : self._length]
 
     def _places(self, places: Tensor) -> Tensor:
-        """This process's part of position ids (..., S); padding counts from 0, like a sample."""
+        """This process's part of position ids (..., S). Padding counts from 0, as in samples."""
         more = torch.arange(-places.shape[-1] % self.size, device=places.device)
         padded = torch.cat([places, more.expand(*places.shape[:-1], -1).to(places)], dim=-1)
         return padded.chunk(self.size, -1)[self.rank].contiguous()
 
     def _mask(self, mask: Any) -> Tensor | None:
-        """The mask of the whole sequence, padding included (whose own rows see it)."""
+        """The mask of the whole sequence with padding, which only its own rows attend to."""
         if mask is None:
             return None
         more = -mask.shape[-1] % self.size
@@ -132,10 +132,10 @@ class SequenceParallel:
             )
         )
         self._text = self._places(text.expand(len(embeds), -1))
-        # A mask of four dimensions is handed on as it is: the model makes none of its own.
+        # The model passes a mask of four dimensions on, and makes none of its own.
         self._mark = embeds.new_zeros(1, 1, 1, 1)
         return args, kwargs | {
-            "inputs_embeds": self._mine(embeds),
+            "inputs_embeds": self._own_part(embeds),
             "position_ids": self._places(places),
             "attention_mask": self._mark,
         }
@@ -160,11 +160,11 @@ class SequenceParallel:
             hidden, (cos, sin) = args[0], kwargs["position_embeddings"]
             if self._looked_at(number):
                 self._length = hidden.shape[1]
-                hidden = self._mine(hidden)
+                hidden = self._own_part(hidden)
             if cos.shape[1] != hidden.shape[1]:
-                cos, sin = self._mine(cos), self._mine(sin)
+                cos, sin = self._own_part(cos), self._own_part(sin)
             if self._looked_at(number) and kwargs["attention_mask"] is not self._mark:
-                # A compression's own, which holds from here on.
+                # The mask of a compression, which is valid from this layer on.
                 self._given = self._mask(kwargs["attention_mask"])
                 self._text = self._places(kwargs["position_ids"].expand(len(hidden), -1))
             changed = {"position_embeddings": (cos, sin), "position_ids": self._text}
@@ -181,7 +181,7 @@ class SequenceParallel:
     def _part_last(self, module: nn.Module, args: tuple[Any, ...]) -> Any:
         if not (self._active and self._back):
             return None
-        return (self._mine(args[0]), *args[1:])
+        return (self._own_part(args[0]), *args[1:])
 
     # ------------------------------------------------------------ attention and loss
 
@@ -191,7 +191,7 @@ class SequenceParallel:
         return self._ulysses(len(query))(module, query, *args, **kwargs)
 
     def _ulysses(self, rows: int) -> Any:
-        """DeepSpeed's attention for batches of so many rows."""
+        """DeepSpeed's attention for batches of this number of rows."""
         if rows not in self._attention:
             from deepspeed.runtime.sequence_parallel.ulysses_sp import UlyssesSPAttentionHF
 
@@ -209,7 +209,7 @@ class SequenceParallel:
         return self._attention[rows]
 
     def _own_loss(self, logits: Tensor, labels: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """The loss of all tokens in value, of this process's own in gradient.
+        """The loss of all tokens, with the gradient of the tokens of this process.
 
         DeepSpeed adds up the gradients of a group and divides by the number of groups.
         """
@@ -219,17 +219,19 @@ class SequenceParallel:
         count = kwargs.get("num_items_in_batch")
         if count is None:
             count = (following != -100).sum()
-        mine = self._padded(following, 1, -100).chunk(self.size, 1)[self.rank].to(logits.device)
-        own = F.cross_entropy(
-            logits.float().flatten(0, 1), mine.flatten(), ignore_index=-100, reduction="sum"
+        own_labels = (
+            self._padded(following, 1, -100).chunk(self.size, 1)[self.rank].to(logits.device)
         )
-        every = own.detach().clone()
-        distributed.all_reduce(every, group=self.group)
-        return (own + (every - own.detach())) / count
+        own = F.cross_entropy(
+            logits.float().flatten(0, 1), own_labels.flatten(), ignore_index=-100, reduction="sum"
+        )
+        total = own.detach().clone()
+        distributed.all_reduce(total, group=self.group)
+        return (own + (total - own.detach())) / count
 
 
 class _Joined(torch.autograd.Function):
-    """The parts of all processes; each of them may go on with any of it."""
+    """The parts of all processes, any of which each process may use."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, group: Any, rank: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""What is checked before any model is loaded, so that a mistake costs seconds."""
+"""Checks that run before any model is loaded, so that mistakes are found in seconds."""
 
 from __future__ import annotations
 

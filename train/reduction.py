@@ -19,8 +19,8 @@ from train.recipe import CompressSettings, Recipe
 class Reducer:
     """A compression that follows the steps of a run.
 
-    Draws (of methods, of V2PE's increments, of the budget) depend on the seed, the step and, but
-    for the budget, on the process: a run that was cut off and goes on draws the same again.
+    Random draws (of methods, of V2PE's increments, of the budget) depend on the seed, the step and,
+    except for the budget, the process. A resumed run draws the same again.
     """
 
     def __init__(self, model: Any, recipe: Recipe, rank: int) -> None:
@@ -60,12 +60,12 @@ class Reducer:
 
 
 def wanted(recipe: Recipe) -> bool:
-    """Whether the recipe asks for anything that a stock model does not do by itself."""
+    """Whether the recipe asks for a reduction or for positions other than the stock ones."""
     return recipe.compress is not None or recipe.positions != "original"
 
 
 def make_method(reduction: CompressSettings) -> Method:
-    """The method with its options. Raises RecipeError naming what is not known."""
+    """The method with its options. Raises RecipeError, which names what is unknown."""
     if reduction.method not in METHODS:
         raise RecipeError(
             f"compress.method is {reduction.method!r}; {nearest(reduction.method, sorted(METHODS))}"

@@ -209,11 +209,15 @@ def load(recipe: Recipe) -> tuple[Any, Any]:
 def _forget_unused_names(model: Any) -> None:
     """Have the model saved under the names that it was loaded with.
 
-    transformers 5.23 records the renamings that a checkpoint needed, but under ZeRO-3 all that it
-    knows: a LLaVA would be saved as language_model.model.model.layers...
+    transformers 5.23 records the renamings that a checkpoint needed. Under ZeRO-3 it records all
+    that it knows, and a LLaVA would be saved as language_model.model.model.layers...
     """
     conversions = getattr(model, "_weight_conversions", None) or []
-    used = [one for one in conversions if not isinstance(one, WeightRenaming) or one.was_used()]
+    used = [
+        conversion
+        for conversion in conversions
+        if not isinstance(conversion, WeightRenaming) or conversion.was_used()
+    ]
     if len(used) != len(conversions):
         model._weight_conversions = used
 

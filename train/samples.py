@@ -125,15 +125,15 @@ def _split(text: str) -> list[tuple[str, str]]:
 
 
 def _media(record: Mapping[str, Any], kind: str) -> list[str]:
-    found = []
+    paths = []
     for key in (kind, f"{kind}s"):
         value = record.get(key)
         for item in value if isinstance(value, list) else [value] if value is not None else []:
             path = item.get("path") if isinstance(item, Mapping) else item
             if not isinstance(path, str) or not path:
                 raise SampleError(f"{key!r} holds {item!r:.60}: expected the path of a file")
-            found.append(path)
-    return found
+            paths.append(path)
+    return paths
 
 
 def _placed(turns: list[Turn], media: dict[str, list[str]]) -> list[Turn]:

@@ -62,8 +62,8 @@ def log_line(state: Any, logs: dict[str, Any]) -> str:
 
 def write_report(path: Path, facts: dict[str, Any]) -> None:
     """Write the facts of a run, with the versions of packages, as JSON."""
-    found = {name: version(name) for name in PACKAGES if _installed(name)}
-    facts = facts | {"packages": found, "python": platform.python_version()}
+    versions = {name: version(name) for name in PACKAGES if _installed(name)}
+    facts = facts | {"packages": versions, "python": platform.python_version()}
     path.write_text(json.dumps(facts, indent=2, default=str) + "\n", encoding="utf-8")
 
 

@@ -102,9 +102,9 @@ class RecipeTrainer(Trainer):
     def set_initial_training_values(self, args: Any, dataloader: Any) -> Any:
         # Trainer assumes that each process of a group reads batches of its own.
         self._alone = True
-        found = super().set_initial_training_values(args, dataloader)
+        values = super().set_initial_training_values(args, dataloader)
         self._alone = False
-        return found
+        return values
 
     def get_sp_size(self) -> int:
         return 1 if self._alone else super().get_sp_size()

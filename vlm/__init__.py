@@ -1,4 +1,4 @@
-"""Vision-language models: the embedded one, how stock ones are built, and the media they see."""
+"""Vision-language models: the embedded model, adapters of stock models, and reading of media."""
 
 from vlm.load import load
 from vlm.media import MediaError, Video, read_image, read_video

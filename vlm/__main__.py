@@ -1,4 +1,4 @@
-"""`python -m vlm ask --image photo.jpg "What is left of the cup?" --budget 64`."""
+"""`python -m vlm ask --image photo.jpg "What colour is the cup?" --budget 64`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import vlm
 
 
 class Answer(TextStreamer):
-    """Prints words as they come and keeps when the first one came and the whole text."""
+    """Prints words as they are generated. Keeps the whole text and the time of the first word."""
 
     def __init__(self, tokenizer: Any) -> None:
         super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
@@ -42,10 +42,10 @@ def converse(
     asked: list[str],
     new: int,
 ) -> list[str]:
-    """Ask one question after another about the same media; prints and returns the answers.
+    """Ask one question after another about the same media. Prints and returns the answers.
 
-    shown: the media in the first turn, as parts of a chat message. prepare: from a text with
-    placeholders to what `generate` takes. Each turn sends the whole conversation again.
+    shown: the media in the first turn, as parts of a chat message. prepare: a function from a text
+    with placeholders to the inputs of `generate`. Each turn sends the whole conversation.
     """
     talk: list[dict[str, Any]] = []
     answers = []
@@ -63,9 +63,9 @@ def converse(
 
 
 def show(model: Any, processor: Any, media: list[tuple[str, Any]]) -> tuple[list[Any], Any]:
-    """Images and videos as `converse` takes them.
+    """Images and videos in the form that `converse` takes.
 
-    Videos go in as videos where the model takes them, else as one image a frame.
+    Videos are passed as videos if the model takes them, else as one image a frame.
     """
     images: list[Image.Image] = []
     videos: list[Any] = []
@@ -90,7 +90,7 @@ def show(model: Any, processor: Any, media: list[tuple[str, Any]]) -> tuple[list
 def stream(
     model: Any, processor: Any, paths: list[Path], question: str, **options: Any
 ) -> tuple[list[Any], Any]:
-    """The same for long videos, which are reduced while they are decoded."""
+    """The same as `show` for long videos, which are reduced while they are decoded."""
     from compress import stream_video, video_prompt
 
     videos = []
@@ -99,8 +99,9 @@ def stream(
         video = stream_video(model, processor, path, question=question, **options)
         spent = time.perf_counter() - began
         frames = video.grids[0][0]
-        print(f"  [{path.name}: {frames} frames, {video.dense} cells, {len(video)} tokens left")
-        print(f"   after {spent:.1f} s; at most {video.most} tokens and cells held]")
+        sizes = f"{frames} frames, {video.dense} visual tokens, {len(video)} tokens left"
+        print(f"  [{path.name}: {sizes}")
+        print(f"   after {spent:.1f} s; at most {video.most} tokens held]")
         videos.append(video)
     shown = [{"type": "video" if takes_video(model) else "image"}] * len(videos)
     return shown, lambda text: video_prompt(model, processor, text, videos)
@@ -135,7 +136,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     ask.add_argument("--fps", type=float, default=1.0, help="frames a second, with --stream")
     args = parser.parse_args(argv)
-    # A command may use a room that lies further on; the library does not.
+    # The command line may import `compress`; the library `vlm` does not.
     from compress import compress
     from compress.defaults import METHOD, STREAM_BUDGET
     from compress.parse import parse_budget, parse_method

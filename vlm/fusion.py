@@ -1,9 +1,9 @@
 """From the experts' features to the language model's tokens (after MouSi, arXiv 2401.17221).
 
-Each expert's cells become one *block* of tokens, and the blocks of a visual input follow one
-another, each with its own position scheme. MouSi's code was never released; section 3 of the paper
-and the choices made here: patches are brought together by square windows of the grid, not by runs
-of the raster, so that a token stays in one place.
+The features of each expert become one *block* of tokens. The blocks of a visual input follow one
+another, each with its own position scheme. MouSi's code was not released. The fusion follows
+section 3 of the paper, except that features are joined by square windows of the grid, not by runs
+of the raster, so that a token covers one region.
 """
 
 from __future__ import annotations
@@ -30,20 +30,20 @@ class FusionError(ValueError):
 
 @dataclass
 class FusionConfig:
-    """How features of several experts become tokens; everything a checkpoint has to remember.
+    """How features of several experts become tokens. Saved with the checkpoint.
 
     kind: "mlp": a first layer for each expert, a second that all share (with one expert and no
         windows, LLaVA-1.5's projector). "qformer": learned queries for each expert attend to its
         projected features in a Q-Former that all share (BLIP-2, arXiv 2301.12597, section 3.1).
     width: of the hidden layer (the Q-Former); by default the language model's.
     activation, bias: of the MLP.
-    window: cells on a side of the square that becomes one token ("mlp"), by expert; 1 where an
-        expert is not named. A grid that it does not divide is continued by its last row or column.
+    window: grid cells on a side of the square that becomes one token ("mlp"), by expert
+        (default 1). A grid that it does not divide is extended by its last row or column.
     queries: tokens of each expert ("qformer"). layers, heads: of the Q-Former.
     scheme: of an expert's block, by expert: {"type": the name of a class in `positions`, ...its
-        fields}; as if it were text where an expert is not named.
-    drop: in training, the chance that an expert's block of an image is set to zero; of each image
-        at least one block stays.
+        fields}. By default, tokens are numbered as text is.
+    drop: the probability in training that an expert's block of an image is set to zero. At least
+        one block of each image stays.
     """
 
     kind: Literal["mlp", "qformer"] = "mlp"
@@ -72,7 +72,7 @@ class FusionConfig:
 
     @classmethod
     def of(cls, value: FusionConfig | Mapping[str, Any] | None) -> FusionConfig:
-        """From a dict, as it lies in a checkpoint's config.json."""
+        """The configuration from a dict, as in the config.json of a checkpoint."""
         if isinstance(value, FusionConfig):
             return value
         unknown = set(value or {}) - {f.name for f in fields(cls)}
@@ -84,15 +84,15 @@ class FusionConfig:
         """Plain values, for JSON."""
         return asdict(self)
 
-    def grid(self, expert: str, cells: Pair) -> Pair:
-        """The (rows, columns) of tokens that (rows, columns) of cells become."""
+    def grid(self, expert: str, raster: Pair) -> Pair:
+        """The (rows, columns) of tokens for (rows, columns) of features."""
         if self.kind == "qformer":
             return 1, self.queries
         size = self.window.get(expert, 1)
-        return -(-cells[0] // size), -(-cells[1] // size)
+        return -(-raster[0] // size), -(-raster[1] // size)
 
     def scheme_of(self, expert: str) -> Scheme | None:
-        """The position scheme of an expert's blocks; None is text's own."""
+        """The position scheme of the blocks of an expert. None numbers them as text."""
         settings = dict(self.scheme.get(expert) or {})
         if not settings:
             return None
@@ -102,17 +102,17 @@ class FusionConfig:
             known.remove("Scheme")
             raise FusionError(f"scheme of {expert!r} is {name!r}: expected one of {known}")
         try:
-            found: Scheme = getattr(positions, name)(**settings)
+            scheme: Scheme = getattr(positions, name)(**settings)
         except TypeError as error:
             raise FusionError(f"scheme of {expert!r}: {error}") from error
-        return found
+        return scheme
 
 
 @dataclass(frozen=True)
 class Block:
     """The tokens that one visual input has from one expert, in raster order.
 
-    grid: (steps, rows, columns) of tokens; steps are 1 but for videos.
+    grid: (steps, rows, columns) of tokens; steps is 1 except for videos.
     times: of a video, the time stamp of every step in seconds.
     """
 
@@ -123,11 +123,11 @@ class Block:
 
     @property
     def tokens(self) -> int:
-        """How many they are."""
+        """The number of tokens."""
         return self.grid[0] * self.grid[1] * self.grid[2]
 
     def segment(self, scheme: Scheme | None) -> Image | Video:
-        """The block as the planner of positions knows it."""
+        """The block as a segment for `positions.plan`."""
         if self.video:
             return Video(self.grid, times=self.times, scheme=scheme, expert=self.expert)
         return Image(self.grid[1:], scheme=scheme, expert=self.expert)
@@ -136,8 +136,8 @@ class Block:
 def image_blocks(grids: Mapping[str, Pair], tiles: Mapping[str, Pair]) -> tuple[Block, ...]:
     """The blocks of one image.
 
-    grids: the tokens of one view, by expert. tiles: the arrangement of tiles, by expert; where it
-    is more than (1, 1), the whole image is followed by its tiles, put together to one grid.
+    grids: the tokens of one view, by expert. tiles: the arrangement of tiles, by expert. If it
+    is larger than (1, 1), the whole image is followed by its tiles, joined to one grid.
     """
     blocks = []
     for name, (rows, columns) in grids.items():
@@ -151,14 +151,14 @@ def image_blocks(grids: Mapping[str, Pair], tiles: Mapping[str, Pair]) -> tuple[
 def video_blocks(
     grids: Mapping[str, Pair], frames: int, times: tuple[float, ...] | None = None
 ) -> tuple[Block, ...]:
-    """The blocks of one video: all frames as one expert sees them, then as the next."""
+    """The blocks of one video: all frames from the first expert, then from the next."""
     return tuple(Block(name, (frames, *grid), times, True) for name, grid in grids.items())
 
 
 def windows(x: Tensor, grid: Pair, size: int) -> Tensor:
-    """Cells of a raster by square windows: (B, N, D) -> (B, windows, size * size, D).
+    """Features by square windows of their grid: (B, N, D) -> (B, windows, size * size, D).
 
-    Windows and the cells within them are in raster order. The last row and column are repeated
+    Windows and the features within them are in raster order. The last row and column are repeated
     where `size` does not divide the grid.
     """
     rows, columns = grid
@@ -176,7 +176,7 @@ class Fusion(nn.Module):
 
     widths: D of each expert's features, by name, in the order of the blocks.
     out: the language model's width.
-    generator: of the draws of `config.drop`; the global one where it is None.
+    generator: for the draws of `config.drop`; None for the global one.
     """
 
     generator: torch.Generator | None = None
@@ -231,14 +231,14 @@ class Fusion(nn.Module):
         )
 
     def per_token(self, expert: str, x: Tensor | None, grid: Pair) -> Tensor | None:
-        """Keys (B, N, Dk) or saliency (B, N) of cells as means over the cells of each token.
+        """Keys (B, N, Dk) or saliency (B, N) of features as means over the window of each token.
 
-        None for a Q-Former, whose tokens have no cells of their own.
+        None for a Q-Former, whose tokens have no window.
         """
         if x is None or self.config.kind == "qformer":
             return None
-        cells = x if x.ndim == 3 else x[..., None]
-        mean = windows(cells, grid, self.config.window.get(expert, 1)).mean(2)
+        features = x if x.ndim == 3 else x[..., None]
+        mean = windows(features, grid, self.config.window.get(expert, 1)).mean(2)
         return mean if x.ndim == 3 else mean[..., 0]
 
     def draw(self, inputs: int) -> Tensor:
@@ -252,7 +252,7 @@ class Fusion(nn.Module):
 
 
 def report(blocks: tuple[Block, ...], config: FusionConfig) -> list[dict[str, Any]]:
-    """For each block: expert, grid of tokens, tokens, and positions that it takes up."""
+    """For each block: expert, grid of tokens, number of tokens, and number of positions."""
     rows = []
     for block in blocks:
         scheme = config.scheme_of(block.expert)

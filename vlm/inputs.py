@@ -17,7 +17,7 @@ class View:
     """One plane of a visual input: the whole of it, or a crop.
 
     grid: (t, h, w).
-    indices: (t * h * w,) int64 on the host, the tokens of the input that lie in the grid's cells,
+    indices: (t * h * w,) int64 on the host, the tokens of the input that lie in the grid,
         in raster order.
     """
 

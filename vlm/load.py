@@ -1,4 +1,4 @@
-"""`vlm.load`: a model and its processor, by name or path."""
+"""`vlm.load` loads a model and its processor by name or path."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ def load(
     trust_remote_code: bool = False,
     strict: bool = True,
 ) -> tuple[Any, Any]:
-    """Load a model and its processor: all of it, or an error.
+    """Load a model and its processor completely, or raise an error.
 
     Args:
         name: "mini" for the embedded model, "mini-1d" for its sibling with positions on one axis (a
             stock LLaVA), a folder of a checkpoint, or a hub model's name.
         dtype: of the weights.
-        device: where the model goes.
-        trust_remote_code: run code that lies in the checkpoint; off unless asked for.
-        strict: False lets missing weights (left random) and foreign ones (left out) pass.
+        device: the device of the model.
+        trust_remote_code: run code from the checkpoint; off by default.
+        strict: False accepts missing weights, which stay random, and ignores unexpected ones.
 
     Returns:
         The model in evaluation mode, and its processor.
 
     Raises:
-        FileNotFoundError: a folder that is not there or holds no config.json.
-        CheckpointError: (a ValueError) a hub name that cannot be had, weights that are not in
-            safetensors, that are missing, foreign or of other shapes; code that is not trusted; a
-            processor that is missing or broken.
+        FileNotFoundError: the folder does not exist or has no config.json.
+        CheckpointError: (a ValueError) a hub name cannot be loaded; weights are not in safetensors,
+            are missing, unexpected or of other shapes; code is not trusted; or the processor is
+            missing or broken.
     """
-    # This package's model is known to transformers from here on.
+    # This import registers the model of this package with transformers.
     from vlm.model import CheckpointError, FoveateForConditionalGeneration
     from vlm.model.loading import UNREADABLE, load_strictly, model_type
 

@@ -162,8 +162,8 @@ def cover(table: Tensor, count: int, together: bool | None = None) -> Tensor:
     if not together:
         return torch.cat([_cover_one(part, count) for part in table.split(1)])
     if (kernels := _fused(table)) is not None:
-        found: Tensor = kernels.cover(table, count)
-        return found
+        index: Tensor = kernels.cover(table, count)
+        return index
     return _cover_all(table, count)
 
 

@@ -1,1 +1,1 @@
-"""What a reduction cost, kept and dropped."""
+"""Reports of a reduction: cost, pictures and export."""

@@ -12,8 +12,9 @@ import torch
 class Clock:
     """Adds up milliseconds by name.
 
-    `exact` waits for the CUDA device at every start and stop, so that work is billed where it was
-    started. It is off by default, since waiting costs time. `over`: a prefill has ended.
+    `exact` waits for the CUDA device at every start and stop, so that the time of kernels counts
+    for the interval that launched them. It is off by default, as waiting takes time. `over`: a
+    prefill has ended.
     """
 
     def __init__(self) -> None:
@@ -23,13 +24,13 @@ class Clock:
         self._began: dict[str, float] = {}
 
     def restart(self) -> None:
-        """Begin a new prefill, if the last one is over: what the reduction took is counted anew."""
+        """Reset the times of the reduction if the last prefill is over."""
         if self.over:
             self.totals.update(reduce=0.0, plan=0.0)
             self.over = False
 
     def now(self) -> float:
-        """Milliseconds since some fixed time."""
+        """Milliseconds since a fixed time."""
         if self.exact and torch.cuda.is_available():
             torch.cuda.synchronize()
         return time.perf_counter() * 1e3

@@ -1,4 +1,4 @@
-"""What a reduction costs and saves: tokens a layer, multiply-adds, key/value bytes, times."""
+"""The cost of dense and reduced: tokens a layer, multiply-adds, key/value bytes, times."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ def prefill_macs(counts: Sequence[int], config: Any) -> int:
 
 @dataclass(frozen=True)
 class Cost:
-    """One side of a report. Times are milliseconds, None where they were not measured.
+    """One side of a report. Times are milliseconds, None if not measured.
 
     layers: visual tokens in each decoder layer, summed over the visual inputs of the batch.
-    text: text tokens of the batch. macs: multiply-adds of the visual tokens' prefill alone.
+    text: text tokens of the batch. macs: multiply-adds of the prefill of visual tokens only.
     cache: bytes of keys and values after prefill. memory: peak bytes, on a GPU.
     """
 
@@ -62,7 +62,7 @@ class Cost:
 
 @dataclass(frozen=True)
 class Report:
-    """Dense and reduced, side by side; `str(report)` is the table.
+    """Dense and reduced cost. `str(report)` is a table of both.
 
     budget: the measured mean number of visual tokens per visual input over the decoder layers.
     """
@@ -116,17 +116,17 @@ def runs(counts: Sequence[int]) -> str:
 
 
 def report_of(record: PrefillRecord) -> Report:
-    """The report of one prefill; times that were not measured are None."""
+    """The report of one prefill. Times that were not measured are None."""
     depth, inputs = record.config.num_hidden_layers, len(record.grids)
     counts = record.counts(depth)
     dense_tokens = sum(t * h * w for t, h, w in record.grids)
-    # A token takes as many bytes in every layer, which gives the size of the dense cache.
-    held = sum(counts) + record.text * depth
+    # A token takes the same bytes in every layer, which gives the size of the dense cache.
+    cached_tokens = sum(counts) + record.text * depth
     dense = Cost(
         (dense_tokens,) * depth,
         record.text,
         _macs([dense_tokens] * depth, record.config, inputs),
-        round(record.cache_bytes * (dense_tokens + record.text) * depth / max(held, 1)),
+        round(record.cache_bytes * (dense_tokens + record.text) * depth / max(cached_tokens, 1)),
     )
     reduced = Cost(
         tuple(counts),
@@ -140,5 +140,5 @@ def report_of(record: PrefillRecord) -> Report:
 
 
 def _macs(counts: Sequence[int], config: Any, inputs: int) -> int:
-    # Attention stays within one sequence: the quadratic term counts each input on its own.
+    # Attention is within one sequence, so the quadratic term is computed by input.
     return inputs * prefill_macs([round(count / inputs) for count in counts], config)

@@ -1,4 +1,4 @@
-"""What a compression did to the visual inputs of a prompt, as plain tensors."""
+"""The reductions of the visual inputs of a prompt as plain tensors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Draw what a reduction kept, merged and dropped over the picture that it was made for."""
+"""Draws the kept, merged and dropped tokens of a reduction over its picture."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ def overlay(
 ) -> Image.Image:
     """One row of panels a frame: the picture, then each step.
 
-    Tokens that are kept as they are show the picture; merged tokens are tinted and outlined in the
-    colour of their group, with a dot on the token that stands for it; dropped tokens are dim.
+    Kept tokens show the picture. Merged tokens are tinted and outlined in the colour of their
+    group, with a dot on the anchor. Dropped tokens are dim.
 
     Args:
-        picture: a PIL image, or one a time step of the grid for a video.
+        picture: a PIL image, or for a video one image for each time step of the grid.
         steps: name, grid (t, h, w) and reduction (B = 1) of each step.
-        title: what stands over the first panel.
+        title: the title of the first panel.
 
     Raises:
-        ValueError: the number of pictures is not that of the grid's time steps.
+        ValueError: the number of pictures differs from that of the time steps.
     """
     frames = list(picture) if isinstance(picture, (list, tuple)) else [picture]
     length = steps[0][1][0] if steps else len(frames)
@@ -40,7 +40,7 @@ def overlay(
     for t, frame in enumerate(frames):
         shown = _fit(frame)
         panels = [_captioned(shown, title if len(frames) == 1 else f"{title} {t + 1}", "")]
-        panels += [panel(frame, *one, step=t) for one in steps]
+        panels += [panel(frame, *part, step=t) for part in steps]
         rows.append(sheet(panels, columns=len(panels)))
     return stack(rows)
 
@@ -57,12 +57,12 @@ def panel(
     marks[anchor] = True
     groups = np.bincount(assign[assign >= 0], minlength=len(anchor))
     text = _count(groups, len(assign)) if grid[0] == 1 else ""
-    drawn = _cells(_fit(picture), here, groups, marks[cut].reshape(here.shape))
+    drawn = _marked(_fit(picture), here, groups, marks[cut].reshape(here.shape))
     return _captioned(drawn, name, text)
 
 
 def stack(pictures: Sequence[Image.Image]) -> Image.Image:
-    """Pictures under one another, each in its own height."""
+    """Stack pictures vertically, each at its own height."""
     size = max(p.width for p in pictures), sum(p.height for p in pictures)
     out, top = Image.new("RGB", size, _PAPER), 0
     for picture in pictures:
@@ -72,7 +72,7 @@ def stack(pictures: Sequence[Image.Image]) -> Image.Image:
 
 
 def sheet(pictures: Sequence[Image.Image], columns: int) -> Image.Image:
-    """Lay pictures out in rows of `columns`, each in a field of the largest one's size."""
+    """Arrange pictures in rows of `columns`, each in a field of the size of the largest."""
     width, height = max(p.width for p in pictures), max(p.height for p in pictures)
     rows = -(-len(pictures) // columns)
     size = (columns * (width + _GAP) + _GAP, rows * (height + _GAP) + _GAP)
@@ -84,7 +84,7 @@ def sheet(pictures: Sequence[Image.Image], columns: int) -> Image.Image:
 
 
 def legend(width: int, text: str) -> Image.Image:
-    """A strip that says how to read the panels, under a line of `text`."""
+    """A legend of the panels under a line of `text`."""
     out = Image.new("RGB", (width, 58), _PAPER)
     pen, small = ImageDraw.Draw(out), ImageFont.load_default(14)
     pen.text((4, 4), text, fill=_INK, font=ImageFont.load_default(17))
@@ -115,18 +115,18 @@ def _captioned(picture: Image.Image, name: str, text: str) -> Image.Image:
     return out
 
 
-def _count(groups: np.ndarray, cells: int) -> str:
+def _count(groups: np.ndarray, count: int) -> str:
     merged = int((groups > 1).sum())
     if not merged:
-        return f"{len(groups)} of {cells} kept"
+        return f"{len(groups)} of {count} kept"
     within = int(groups[groups > 1].sum())
-    return f"{len(groups)} of {cells}: {len(groups) - merged} kept, {within} merged into {merged}"
+    return f"{len(groups)} of {count}: {len(groups) - merged} kept, {within} merged into {merged}"
 
 
-def _cells(
+def _marked(
     picture: Image.Image, assign: np.ndarray, groups: np.ndarray, anchors: np.ndarray
 ) -> Image.Image:
-    """Dim, tint and outline the tokens of one frame. assign (h, w): row of each cell or -1."""
+    """Dim, tint and outline the tokens of one frame. assign (h, w): row of each token or -1."""
     pixels = np.asarray(picture, dtype=np.float32)
     rows, columns = assign.shape
     row_of = np.minimum(np.arange(picture.height) * rows // picture.height, rows - 1)
@@ -166,7 +166,7 @@ def _cells(
 
 
 def _colour(number: int, count: int) -> tuple[int, int, int]:
-    # The golden ratio keeps neighbours in number apart in hue, however many there are.
+    # The golden ratio gives neighbouring numbers different hues, for any count.
     hue = (number * 0.618034) % 1.0
     value = 0.95 if number % 2 else 0.75
     return tuple(round(255 * v) for v in colorsys.hsv_to_rgb(hue, 0.85, value))  # type: ignore[return-value]

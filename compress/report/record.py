@@ -1,4 +1,4 @@
-"""What one prefill under a compression did, as plain values."""
+"""The record of one prefill under a compression, as plain values."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from compress.tokens import Grid, Reduction
 class PrefillRecord:
     """The visual inputs of a prompt and their reductions.
 
-    Tensors stay on their device until a report, an overlay or an export asks for them.
+    Tensors stay on their device until a report, an overlay or an export needs them.
 
     method: the method's repr. grids: dense (T, H, W) of each visual input. first: the reductions
     before the language model. later: for each decoder layer that starts with fewer tokens, the
-    reductions from the dense tokens to those. positions: (B, W, K, 3) float64 of the batch as it
-    enters the language model; rows, columns: (T,) int64, where the visual tokens are in it.
+    reductions from the dense tokens to those. positions: (B, W, K, 3) float64 of the batch that
+    enters the language model. rows, columns: (T,) int64, the places of its visual tokens.
     text: number of text tokens. cache_bytes: of keys and values after the prefill. config: the
-    language model's configuration. reduce_ms, plan_ms: what the reduction and the planning took.
+    language model's configuration. reduce_ms, plan_ms: the times of reduction and planning.
     """
 
     method: str
@@ -56,7 +56,7 @@ class PrefillRecord:
         """Name, dense grid and reduction of visual input `index`: before the language model, and
         at every decoder layer that starts with fewer tokens.
 
-        Raises IndexError where there is no such input.
+        Raises IndexError if there is no such input.
         """
         if not 0 <= index < len(self.grids):
             raise IndexError(

@@ -1,4 +1,4 @@
-"""Long videos for a model: decoded, encoded and reduced chunk by chunk, then asked about."""
+"""Questions about long videos, which are decoded, encoded and reduced chunk by chunk."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ from vlm.media import Video, iter_video
 
 @dataclass(frozen=True)
 class LongVideo:
-    """A video as the tokens that are left of it, for any number of questions.
+    """The kept tokens of a video, for any number of questions.
 
-    kept: the tokens of each view (one for each expert), features as the language model takes them.
+    kept: the tokens of each view (one for each expert), with projected features.
     grids: (T, h, w) of each view's dense tokens. times: (T,) seconds, float64, None if not known.
-    most: tokens that were held at once while the video was read.
+    most: the most tokens that were held at once while the video was read.
     """
 
     kept: tuple[Kept, ...]
@@ -50,7 +50,7 @@ class LongVideo:
 
     @property
     def dense(self) -> int:
-        """Cells of the whole video."""
+        """Dense tokens of the whole video."""
         return sum(t * h * w for t, h, w in self.grids)
 
 
@@ -71,27 +71,27 @@ def stream_video(
 ) -> LongVideo:
     """Reduce a video of any length to `budget` tokens while it is decoded.
 
-    A chunk of frames is decoded, encoded by the model's vision side, and given to a `Stream`, which
-    says how tokens are dealt; then it is forgotten. Memory does not grow with the video's length
-    beyond 8 bytes a frame for its time stamps, time is linear in it. The method's part inside the
-    language model is not used: the budget is what enters it. Merging follows the projector.
+    Each chunk of frames is decoded, encoded, and added to a `Stream`, which distributes the budget.
+    Memory does not grow with the length of the video, except for 8 bytes a frame of time stamps.
+    Time is linear in the length. The in-LLM part of the method is not used: the budget is the
+    number of tokens that enter the LLM. Tokens are merged after the projector.
 
     model: a `FoveateForConditionalGeneration` or a stock LLaVA, which sees frames as images. With
-        several experts, the budget is dealt over them in proportion to their tokens.
-    processor: the model's own. Each frame is seen whole, without tiles.
-    video: a path, or the video's chunks in order: `vlm.Video`s as from `vlm.media.iter_video`, or
-        arrays (F, H, W, 3) uint8.
-    fps: frames a second that are looked at, of a path; None for all. chunk: frames decoded and
-        encoded at once, of a path. total: frames in all, if `video` is chunks and they are known.
-    window: frames that are reduced together. question: its words are the query, for methods that
-        read one. opening: how a path is decoded, see `vlm.read_video`.
+        several experts, the budget is distributed in proportion to their tokens.
+    processor: that of the model. Frames are not cut into tiles.
+    video: a path, or the chunks of the video in order, each a `vlm.Video` (as from
+        `vlm.media.iter_video`) or an array (F, H, W, 3) uint8.
+    fps: for a path, the sampled frames a second; None for all. chunk: for a path, the frames that
+        are decoded and encoded at once. total: for chunks, the number of all frames, if known.
+    window: frames that are reduced together. question: the text query, for methods that read one.
+        opening: how a path is decoded, see `vlm.read_video`.
 
     Raises UnknownFamily or ValueError for other models, MediaError for bad media, ValueError for
-    arguments that do not fit.
+    invalid arguments.
     """
     adapter = adapter_of(model)
     if not adapter.videos_by_frame:
-        able = ", ".join(one.name for one in ADAPTERS if one.videos_by_frame)
+        able = ", ".join(family.name for family in ADAPTERS if family.videos_by_frame)
         raise ValueError(
             f"{type(model).__name__} is of the family {adapter.name!r}, whose videos are not "
             f"encoded frame by frame: expected a model of {able}"
@@ -101,7 +101,7 @@ def stream_video(
         chunks = iter_video(video, chunk, fps=fps, **opening)  # type: ignore[arg-type]
     query = None if question is None else _words(model, processor, question)
     options: dict[str, Any] = {"window": window, "text_query": query, "generator": generator}
-    Stream(method, budget, total=total, **options)  # a bad argument is told before decoding
+    Stream(method, budget, total=total, **options)  # checks the arguments before decoding
     streams: list[Stream] = []
     times: list[float] = []
     with torch.no_grad(), compress(model, method, 1.0):
@@ -141,14 +141,14 @@ def video_prompt(
     videos: list[LongVideo],
     positions: str | Scheme = "compact",
 ) -> dict[str, Any]:
-    """What `model.generate` takes to answer a text about long videos.
+    """The inputs of `model.generate` for a text about long videos.
 
-    text: with one placeholder for each video, <video> where the model has that, else <image>.
-    positions: "compact" numbers the tokens that are left one by one, which keeps an hour within a
-        language model's reach. "original" is where the dense video would put them, by the model's
-        own scheme of each expert. A `positions.Scheme` places them; planning takes about 70 bytes
-        for each dense token.
-    Raises ValueError where placeholders and videos differ in number.
+    text: with one placeholder for each video, <video> if the model has it, else <image>.
+    positions: "compact" numbers the kept tokens without gaps, which keeps an hour within the
+        context of a language model. "original" gives them the positions of the dense video, by the
+        scheme of each expert. A `positions.Scheme` gives them its positions. Planning takes about
+        70 bytes for each dense token.
+    Raises ValueError if placeholders and videos differ in number.
     """
     adapter = adapter_of(model)
     kind, token = _placeholder(adapter)
@@ -171,13 +171,13 @@ def video_prompt(
     features = [video.features for video in videos]
     given["mm_encoder_outputs"] = {kind: adapter.encoder_output(features)}
     if positions != "compact":
-        found = _positions(adapter, runs, videos, positions)
-        given["position_ids"] = found.float()[None].to(device)
+        position_ids = _positions(adapter, runs, videos, positions)
+        given["position_ids"] = position_ids.float()[None].to(device)
     return given
 
 
 def _placeholder(adapter: ModelAdapter) -> tuple[str, int]:
-    """Kind and token id that stand for a video."""
+    """Kind and token id of the placeholder of a video."""
     takes_video = "video" in adapter.kinds and adapter.placeholder("video") >= 0
     kind = "video" if takes_video else "image"
     return kind, adapter.placeholder(kind)
@@ -186,7 +186,7 @@ def _placeholder(adapter: ModelAdapter) -> tuple[str, int]:
 def _positions(
     adapter: ModelAdapter, runs: list[Tensor], videos: list[LongVideo], positions: str | Scheme
 ) -> Tensor:
-    """(S,) float64: planned positions of the tokens of a prompt that are left."""
+    """(S,) float64: planned positions of the tokens of a prompt after the reduction."""
     if isinstance(positions, str) and positions != "original":
         raise ValueError(f"positions is {positions!r}: expected 'compact', 'original' or a Scheme")
     own: list[Scheme | None] = [None] * len(videos[0].grids)
@@ -216,14 +216,14 @@ def _words(model: Any, processor: Any, question: str) -> Tensor:
     """(Q, D): the embeddings of a question."""
     ids = processor.tokenizer(question, return_tensors="pt", add_special_tokens=False)["input_ids"]
     words = model.get_input_embeddings()
-    found: Tensor = words(ids[0].to(words.weight.device)).detach()
-    return found
+    embeds: Tensor = words(ids[0].to(words.weight.device)).detach()
+    return embeds
 
 
 def _encode(
     adapter: ModelAdapter, model: Any, processor: Any, frames: np.ndarray
 ) -> list[VisualTokens]:
-    """A chunk of frames (F, H, W, 3) as the model sees it, one for each view (each expert)."""
+    """Encode a chunk of frames (F, H, W, 3): one result for each view (each expert)."""
     kind, call = adapter.frames_call(processor, frames)
     given = BatchFeature(call).to(model.device, model.dtype)
     output = getattr(adapter.core, f"get_{kind}_features")(**given, return_dict=True)

@@ -1,4 +1,4 @@
-"""A video of any length reduced as it comes, in memory that does not grow with it."""
+"""Reduces a video of any length while it is read, in bounded memory."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from compress import ops
 from compress.methods import Method, get_method
 from compress.tokens import Reduction, VisualTokens
 
-LEAST = 8  # tokens of a stretch of the video that are chosen together when all are thinned
+LEAST = 8  # the least tokens of a stretch that are reduced together when the share shrinks
 
-# What tokens have beside features; a kept one has what its anchor has.
+# Fields of tokens besides features. A kept token has those of its anchor.
 _OWN = ("keys", "saliency", "shallow_saliency")
 
 
@@ -26,9 +26,9 @@ class Kept:
     """M tokens of a video, in order.
 
     features: (M, D), in the dtype of the input. places: (M, 3) int64, frame, row and column of the
-    dense token that each stands for. size: (M,) int64, the dense tokens merged in it.
+    anchor of each. size: (M,) int64, the dense tokens merged in it.
     keys, saliency, shallow_saliency, pre_projector: as in `VisualTokens`, without the batch
-    dimension; None where not given.
+    dimension; None if not given.
     """
 
     features: Tensor
@@ -44,25 +44,25 @@ class Kept:
 
     @classmethod
     def join(cls, parts: Sequence[Kept]) -> Kept:
-        """Stretches of a video that follow one another, as one."""
+        """Consecutive stretches of a video as one."""
         names = [name for name, value in vars(parts[0]).items() if value is not None]
         return cls(**{name: torch.cat([getattr(part, name) for part in parts]) for name in names})
 
     def copy(self) -> Kept:
-        """The same in memory of its own."""
+        """A copy in memory of its own."""
         return Kept(**{name: x.clone() for name, x in vars(self).items() if x is not None})
 
     def tokens(self) -> VisualTokens:
-        """As a row of tokens that a method takes."""
+        """The tokens in the form that a method takes, with a batch of one."""
         names = ("features", "size", "pre_projector", *_OWN)
         given = {name: value[None] for name in names if (value := getattr(self, name)) is not None}
         return VisualTokens(grid=(1, 1, len(self)), **given)
 
     def reduced(self, reduction: Reduction, first: bool) -> Kept:
-        """What is left after a reduction of these tokens.
+        """The kept tokens after a reduction of these tokens.
 
-        first: they are dense tokens, so the method's own features count. Later ones are means of
-        what the method put together, weighted by size whether or not it does so itself.
+        first: whether these are dense tokens, whose reduced features are those of the method. Later
+        features are means over the merged tokens, weighted by size with every method.
         """
         anchor = reduction.anchor[0]
         size = _summed(self.size[:, None], reduction)[:, 0]
@@ -87,16 +87,16 @@ def _summed(x: Tensor, reduction: Reduction) -> Tensor:
 
 
 class Stream:
-    """Reduces a video while it comes, to at most `budget` tokens.
+    """Reduces a video while it is read, to at most `budget` tokens.
 
-    Frames are cut into windows of `window` frames, and each window is reduced by the method to its
-    share of the budget. Where the length is not known beforehand, or turns out longer, the share
-    starts at 1 and is multiplied by `shrink` whenever the budget would be passed: what was kept is
-    then reduced once more, stretch by stretch (`LEAST` tokens or more at a time), sizes counted.
-    So all parts of the video have the same share of the tokens at any time; at the end of a video
-    of unknown length at least about `shrink` of the budget is used.
+    The method reduces each window of `window` frames to its share of the budget. If the length is
+    not known beforehand, or turns out longer, the share starts at 1 and is multiplied by `shrink`
+    whenever the budget would be exceeded. The kept tokens are then reduced again, stretch by
+    stretch (`LEAST` tokens or more at a time), weighted by size. So all parts of the video have the
+    same share of the tokens at any time. At the end of a video of unknown length, at least about
+    `shrink` of the budget is used.
 
-    Neither result nor cost depends on how the frames are dealt over calls of `add`. At most
+    Result and cost do not depend on how the frames are divided over calls of `add`. At most
     `budget` tokens and one window of dense tokens are held. Time is linear in the frames.
 
     stream = Stream("foveate", budget=8192, total=3600)
@@ -104,8 +104,8 @@ class Stream:
         stream.add(tokens)
     kept = stream.result()
 
-    method: a name or an instance; the part of it before the language model.
-    budget: tokens, at least 2. total: frames that will come, if known.
+    method: a name or an instance, of which the pre-LLM part is used.
+    budget: tokens, at least 2. total: the number of all frames, if known.
     text_query: (Q, D) text embeddings, for methods that read them.
     generator: for methods that draw.
     """
@@ -145,13 +145,13 @@ class Stream:
         self.budget, self.total, self.window = budget, total, window
         self.shrink = Fraction(shrink).limit_denominator(1000)
         self.text_query, self.generator = text_query, generator
-        self.frames = 0  # that came
-        self.most = 0  # tokens held at once, so far
+        self.frames = 0  # added so far
+        self.most = 0  # most tokens held at once so far
         self._grid: tuple[int, int] | None = None
-        self._share = Fraction(1)  # tokens a dense token
-        self._done: list[tuple[int, int]] = []  # of each stretch: dense tokens, tokens left
-        # One block of memory for all that is kept: small ones, scattered among the large ones that
-        # come and go, would keep the allocator from giving those back.
+        self._share = Fraction(1)  # kept tokens a dense token
+        self._done: list[tuple[int, int]] = []  # of each stretch: dense tokens, kept tokens
+        # One block of memory for all kept tokens. Many small ones between large temporary blocks
+        # would keep the allocator from returning these.
         self._store: dict[str, Tensor] = {}
         self._waiting: list[Kept] = []  # frames of an incomplete window
 
@@ -164,9 +164,9 @@ class Stream:
         return sum(kept for _, kept in self._done)
 
     def add(self, tokens: VisualTokens) -> None:
-        """The next frames: (1, f * h * w, D) in a grid (f, h, w), on any device.
+        """Add the next frames: (1, f * h * w, D) in a grid (f, h, w), on any device.
 
-        Raises ValueError where the batch is not 1, or where the grid of a frame changes.
+        Raises ValueError if the batch is not 1, or if the grid of a frame changes.
         """
         count, *grid = tokens.grid
         self._grid = self._grid or (grid[0], grid[1])
@@ -196,9 +196,9 @@ class Stream:
                 self._reduce()
 
     def result(self) -> Kept:
-        """What is kept of all that came so far; more may be added afterwards.
+        """The kept tokens of all frames so far. More frames may be added afterwards.
 
-        Raises ValueError where no frame came.
+        Raises ValueError if no frame was added.
         """
         if not self.frames:
             raise ValueError("no frames were added: expected one or more")
@@ -210,7 +210,7 @@ class Stream:
         return last._held(0, last._kept)
 
     def _reduce(self) -> None:
-        """Reduce the window that waits to its share."""
+        """Reduce the waiting window to its share."""
         window, self._waiting = Kept.join(self._waiting), []
         before = sum(dense for dense, _ in self._done)
         stop = before + len(window)
@@ -226,11 +226,11 @@ class Stream:
         self.most = max(self.most, len(self))
 
     def _held(self, start: int, stop: int) -> Kept:
-        """Kept tokens start..stop-1, a view of where they are stored."""
+        """The kept tokens from `start` to `stop` - 1, as a view of the store."""
         return Kept(**{name: x[start:stop] for name, x in self._store.items()})
 
     def _put(self, dense: int, kept: Kept) -> None:
-        """Store what is left of the next stretch behind what is there."""
+        """Append the kept tokens of the next stretch to the store."""
         start, stop = self._kept, self._kept + len(kept)
         for name, x in vars(kept).items():
             if x is None:
@@ -244,11 +244,11 @@ class Stream:
         self._done.append((dense, len(kept)))
 
     def _count(self, start: int, stop: int) -> int:
-        """Tokens kept of start..stop-1: differences of rounded-down sums, so that they add up."""
+        """Tokens to keep of start..stop-1: differences of rounded-down sums, which add up."""
         return max(1, math.floor(self._share * stop) - math.floor(self._share * start))
 
     def _thin(self) -> None:
-        """Reduce all that is kept to the present share, in stretches of at least `LEAST` tokens."""
+        """Reduce all kept tokens to the current share, in stretches of at least `LEAST` tokens."""
         groups: list[list[tuple[int, int]]] = []
         counts: list[int] = []
         start = stop = 0
@@ -267,12 +267,12 @@ class Stream:
         at = 0
         for group, count in zip(groups, counts, strict=True):
             first, at = at, at + sum(kept for _, kept in group)
-            # A copy: it is written over what was read before, never over what comes.
+            # A copy, as the store is overwritten while it is read.
             kept = self._cut(self._held(first, at), max(1, count)).copy()
             self._put(sum(dense for dense, _ in group), kept)
 
     def _cut(self, kept: Kept, keep: int, grid: tuple[int, int, int] | None = None) -> Kept:
-        """Reduce to `keep` tokens, or to all that there are; grid: of dense tokens."""
+        """Reduce to `keep` tokens, or keep all if there are fewer. grid: of dense tokens."""
         if keep >= len(kept):
             return kept
         tokens = kept.tokens()

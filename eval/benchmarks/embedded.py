@@ -212,11 +212,11 @@ def write(folder: Path, split: Split, scenes: int, clips: int) -> list[Path]:
                 print(json.dumps(row | {"answer": question.answer}), file=lines)
                 if not still:
                     continue
-                found = options(question, asked.shown, np.random.default_rng((first, number)))
-                letter = LETTERS[found.index(question.answer)]
-                found += [""] * (len(LETTERS) - len(found))
+                choices = options(question, asked.shown, np.random.default_rng((first, number)))
+                letter = LETTERS[choices.index(question.answer)]
+                choices += [""] * (len(LETTERS) - len(choices))
                 image = base64.b64encode(frames[0]).decode() if number == 0 else str(first)
-                asking = (len(rows), question.text, "", *found, letter, question.category)
+                asking = (len(rows), question.text, "", *choices, letter, question.category)
                 rows.append([*asking, image, "drawn", question.category, "", split])
     head = "index question hint A B C D answer category image source l2-category comment split"
     with (folder / "mmbench.tsv").open("w", encoding="utf-8", newline="") as file:

@@ -160,8 +160,8 @@ class MMBench(Benchmark):
     def units(self, scored: Sequence[Scored]) -> list[Unit]:
         """A question counts as right if all its rolls are answered right."""
         groups: dict[str, list[Scored]] = defaultdict(list)
-        for one in scored:
-            groups[str(one.sample.about["base"])].append(one)
+        for answer in scored:
+            groups[str(answer.sample.about["base"])].append(answer)
         return [
             Unit(base, min(values), group[0].sample.cluster, group[0].sample.groups)
             for base, group in groups.items()

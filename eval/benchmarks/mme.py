@@ -39,12 +39,12 @@ class MME(Benchmark):
         """Read the questions of all tasks in the folder."""
         root = folder(self.data, "--data", "one folder for each task")
         known = [*PERCEPTION, *COGNITION]
-        found = [task for task in known if (root / task).is_dir()]
-        if not found:
+        tasks = [task for task in known if (root / task).is_dir()]
+        if not tasks:
             raise DataError(f"{root} contains none of the folders {', '.join(known)}")
         samples: list[Sample] = []
-        problems = [Problem(task, "no such folder") for task in known if task not in found]
-        for task in found:
+        problems = [Problem(task, "no such folder") for task in known if task not in tasks]
+        for task in tasks:
             for path in _texts(root / task):
                 try:
                     samples += _pair(task, path)

@@ -107,13 +107,13 @@ class VideoMME(Benchmark):
     def export(self, scored: Sequence[Scored], folder: Path) -> list[Path]:
         """Write the official result file: videos with their questions and `response`s."""
         videos: dict[str, dict[str, Any]] = {}
-        for one in scored:
-            row = one.sample.about
+        for answer in scored:
+            row = answer.sample.about
             head = {k: row[k] for k in ("video_id", "duration", "domain", "sub_category")}
-            video = videos.setdefault(one.sample.cluster, {**head, "questions": []})
+            video = videos.setdefault(answer.sample.cluster, {**head, "questions": []})
             names = ("question_id", "task_type", "question", "options", "answer")
             asked = {k: row[k] for k in names}
-            video["questions"].append({**asked, "response": one.text})
+            video["questions"].append({**asked, "response": answer.text})
         text = json.dumps(list(videos.values()), ensure_ascii=False, indent=2)
         return [replace(folder / "videomme_results.json", text + "\n")]
 

@@ -37,13 +37,13 @@ def logits_of(model: Any, given: dict[str, Any], **options: Any) -> Tensor:
 def fingerprint(model: Any) -> list[Any]:
     """Everything that an attachment could leave behind."""
     hooks = ("_forward_pre_hooks", "_forward_hooks", "_backward_hooks")
-    found: list[Any] = [model.config.to_dict(), copy.deepcopy(model.generation_config.to_dict())]
+    state: list[Any] = [model.config.to_dict(), copy.deepcopy(model.generation_config.to_dict())]
     for name, module in model.named_modules():
-        found.append(
+        state.append(
             (name, id(module), sorted(vars(module)), [len(vars(module)[h]) for h in hooks])
         )
-        found.append(module.forward.__func__ is type(module).forward)
-    return found
+        state.append(module.forward.__func__ is type(module).forward)
+    return state
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Budgets: the published ones exactly, any other nearly."""
+"""Budgets: the published ones exactly, others approximately."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_duet_qwen_counts_average():
 
 
 def test_of_two_equally_near_the_smaller():
-    # 144 cells, 2 layers: 21 tokens give 15.5, 22 give 16.5
+    # 144 tokens, 2 layers: 21 tokens give 15.5, 22 give 16.5
     assert Duet(variant="released").allocate(144, 2, 16).keep == 21
     # away from the published table the solver finds the published counts too
     moved = Duet(variant="released", layers=(16, 24))

@@ -1,6 +1,6 @@
 """The contracts of all families: family x shape of method x attention backend x batch.
 
-The quick suite runs a diagonal through the product; the rest of it is marked slow. Each cell is
+The quick suite runs a diagonal through the product; the rest of it is marked slow. Each case is
 compared with `tests/reference.py`, which knows no hooks.
 """
 
@@ -18,11 +18,11 @@ from tests import reference
 from tests.compress.common import CLOSE, NEW, answer, duet, fingerprint
 from tests.tiny import CASES, Case
 
-# What a reduction can be: dropping or merging before the language model, dropping in it, both.
+# What a reduction can be: pruning or merging pre-LLM, pruning in-LLM, both.
 SHAPES: dict[str, Method] = {
     "prune": DivPrune(),
     "merge": Duet(layers=(), ratios=()),
-    "inside": PyramidDrop(layers=(1, 2, 3)),
+    "in_llm": PyramidDrop(layers=(1, 2, 3)),
     "both": duet(layers=(1, 3), ratios=(0.6, 0.3)),
 }
 ATTENTION = ("sdpa", "eager")
@@ -56,15 +56,15 @@ def visual_tokens(case: Case, shown: tuple[str, str]) -> int:
 def sizes(case: Case) -> list[tuple[str, str]]:
     """The smallest and the largest kind of input of a family, as (kind, variant)."""
     shown = {part for layout in case.layouts for part in layout if not isinstance(part, int)}
-    shown = {(kind, one) for kind, one in shown if kind == "image" or one not in case.frames}
-    ordered = sorted(shown, key=lambda one: (visual_tokens(case, one), one))
+    shown = {(kind, size) for kind, size in shown if kind == "image" or size not in case.frames}
+    ordered = sorted(shown, key=lambda size: (visual_tokens(case, size), size))
     return [ordered[0], ordered[-1]]
 
 
 def mixed_product() -> Iterator[Any]:
     """Families with inputs of several sizes x methods, a diagonal of it quick."""
     of_several = [
-        case for case in CASES if len({visual_tokens(case, one) for one in sizes(case)}) == 2
+        case for case in CASES if len({visual_tokens(case, size) for size in sizes(case)}) == 2
     ]
     for row, case in enumerate(of_several):
         for column, name in enumerate(MIXED):
@@ -108,11 +108,11 @@ def test_a_batch_gives_each_sample_what_it_gets_alone(
         alone = [answer(model, case.inputs([sample])) for sample in samples]
         with torch.no_grad():
             right = model(**case.inputs(samples, "right")).logits
-    for row, one in enumerate(alone):
-        for a, b in zip(together.logits, one.logits, strict=True):
+    for row, single in enumerate(alone):
+        for a, b in zip(together.logits, single.logits, strict=True):
             torch.testing.assert_close(a[row], b[0], **CLOSE)
         last = len(samples[row].ids) - 1
-        torch.testing.assert_close(right[row, last], one.logits[0][0], **CLOSE)
+        torch.testing.assert_close(right[row, last], single.logits[0][0], **CLOSE)
 
 
 @pytest.mark.parametrize(("case", "name"), list(mixed_product()))

@@ -67,7 +67,7 @@ def test_check_finite():
         VisualTokens(large, (1, 2, 2), saliency=torch.tensor([[0, 1, torch.inf, 2]])).check_finite()
 
 
-def test_cells_in_raster_order():
+def test_grid_cells_in_raster_order():
     cells = VisualTokens(torch.zeros(1, 12, 1), (2, 2, 3)).grid_cells
     assert cells.dtype == torch.int64
     assert cells[[0, 1, 3, 6, 11]].tolist() == [[0, 0, 0], [0, 0, 1], [0, 1, 0], [1, 0, 0],
@@ -77,8 +77,8 @@ def test_cells_in_raster_order():
 def test_fold_cuts_attention_by_frame():
     table = torch.rand(2, 3, 4, 4)
     tokens = VisualTokens(torch.zeros(2, 12, 1), (3, 2, 2), attention=table)
-    one = tokens.fold([4, 8], (1, 2, 2)).attention
-    assert torch.equal(one, torch.stack([table[0, 1], table[0, 2], table[1, 1], table[1, 2]]))
+    attention = tokens.fold([4, 8], (1, 2, 2)).attention
+    assert torch.equal(attention, torch.stack([table[0, 1], table[0, 2], table[1, 1], table[1, 2]]))
     two = tokens.fold(torch.tensor([4]), (2, 2, 2)).attention
     assert torch.equal(two, table[:, 1:])
     with pytest.raises(ValueError, match="attention is given frame by frame"):

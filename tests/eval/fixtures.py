@@ -1,4 +1,4 @@
-"""Small files in the benchmarks' official formats, drawn by our own generator: no benchmark's data.
+"""Small files in the official formats of the benchmarks, with generated content only.
 
 Each writer makes a folder's worth of what its benchmark is distributed as, with every column and
 the odd cases that the real files have, and returns what the loader is given.
@@ -53,7 +53,7 @@ def mmbench_rows(folder: Path, split: str = "dev", chinese: bool = False) -> lis
 
 def rolls(rows: list[dict[str, str]]) -> list[dict[str, str]]:
     """Each row with its turned ones, as the files with CircularEval have them."""
-    found = []
+    rolled = []
     for row in rows:
         texts = [row[letter] for letter in "ABCD" if row[letter]]
         for k in range(len(texts)):
@@ -61,8 +61,8 @@ def rolls(rows: list[dict[str, str]]) -> list[dict[str, str]]:
             at = "ABCD"[("ABCD".index(row["answer"]) - k) % len(texts)] if row["answer"] else ""
             index = str(int(row["index"]) + k * 1_000_000)
             image = row["image"] if k == 0 else row["index"]
-            found.append({**row, **turned, "answer": at, "index": index, "image": image})
-    return found
+            rolled.append({**row, **turned, "answer": at, "index": index, "image": image})
+    return rolled
 
 
 def write_tsv(path: Path, rows: list[dict[str, Any]], head: list[str] = HEAD) -> Path:

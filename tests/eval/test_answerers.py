@@ -1,4 +1,4 @@
-"""Asking a model: what it is given, what comes back, and the configurations of a sweep."""
+"""Answering questions: inputs of the model, replies, and the configurations of a sweep."""
 
 from __future__ import annotations
 
@@ -131,8 +131,8 @@ def test_the_fingerprint_is_of_the_weights() -> None:
     ("text", "budget"), [("64", 64), ("0.25", 0.25), ("1/9", 1 / 9), ("11%", 0.11), ("1.0", 1.0)]
 )
 def test_budgets(text: str, budget: float) -> None:
-    found = parse_budget(text)
-    assert (found, type(found)) == (budget, type(budget))
+    parsed = parse_budget(text)
+    assert (parsed, type(parsed)) == (budget, type(budget))
 
 
 @pytest.mark.parametrize("text", ["", "x", "1/0", "%", "64 tokens"])

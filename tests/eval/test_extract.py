@@ -1,4 +1,4 @@
-"""Reading answers: our rules beside those of VLMEvalKit and lmms-eval, case by case.
+"""Reading answers: the rules compared with those of VLMEvalKit and lmms-eval, case by case.
 
 `vlmevalkit` and `first_letter` below restate two harnesses' documented rules in a few lines, so
 that the columns of the tables are checked and not remembered. The column of lmms-eval is checked
@@ -33,8 +33,8 @@ def vlmevalkit(text: str) -> str:
     low = text.lower()
     if len(low) > 2 * sum(map(len, OPTIONS.values())):
         return "-"
-    held = [letter for letter, value in OPTIONS.items() if value in low]
-    return held[0] if len(held) == 1 else "-"
+    contained = [letter for letter, value in OPTIONS.items() if value in low]
+    return contained[0] if len(contained) == 1 else "-"
 
 
 def first_letter(text: str) -> str:
@@ -44,8 +44,8 @@ def first_letter(text: str) -> str:
     fused = ("The best option isThe correct option is", "Best answer:Best option:")
     for prefix in (*prefixes, *fused, "Answer:", "Option:"):
         text = text.replace(prefix, "")
-    found = re.search("[ABCD]", text)
-    return found[0] if found else "-"
+    match = re.search("[ABCD]", text)
+    return match[0] if match else "-"
 
 
 AGREED = [
@@ -157,11 +157,11 @@ def test_the_column_of_lmms_eval() -> None:
 
     evaluator = MMBench_Evaluator()
     for text, _, _, theirs in DIFFERENT:
-        found = evaluator.can_infer(text, dict(OPTIONS)) or extract_mcq_answer(text, list(OPTIONS))
-        assert (found or "-") == theirs, text
+        actual = evaluator.can_infer(text, dict(OPTIONS)) or extract_mcq_answer(text, list(OPTIONS))
+        assert (actual or "-") == theirs, text
     for text, letter in AGREED:
-        found = evaluator.can_infer(text, dict(OPTIONS)) or extract_mcq_answer(text, list(OPTIONS))
-        assert (found or "-") == letter, text
+        actual = evaluator.can_infer(text, dict(OPTIONS)) or extract_mcq_answer(text, list(OPTIONS))
+        assert (actual or "-") == letter, text
     for text, _, _, theirs in VIDEO:
         assert (extract_mcq_answer(text, ["A", "B", "C", "D"]) or "-") == theirs, text
 

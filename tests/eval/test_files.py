@@ -1,4 +1,4 @@
-"""Files that cannot be used are named, with what is wrong."""
+"""Errors name the file that cannot be used, and the reason."""
 
 from __future__ import annotations
 

@@ -83,7 +83,7 @@ def test_a_task_in_lmms_eval_is_the_task_in_our_runner(
     write(folder, "test", 2)
     (folder / "foveate_scenes.yaml").write_text(TASK.format(folder=folder))
     (folder / "utils.py").write_text(UTILS)
-    found: dict[str, Any] = simple_evaluate(
+    evaluated: dict[str, Any] = simple_evaluate(
         model="foveate",
         model_args=f"pretrained={model_path},method=duet,budget=48",
         tasks=["foveate_scenes"],
@@ -94,7 +94,7 @@ def test_a_task_in_lmms_eval_is_the_task_in_our_runner(
     )
     theirs = {
         (s["doc"]["scene"], s["doc"]["category"]): s["filtered_resps"][0]
-        for s in found["samples"]["foveate_scenes"]
+        for s in evaluated["samples"]["foveate_scenes"]
     }
     samples = Embedded(data=folder / "open.jsonl").load().samples
     arm = Arm("duet", 48)
@@ -106,7 +106,7 @@ def test_a_task_in_lmms_eval_is_the_task_in_our_runner(
     ours = {(s.cluster, s.groups["category"]): rows[s.key]["text"] for s in samples}
     assert theirs.keys() == ours.keys()
     assert {k: v.strip() for k, v in theirs.items()} == {k: v.strip() for k, v in ours.items()}
-    assert "right,none" in found["results"]["foveate_scenes"]
+    assert "right,none" in evaluated["results"]["foveate_scenes"]
 
 
 class Request:

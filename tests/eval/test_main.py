@@ -1,4 +1,4 @@
-"""The command line from end to end, its reports, and what it says of bad input."""
+"""The command line end to end: reports, and errors for bad input."""
 
 from __future__ import annotations
 

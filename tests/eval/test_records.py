@@ -1,4 +1,4 @@
-"""Results on disk: one writer a file, whole lines, and files that appear whole."""
+"""Results on disk: one writer a file, complete lines, and atomic writes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The runner: every question once, whatever happens to the process."""
+"""The runner asks every question once, whatever happens to the process."""
 
 from __future__ import annotations
 

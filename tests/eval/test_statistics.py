@@ -52,10 +52,10 @@ def test_mcnemar_keeps_its_precision_for_large_counts() -> None:
 
 
 def test_one_question_a_cluster_gives_wilson() -> None:
-    found = interval([1, 0, 1, 1], ["a", "b", "c", "d"])
-    assert found.rule == "wilson"
-    assert (found.low, found.high) == wilson(3, 4)
-    assert (found.mean, found.count, found.clusters) == (0.75, 4, 4)
+    actual = interval([1, 0, 1, 1], ["a", "b", "c", "d"])
+    assert actual.rule == "wilson"
+    assert (actual.low, actual.high) == wilson(3, 4)
+    assert (actual.mean, actual.count, actual.clusters) == (0.75, 4, 4)
 
 
 def test_clusters_widen_the_interval() -> None:
@@ -77,8 +77,8 @@ def test_unequal_clusters_are_averaged_over_questions() -> None:
 
 def test_a_draw_of_clusters_is_averaged_over_questions_too() -> None:
     # Of two clusters, nine right and one wrong, half the draws take one of each: 9 of 10 right.
-    found = interval([1.0] * 9 + [0.0], ["a"] * 9 + ["b"], level=0.4)
-    assert (found.low, found.high) == pytest.approx((0.9, 0.9))
+    actual = interval([1.0] * 9 + [0.0], ["a"] * 9 + ["b"], level=0.4)
+    assert (actual.low, actual.high) == pytest.approx((0.9, 0.9))
 
 
 def test_soft_scores_are_bootstrapped_and_seeded() -> None:
@@ -89,24 +89,24 @@ def test_soft_scores_are_bootstrapped_and_seeded() -> None:
 
 
 def test_all_right_in_clusters_has_not_zero_width() -> None:
-    found = interval([1.0] * 6, ["a", "a", "a", "b", "b", "b"])
-    assert found.rule == "wilson"
-    assert (found.low, found.high) == wilson(2, 2)
+    actual = interval([1.0] * 6, ["a", "a", "a", "b", "b", "b"])
+    assert actual.rule == "wilson"
+    assert (actual.low, actual.high) == wilson(2, 2)
 
 
 def test_paired_counts_what_changed() -> None:
     dense, other = [1, 1, 1, 0, 1, 0], [1, 0, 0, 1, 0, 0]
-    found = paired(dense, other)
-    assert (found.gained, found.lost, found.test) == (1, 3, "mcnemar")
-    assert found.p == mcnemar(1, 3)
-    assert found.difference == pytest.approx(-2 / 6)
-    assert found.low <= found.difference <= found.high
+    actual = paired(dense, other)
+    assert (actual.gained, actual.lost, actual.test) == (1, 3, "mcnemar")
+    assert actual.p == mcnemar(1, 3)
+    assert actual.difference == pytest.approx(-2 / 6)
+    assert actual.low <= actual.difference <= actual.high
 
 
 def test_paired_flips_the_signs_of_clusters() -> None:
     # Clusters' sums -2, -2, -2: of 8 ways to flip them, 2 are as far from zero.
-    found = paired([1] * 6, [0] * 6, ["a", "a", "b", "b", "c", "c"])
-    assert (found.test, found.p) == ("sign-flip", 0.25)
+    actual = paired([1] * 6, [0] * 6, ["a", "a", "b", "b", "c", "c"])
+    assert (actual.test, actual.p) == ("sign-flip", 0.25)
     assert paired([1, 1, 0], [1, 1, 0], ["a", "a", "b"]).p == 1.0
 
 

@@ -1,4 +1,4 @@
-"""SubRip files: texts without tags, and which are on screen at a time."""
+"""SubRip files: texts without tags, and the texts on screen at a time."""
 
 from __future__ import annotations
 

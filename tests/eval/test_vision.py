@@ -1,4 +1,4 @@
-"""The vision tower runs once for all configurations, and nothing else changes."""
+"""The vision encoder runs once for all configurations, and nothing else changes."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_other_pictures_run_it_again(model_and_processor: Any) -> None:
     torch.testing.assert_close(again, plain, rtol=0, atol=0)
 
 
-def test_a_hook_inside_the_tower_is_not_passed_over(model_and_processor: Any) -> None:
+def test_a_hook_in_the_encoder_is_not_passed_over(model_and_processor: Any) -> None:
     model, _ = model_and_processor
     pixels = torch.randn(1, 3, 96, 96)
     layer = model.model.vision_tower.encoder.layers[0]

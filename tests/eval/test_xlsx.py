@@ -1,4 +1,4 @@
-"""Sheets: every text stays the text that it is, and nothing is cut off in silence."""
+"""Excel sheets: texts are written unchanged, and nothing is cut silently."""
 
 from __future__ import annotations
 

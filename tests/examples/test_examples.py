@@ -1,4 +1,4 @@
-"""The examples run as they stand, without a network."""
+"""The examples run unchanged, without a network."""
 
 from __future__ import annotations
 

@@ -10,6 +10,8 @@ from transformers.models.qwen2_5_vl import Qwen2_5_VLTextConfig, Qwen2_5_VLTextM
 from transformers.models.qwen2_vl import Qwen2VLTextConfig, Qwen2VLTextModel
 from transformers.models.qwen3_vl import Qwen3VLTextConfig, Qwen3VLTextModel
 
+from positions import PPE, Image, MRoPE, Text, plan
+
 SMALL = dict(
     hidden_size=64,
     intermediate_size=96,
@@ -59,6 +61,22 @@ class Reduced:
 def reduced(assign, anchor):
     """A reduction from lists."""
     return Reduced(torch.tensor(assign, dtype=torch.int64), torch.tensor(anchor, dtype=torch.int64))
+
+
+def index_of(batch, length, start=0):
+    """(batch, length) indices of tokens that follow one another."""
+    return torch.arange(start, start + length)[None].expand(batch, -1)
+
+
+def merged_plan(scheme=MRoPE(), slots=PPE(2)):
+    """A plan of 12 tokens, two of which were merged from several."""
+    made = plan([Text(3), Image((2, 4)), Text(1), Image((2, 2)), Text(2)], scheme)
+    return made.after({1: reduced([0, 0, 1, 1, 0, 0, -1, 1], [0, 3])}, slots)
+
+
+def no_hooks(module):
+    """Whether a module has no forward hooks."""
+    return not module._forward_hooks and not module._forward_pre_hooks
 
 
 def forward(model, embeds, mask=None, position_ids=None, **kwargs):

@@ -69,11 +69,11 @@ def test_angles_channel_by_channel():
 def test_slots_change_nothing_on_axes_that_do_not_vary(scheme):
     """One image has one t, and `Compact("all")` one position: slots hold what K = 1 holds."""
     made = plan([Text(3), Image((2, 3))], scheme)
-    one = made.after({1: reduced([0] * 6, [2])})
+    reduced_plan = made.after({1: reduced([0] * 6, [2])})
     several = made.after({1: reduced([0] * 6, [2])}, PPE(2))
     channels = ChannelTable.chunked([4, 6, 6])
     inv_freq = 1e4 ** -(torch.arange(16) / 16)
-    a = channels.angles(one.positions, inv_freq)
+    a = channels.angles(reduced_plan.positions, inv_freq)
     b = channels.with_slots(2).angles(several.positions, inv_freq)
     varies = (made.dense_positions[3:] != made.dense_positions[3]).any(0)[channels.axis]
     assert torch.equal(a[3][~varies], b[3][~varies])

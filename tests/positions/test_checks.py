@@ -1,4 +1,4 @@
-"""What `Plan.check` says, and that it says nothing of a plan that is fine."""
+"""Warnings of `Plan.check`, and none for a valid plan."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Ids, cos and sin against files: a change here or in transformers shows."""
+"""Ids, cos and sin against golden files, which show changes here or in transformers."""
 
 import json
 
@@ -21,10 +21,10 @@ def test_ids(name):
 
 
 def test_cos_and_sin():
-    found = golden.angles()
-    assert found.keys() == ANGLES.keys()
+    actual = golden.angles()
+    assert actual.keys() == ANGLES.keys()
     for name, expected in ANGLES.items():
-        assert torch.allclose(found[name], expected, atol=1e-6, rtol=0), name
+        assert torch.allclose(actual[name], expected, atol=1e-6, rtol=0), name
 
 
 def test_files_cover_every_scheme_and_family():

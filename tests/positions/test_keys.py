@@ -18,8 +18,7 @@ from positions import (
     plan,
     rerotate,
 )
-from tests.positions.hosts import NAMES, forward, reduced, text_model
-from tests.positions.test_rotary import index_of
+from tests.positions.hosts import NAMES, forward, index_of, reduced, text_model
 
 
 def rotated(module, raw, made):

@@ -1,4 +1,4 @@
-"""What a plan says of its tokens and segments."""
+"""What a plan records of its tokens and segments."""
 
 import pytest
 

@@ -115,9 +115,9 @@ def test_sizes_and_members_are_those_of_the_reduction(case):
     assert int(after.sizes.sum()) == int((after.row_of >= 0).sum())
     for index, reduction in chosen.items():
         low, high = made.bounds[index : index + 2].tolist()
-        mine = after.row_of[low:high]
+        row_of = after.row_of[low:high]
         rows = after.rows(index)
-        assert torch.equal(torch.where(mine >= 0, mine - rows[:1].sum(), -1), reduction.assign)
+        assert torch.equal(torch.where(row_of >= 0, row_of - rows[:1].sum(), -1), reduction.assign)
         assert torch.equal(after.index_in_segment[rows], reduction.anchor)
         assert bool((after.segment_of[rows] == index).all())
 

@@ -20,9 +20,9 @@ def test_a_reduction_may_have_a_batch_axis_of_one():
     flat = reduced([0, 0, 1, -1], [0, 2])
     batch = Reduced(flat.assign[None], flat.anchor[None])
     for slots in (None, PPE(2)):
-        one, other = made.after({1: flat}, slots), made.after({1: batch}, slots)
-        assert torch.equal(one.row_of, other.row_of)
-        assert torch.equal(one.positions, other.positions)
+        flat_plan, other = made.after({1: flat}, slots), made.after({1: batch}, slots)
+        assert torch.equal(flat_plan.row_of, other.row_of)
+        assert torch.equal(flat_plan.positions, other.positions)
     two = Reduced(batch.assign.expand(2, -1), batch.anchor.expand(2, -1))
     with pytest.raises(PositionError, match=r"a batch of 2; expected the reduction of one sample"):
         made.after({1: two})

@@ -1,4 +1,4 @@
-"""Faults of released code that this package must not have, shown on tiny models.
+"""Bugs of released code that this package must not have, shown on tiny models.
 
 Each test states what the released code did and asserts what is right. Sources: the public code of
 PPE (MouxiaoHuang/PPE, 7b6aa7d), V2PE (OpenGVLab/V2PE, f96f189) and transformers 5.
@@ -22,8 +22,7 @@ from positions import (
     Video,
     plan,
 )
-from tests.positions.hosts import Reduced, forward, reduced, text_model
-from tests.positions.test_rotary import index_of
+from tests.positions.hosts import Reduced, forward, index_of, reduced, text_model
 
 
 def pairs_of(rows, columns):

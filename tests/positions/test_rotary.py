@@ -1,17 +1,13 @@
 """Planned positions on the rotary embeddings and text models of stock transformers classes."""
 
-import dataclasses
+from __future__ import annotations
+
 import importlib
 import math
-import threading
-from concurrent.futures import ThreadPoolExecutor
-from contextvars import ContextVar
 from fractions import Fraction
 
 import pytest
 import torch
-from torch._dynamo.testing import CompileCounter
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from positions import (
     PPE,
@@ -28,7 +24,15 @@ from positions import (
     plan,
 )
 from positions import rotary as rotary_module
-from tests.positions.hosts import NAMES, SMALL, forward, reduced, text_model
+from tests.positions.hosts import (
+    NAMES,
+    forward,
+    index_of,
+    merged_plan,
+    no_hooks,
+    reduced,
+    text_model,
+)
 
 PI = Fraction("3.14159265358979323846264338327950288419716939937510")
 ROPES = {
@@ -44,14 +48,6 @@ ROPES = {
         "original_max_position_embeddings": 16,
     },
 }
-
-
-def index_of(batch, length, start=0):
-    return torch.arange(start, start + length)[None].expand(batch, -1)
-
-
-def no_hooks(module):
-    return not module._forward_hooks and not module._forward_pre_hooks
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -95,11 +91,6 @@ def test_planned_positions_equal_positions_handed_over(host, scheme):
     assert torch.equal(planned, by_hand)
     sequential = forward(model, embeds, torch.ones(1, len(made)), index_of(1, len(made)))
     assert not torch.allclose(planned, sequential, atol=1e-3)
-
-
-def merged_plan(scheme=MRoPE(), slots=PPE(2)):
-    made = plan([Text(3), Image((2, 4)), Text(1), Image((2, 2)), Text(2)], scheme)
-    return made.after({1: reduced([0, 0, 1, 1, 0, 0, -1, 1], [0, 3])}, slots)
 
 
 @pytest.mark.parametrize("rope", ["default", "yarn", "linear", "llama3"])
@@ -210,129 +201,6 @@ def test_a_long_plan_is_never_turned_into_angles_whole(monkeypatch):
     assert torch.allclose(later[0, :, 0].double(), expected.double(), atol=2e-3)
 
 
-@pytest.mark.parametrize("host", NAMES)
-def test_decoding_equals_one_forward(host):
-    model = text_model(host)
-    made = merged_plan(V2PE(1 / 4) if host == "llama" else MRoPE())
-    n = len(made)
-    embeds = torch.randn(1, n + 3, 64)
-    table = PositionTable.from_plans([made])
-    with PlannedRotary(model.rotary_emb).use(table):
-        whole = forward(model, embeds, torch.ones(1, n + 3), index_of(1, n + 3))
-        first, cache = forward(model, embeds[:, :n], None, index_of(1, n), use_cache=True)
-        steps = [first]
-        for t in range(n, n + 3):
-            step, cache = forward(
-                model,
-                embeds[:, t : t + 1],
-                None,
-                index_of(1, 1, start=t),
-                use_cache=True,
-                past_key_values=cache,
-            )
-            steps.append(step)
-    assert torch.allclose(torch.cat(steps, 1), whole, atol=1e-5)
-
-
-@pytest.mark.parametrize("side", ["left", "right"])
-@pytest.mark.parametrize("host", NAMES)
-def test_padded_batches_equal_samples_alone(host, side):
-    """Different plans, slots and a row of float64 angles in one batch."""
-    model = text_model(host)
-    scheme = V2PE(1 / 3) if host == "llama" else MRoPE()
-    plans = [merged_plan(scheme), plan([Text(4)]), plan([Image((2, 2)), Text(2)], scheme)]
-    longest = max(map(len, plans))
-    mask = torch.zeros(3, longest, dtype=torch.long)
-    embeds = torch.randn(3, longest, 64)
-    for row, made in enumerate(plans):
-        mask[row, slice(-len(made), None) if side == "left" else slice(len(made))] = 1
-    with PlannedRotary(model.rotary_emb).use(PositionTable.from_plans(plans, mask)):
-        together = forward(model, embeds, mask, index_of(3, longest))
-    for row, made in enumerate(plans):
-        here = mask[row].bool()
-        with PlannedRotary(model.rotary_emb).use(PositionTable.from_plans([made])):
-            alone = forward(
-                model, embeds[row][here][None], torch.ones(1, len(made)), index_of(1, len(made))
-            )
-        assert torch.allclose(together[row, here], alone[0], atol=1e-5)
-
-
-def test_beams_and_reordered_batches():
-    model = text_model("llama")
-    plans = [plan([Text(2), Image((1, 3))], V2PE(1 / 4)), plan([Text(5)])]
-    embeds = torch.randn(2, 5, 64)
-    table = PositionTable.from_plans(plans)
-    with PlannedRotary(model.rotary_emb) as planned:
-        planned.table = table
-        out = forward(model, embeds, torch.ones(2, 5), index_of(2, 5))
-        planned.table = table.repeat_interleave(3)
-        beams = embeds.repeat_interleave(3, 0)
-        wide = forward(model, beams, torch.ones(6, 5), index_of(6, 5))
-        planned.table = table.select([1, 0])
-        turned = forward(model, embeds.flip(0), torch.ones(2, 5), index_of(2, 5))
-        planned.table = table
-        with pytest.raises(PositionError, match="table of 2 rows"):
-            forward(model, beams, torch.ones(6, 5), index_of(6, 5))
-    assert torch.allclose(wide, out.repeat_interleave(3, 0), atol=1e-5)
-    assert torch.allclose(turned, out.flip(0), atol=1e-5)
-
-
-@pytest.mark.parametrize("beams", [1, 3])
-def test_generate_with_indices(beams):
-    """`generate` counts on by itself; tokens past the plan stand behind it."""
-    torch.manual_seed(1)
-    model = LlamaForCausalLM(LlamaConfig(**SMALL)).eval()
-    made = plan([Text(3), Image((2, 3)), Text(2)], Compact("all"))
-    embeds = torch.randn(1, len(made), 64)
-    options = dict(max_new_tokens=4, num_beams=beams, do_sample=False, pad_token_id=0)
-    table = PositionTable.from_plans([made])
-    with PlannedRotary(model.model.rotary_emb).use(table.repeat_interleave(beams)) as planned:
-        got = model.generate(
-            inputs_embeds=embeds,
-            attention_mask=torch.ones(1, len(made)),
-            position_ids=index_of(1, len(made)),
-            **options,
-        )
-        if beams == 1:
-            planned.table = table
-            tokens = []
-            for _ in range(4):
-                ids = torch.tensor([tokens], dtype=torch.long)
-                more = torch.cat([embeds, model.model.embed_tokens(ids)], 1)
-                count = more.shape[1]
-                hidden = forward(model.model, more, torch.ones(1, count), index_of(1, count))
-                tokens.append(int(model.lm_head(hidden[0, -1]).argmax()))
-            assert got[0].tolist() == tokens
-    assert got.shape == (1, 4)
-    assert no_hooks(model.model.rotary_emb)
-
-
-def test_a_second_turn_on_the_same_cache():
-    model = text_model("qwen2_vl")
-    first = merged_plan()
-    second = plan([Text(2), Image((2, 2)), Text(1)], MRoPE(), start=first.next_position)
-    n, m = len(first), len(second)
-    embeds = torch.randn(1, n + m, 64)
-    table = PositionTable.from_plans([first])
-    both = table.then(PositionTable.from_plans([second]))
-    with PlannedRotary(model.rotary_emb) as planned:
-        planned.table = table
-        _, cache = forward(model, embeds[:, :n], None, index_of(1, n), use_cache=True)
-        planned.table = both
-        got, _ = forward(
-            model,
-            embeds[:, n:],
-            None,
-            index_of(1, m, start=n),
-            use_cache=True,
-            past_key_values=cache,
-        )
-        whole = forward(model, embeds, torch.ones(1, n + m), index_of(1, n + m))
-    assert torch.allclose(got, whole[:, n:], atol=1e-5)
-    with pytest.raises(PositionError, match="expected the same"):
-        table.then(table.repeat_interleave(2))
-
-
 def test_an_axis_that_the_host_lacks_is_refused():
     model = text_model("llama")
     with pytest.raises(PositionError, match="reads one axis"):
@@ -347,76 +215,6 @@ def test_slots_that_do_not_divide_the_host_are_refused():
     with pytest.raises(PositionError, match=r"sections \[4, 6, 6\]; choose a divisor of 2"):
         PlannedRotary(model.rotary_emb).use(PositionTable.from_plans([merged_plan(slots=PPE(4))]))
     assert no_hooks(model.rotary_emb)
-
-
-CURRENT = ContextVar("current", default=None)
-
-
-def test_the_source_is_asked_at_each_call():
-    module = text_model("qwen2_vl").rotary_emb
-    x, index = torch.zeros(1, 1, 32), index_of(1, 12)
-    stock = module(x, index.expand(3, 1, -1))
-    with PlannedRotary(module, source=CURRENT.get) as planned:
-        assert torch.equal(module(x, index.expand(3, 1, -1))[0], stock[0])
-        token = CURRENT.set(PositionTable.from_plans([merged_plan()]))
-        merged = module(x, index)
-        CURRENT.reset(token)
-        assert torch.equal(module(x, index.expand(3, 1, -1))[0], stock[0])
-        with pytest.raises(PositionError, match="source="):
-            planned.table = PositionTable.from_plans([plan([Text(4)])])
-    with PlannedRotary(module).use(PositionTable.from_plans([merged_plan()])):
-        assert torch.equal(module(x, index)[0], merged[0])
-    flat = text_model("llama").rotary_emb
-    with PlannedRotary(flat, source=CURRENT.get):
-        CURRENT.set(PositionTable.from_plans([merged_plan(slots=None)]))
-        with pytest.raises(PositionError, match="reads one axis"):
-            flat(x, index)
-        CURRENT.set(None)
-
-
-def test_threads_have_tables_of_their_own():
-    """Each thread reaches the module between the two hooks of the others."""
-    module = text_model("llama").rotary_emb
-    plans = [merged_plan(V2PE(1 / 2**n)) for n in range(4)]
-    x, index = torch.zeros(1, 1, 32), index_of(1, 12)
-    expected = []
-    for made in plans:
-        with PlannedRotary(module).use(PositionTable.from_plans([made])):
-            expected.append(module(x, index))
-    together = threading.Barrier(len(plans), timeout=20)
-
-    def meet(*_):
-        together.wait()
-
-    def run(made):
-        CURRENT.set(PositionTable.from_plans([made]))
-        return module(x, index)
-
-    with PlannedRotary(module, source=CURRENT.get):
-        waits = module.register_forward_pre_hook(meet)
-        with ThreadPoolExecutor(len(plans)) as pool:
-            found = list(pool.map(run, plans))
-        waits.remove()
-    for got, alone in zip(found, expected, strict=True):
-        assert torch.equal(got[0], alone[0]) and torch.equal(got[1], alone[1])
-    assert not torch.equal(found[0][0], found[1][0])
-
-
-@pytest.mark.parametrize("host", ["llama", "qwen2_5_vl"])
-def test_decoding_compiles_once(host):
-    """With a table for each forward that says so, no index is read and nothing is recompiled."""
-    torch._dynamo.reset()
-    module, compiled = text_model(host).rotary_emb, CompileCounter()
-    forward = torch.compile(module, backend=compiled, fullgraph=True)
-    with PlannedRotary(module, source=CURRENT.get):
-        for step in range(4):
-            made = plan([Text(1)], start=20.5 + step)
-            table = PositionTable.from_plans([made])
-            CURRENT.set(dataclasses.replace(table, start=10 + step, in_order=True))
-            x, index = torch.zeros(1, 1, 32), index_of(1, 1, start=10 + step)
-            assert torch.equal(forward(x, index)[0], module(x, index)[0])
-        CURRENT.set(None)
-    assert compiled.frame_count == 1
 
 
 def test_an_interleaved_layout_is_known_from_the_first_position():

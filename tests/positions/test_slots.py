@@ -1,4 +1,4 @@
-"""PPE: which members' places a merged token keeps, and which channels read them."""
+"""PPE: the members whose positions a merged token keeps, and the channels that read them."""
 
 import pytest
 import torch
@@ -33,9 +33,11 @@ def test_weights_break_ties():
 
 def test_few_members_are_repeated_heaviest_first():
     weight = torch.tensor([1.0, 3, 2, 0])
-    one = {0: reduced([0, 0, 0, -1], [0])}
+    reductions = {0: reduced([0, 0, 0, -1], [0])}
     distance = torch.arange(4.0)
-    made = plan([Image((2, 2))]).after(one, PPE(4), weight={0: weight}, distance={0: distance})
+    made = plan([Image((2, 2))]).after(
+        reductions, PPE(4), weight={0: weight}, distance={0: distance}
+    )
     assert slots_of(made, 0) == [0, 1, 2, 1]
     three = plan([Image((2, 4))]).after({0: reduced([0, 0, 0] + [-1] * 5, [1])}, PPE(8))
     assert slots_of(three, 0) == [1, 0, 2, 1, 0, 2, 1, 0]
@@ -64,11 +66,11 @@ def test_merging_merged_tokens_keeps_the_best_of_each():
 def test_other_segments_keep_their_slots():
     made = plan([Image((1, 3)), Image((1, 2))])
     distance = torch.tensor([0.0, 2, 1])
-    one = made.after({0: reduced([0, 0, 0], [0])}, PPE(2), distance={0: distance})
-    two = one.after({1: reduced([0, 0], [0])})
+    reduced_plan = made.after({0: reduced([0, 0, 0], [0])}, PPE(2), distance={0: distance})
+    two = reduced_plan.after({1: reduced([0, 0], [0])})
     assert [slots_of(two, row) for row in range(2)] == [[0, 2], [3, 4]]
     with pytest.raises(PositionError, match="after 2 slots"):
-        one.after({1: reduced([0, 0], [0])}, PPE(1))
+        reduced_plan.after({1: reduced([0, 0], [0])}, PPE(1))
 
 
 def test_experts_lie_on_one_canvas_for_closeness():

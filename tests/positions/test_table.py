@@ -14,9 +14,8 @@ from positions import (
     Text,
     plan,
 )
-from tests.positions.hosts import reduced, text_model
+from tests.positions.hosts import merged_plan, reduced, text_model
 from tests.positions.syncs import NoSync
-from tests.positions.test_rotary import merged_plan
 
 
 def by_hand(positions, start=0, **facts):

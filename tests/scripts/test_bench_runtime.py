@@ -1,4 +1,4 @@
-"""The bench of the runtime counts and times every way, and tells what it found."""
+"""The benchmark of the runtime counts and times every method, and reports the results."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ def test_the_stock_model_is_counted_as_it_is() -> None:
     """Two synchronisations in prefill and one a decoded token, whatever the batch."""
     model = to_device(build(depth=4, side=4, seed=0))
     for batch in (1, 3):
-        found = counts_of(model, DENSE, 0.5, prompt(batch, 4, seed=0))
-        assert (found["prefill"]["syncs"], found["decode"]["syncs"]) == (2, 1)
-        assert found["prefill"]["copies"] == found["decode"]["copies"] == 0
-        assert sum(found["prefill"]["syncs_by_line"].values()) == 2
+        counts = counts_of(model, DENSE, 0.5, prompt(batch, 4, seed=0))
+        assert (counts["prefill"]["syncs"], counts["decode"]["syncs"]) == (2, 1)
+        assert counts["prefill"]["copies"] == counts["decode"]["copies"] == 0
+        assert sum(counts["prefill"]["syncs_by_line"].values()) == 2
 
 
 def test_ratios_are_taken_within_a_round() -> None:
@@ -36,19 +36,19 @@ def test_ratios_are_taken_within_a_round() -> None:
 
 
 def test_median_interval() -> None:
-    found = median_interval([float(x) for x in range(101)], seed=0)
-    assert found["median"] == 50 and 30 < found["low"] < 50 < found["high"] < 70
-    assert found == median_interval([float(x) for x in range(101)], seed=0)
+    actual = median_interval([float(x) for x in range(101)], seed=0)
+    assert actual["median"] == 50 and 30 < actual["low"] < 50 < actual["high"] < 70
+    assert actual == median_interval([float(x) for x in range(101)], seed=0)
 
 
 def test_it_writes_what_it_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "runtime"
     line = "--depth 4 --side 4 --rounds 2 --tokens 2 --batches 1,2 --methods duet"
     bench_runtime.main([*line.split(), "--budget", "0.5", "--out", str(out)])
-    found = json.loads(out.with_suffix(".json").read_text())
-    assert [(row["way"], row["batch"]) for row in found["counts"]] == [
+    written = json.loads(out.with_suffix(".json").read_text())
+    assert [(row["way"], row["batch"]) for row in written["counts"]] == [
         (way, batch) for batch in (1, 2) for way in (DENSE, "duet")
     ]
-    assert found["settings"]["rounds"] == 2 and set(found["time"]) == {DENSE, "duet"}
+    assert written["settings"]["rounds"] == 2 and set(written["time"]) == {DENSE, "duet"}
     assert out.with_suffix(".png").is_file() and out.with_suffix(".md").is_file()
     assert "over the stock model" in capsys.readouterr().out

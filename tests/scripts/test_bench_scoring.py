@@ -1,4 +1,4 @@
-"""What the timings of scoring compare is the same thing, obtained in different ways."""
+"""The ways that the timings of scoring compare give the same scores."""
 
 from __future__ import annotations
 
@@ -28,5 +28,5 @@ def test_every_way_is_timed(name: str) -> None:
 def test_scores_are_one_a_token() -> None:
     case = CASES[0]
     call = case.media("image", SHOWN)
-    found = Ways(adapter_of(case.model()), call, clock=lambda: 0.0).scored()
-    assert found.shape == (128,)
+    scores = Ways(adapter_of(case.model()), call, clock=lambda: 0.0).scored()
+    assert scores.shape == (128,)

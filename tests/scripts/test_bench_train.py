@@ -1,4 +1,4 @@
-"""The bench of a training step runs, and tells what it measured."""
+"""The benchmark of a training step runs and reports its measurements."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from scripts import bench_train
 
 @pytest.mark.slow
 def test_it_measures_every_setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tower, text = ({**part, "num_hidden_layers": 4} for part in bench_train.SIZES["small"])
-    tower |= {"hidden_size": 32, "intermediate_size": 32}
+    vision, text = ({**part, "num_hidden_layers": 4} for part in bench_train.SIZES["small"])
+    vision |= {"hidden_size": 32, "intermediate_size": 32}
     text |= {"hidden_size": 128, "intermediate_size": 32}
-    monkeypatch.setitem(bench_train.SIZES, "small", (tower, text))
+    monkeypatch.setitem(bench_train.SIZES, "small", (vision, text))
     out = tmp_path / "bench"
     line = ["bench_train", "--batch", "1", "--text", "40", "--rounds", "1", "--out", str(out)]
     monkeypatch.setattr(sys, "argv", line)

@@ -1,4 +1,4 @@
-"""The published tables and pages follow from the published JSON."""
+"""The published tables and pages are rendered from the published JSON."""
 
 from __future__ import annotations
 

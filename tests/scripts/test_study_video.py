@@ -1,4 +1,4 @@
-"""A clip drawn out: the same questions, its own frames in their order, nothing between them."""
+"""Stretched clips: the same questions, their frames in order, and empty frames between them."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ def test_a_long_clip_shows_the_short_one_in_order() -> None:
     whole, drawn_out = (samples[0].media[0].load() for samples in (short, long))
     assert len(whole) == 4 and len(drawn_out) == 16
     assert drawn_out.timestamps.tolist() == list(range(16))
-    found = [
+    actual = [
         [k for k, frame in enumerate(drawn_out.frames) if np.array_equal(frame, wanted)]
         for wanted in whole.frames
     ]
-    assert all(len(places) == 1 for places in found)
-    assert found == sorted(found)
+    assert all(len(places) == 1 for places in actual)
+    assert actual == sorted(actual)
     blank = {frame.tobytes() for frame in drawn_out.frames} - {f.tobytes() for f in whole.frames}
     assert len(blank) == 1

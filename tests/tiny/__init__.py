@@ -42,17 +42,17 @@ __all__ = ["CASES", "FIRST_WORD", "IMAGE_TOKEN", "PAD", "VIDEO_TOKEN", "WORDS", 
 
 
 def llava(attention: str = "sdpa", depth: int = 4) -> Any:
-    """A LLaVA of one's own, with 8 x 8 cells an image."""
+    """A LLaVA of one's own, with 8 x 8 tokens an image."""
     return Llava().fresh(attention, depth)
 
 
-def prompt(lengths: Sequence[int], cells: int = 64, seed: int = 0) -> Tensor:
+def prompt(lengths: Sequence[int], tokens: int = 64, seed: int = 0) -> Tensor:
     """(S,) ids: text runs of the given lengths with an image between each two."""
     draw = torch.Generator().manual_seed(seed)
     parts = []
     for number, length in enumerate(lengths):
         if number:
-            parts.append(torch.full((cells,), IMAGE_TOKEN))
+            parts.append(torch.full((tokens,), IMAGE_TOKEN))
         parts.append(torch.randint(FIRST_WORD, WORDS, (length,), generator=draw))
     return torch.cat(parts)
 
@@ -68,3 +68,9 @@ def batch(
     """Pad prompts on one side; images (n, 3, s, s) in the order of the prompts."""
     out = Llava().inputs([Sample(ids) for ids in prompts], side)
     return out if images is None else out | {"pixel_values": images}
+
+
+def images_and_text(images: int = 2) -> dict[str, Tensor]:
+    """Inputs of `llava`: one image and two texts a row."""
+    prompts = [prompt([3, 5], seed=k) for k in range(images)]
+    return batch(prompts, pixels(images))

@@ -43,13 +43,25 @@ def text(hidden: int = 32, depth: int = 4, heads: int = 4, **more: Any) -> dict[
     return common | more
 
 
+def clip(image_size: int) -> transformers.CLIPVisionConfig:
+    """A CLIP vision encoder of three layers, with patches of 4 x 4 pixels."""
+    return transformers.CLIPVisionConfig(
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        image_size=image_size,
+        patch_size=4,
+    )
+
+
 class Case:
     """One family. Subclasses are written from the family's real checkpoints and processor.
 
     variants: names of the shapes of input that are tried, by kind. layouts: prompts, as lengths of
     text and (kind, variant) in turn. projector, vision: paths of modules below the core. pools:
-    rows of the tower that the projector makes one token of, None where that is done before it.
-    has_cls: whether the tower has a class token. feature_layer: the vision layer whose output
+    rows of the encoder that the projector makes one token of, None where that is done before it.
+    has_cls: whether the encoder has a class token. feature_layer: the vision layer whose output
     the projector gets, or the last that sees whole images. frames: of a family whose processor
     gives videos as images, the frames of each variant. experts: names of several encoders, whose
     `vision` paths these are (then `by_token` and `positions` say what the reference cannot read off
@@ -85,10 +97,10 @@ class Case:
 
     def rows_of_media(self, kind: str, shown: Sequence[Any]) -> dict[str, Tensor]:
         """The same for a batch: what each sample shows."""
-        return self.media(kind, [one for row in shown for one in row])
+        return self.media(kind, [visual_input for row in shown for visual_input in row])
 
     def views(self, kind: str, variant: str) -> list[View]:
-        """Grid of each view of an input, and which of its tokens are its cells."""
+        """Grid of each view of an input, and which of its tokens lie in the grid."""
         raise NotImplementedError
 
     def extra(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -100,7 +112,7 @@ class Case:
         return False
 
     def by_token(self, kind: str, variant: str, values: Sequence[Tensor]) -> Tensor:
-        """Values of the cells of each expert's views, (views, cells, C), by token, (N, C)."""
+        """Values of the tokens of each expert's views, (views, tokens, C), by token, (N, C)."""
         raise NotImplementedError
 
     def positions(self, sample: Sample) -> tuple[Tensor, int]:
@@ -112,7 +124,7 @@ class Case:
         return getattr(transformers, self.model_class)(config)
 
     def pooled(self, values: Tensor) -> Tensor:
-        """Values (R,) of all rows of the tower, as the projector's output would hold them."""
+        """Values (R,) of all rows of the encoder, as the projector's output would hold them."""
         return values.reshape(-1, self.pools or 1).mean(1)
 
     # -- the same for all families -----------------------------------------------------

@@ -1,7 +1,7 @@
 """Foveate's own model: two experts, of which one cuts tiles and one has windows and rows.
 
-The CLIP tower sees 4 x 4 cells a view, the SigLIP tower 6 x 6, four of which make a token; its
-tokens stand at one position a row.
+The CLIP expert has 4 x 4 tokens a view. The SigLIP expert has 6 x 6 patches, four of which make a
+token, and one position a row of tokens.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Foveate(Case):
     )
 
     def config(self, depth: int) -> Any:
-        towers = {
+        encoders = {
             "clip": CLIPVisionConfig(image_size=SIZES["clip"], **VISION),
             "siglip": SiglipVisionConfig(
                 image_size=SIZES["siglip"], vision_use_head=False, **VISION
@@ -56,7 +56,7 @@ class Foveate(Case):
         more: dict[str, Any] = {"clip": {"layer": -2, "max_tiles": 2}, "siglip": {}}
         return FoveateConfig(
             text_config=LlamaConfig(**text(depth=depth)),
-            experts=[expert_config(n, n, tower, **more[n]) for n, tower in towers.items()],
+            experts=[expert_config(n, n, encoder, **more[n]) for n, encoder in encoders.items()],
             fusion={
                 "window": {"siglip": 2},
                 "scheme": {"siglip": {"type": "Compact", "by": "row"}},
@@ -110,15 +110,15 @@ class Foveate(Case):
             down, across = TILES[variant]
             grids += [(1, 4 * down, 4 * across)] if down * across > 1 else []
             grids += [(1, 3, 3)]
-        found, start = [], 0
+        layouts, start = [], 0
         for grid in grids:
-            cells = grid[0] * grid[1] * grid[2]
-            found.append((grid, list(range(start, start + cells))))
-            start += cells
-        return found
+            count = grid[0] * grid[1] * grid[2]
+            layouts.append((grid, list(range(start, start + count))))
+            start += count
+        return layouts
 
     def by_token(self, kind: str, variant: str, values: Sequence[Tensor]) -> Tensor:
-        """Values of the cells of each expert's views, (views, cells, C), by token, (N, C)."""
+        """Values of the tokens of each expert's views, (views, tokens, C), by token, (N, C)."""
         clip, siglip = values
         rows, down, across = [], 1, 1
         if kind == "image":
@@ -136,26 +136,28 @@ class Foveate(Case):
             rows += [torch.stack(plane)]
         for view in siglip:
             blocks = [[0, 1, 6, 7], [2, 3, 8, 9], [4, 5, 10, 11]]
-            cells = [[12 * row + cell for cell in block] for row in range(3) for block in blocks]
-            rows += [torch.stack([view[block].mean(0) for block in cells])]
+            groups = [
+                [12 * row + column for column in block] for row in range(3) for block in blocks
+            ]
+            rows += [torch.stack([view[block].mean(0) for block in groups])]
         return torch.cat(rows)
 
     def positions(self, sample: Any) -> tuple[Tensor, int]:
         """(S, 1) positions of a sample, and the next one: SigLIP's tokens one a row of 3."""
-        found: list[int] = []
+        numbers: list[int] = []
         shown = iter(sample.shown)
         at = cursor = 0
         ids = sample.ids.tolist()
         while at < len(ids):
             if ids[at] not in (IMAGE_TOKEN, VIDEO_TOKEN):
-                found.append(cursor)
+                numbers.append(cursor)
                 at, cursor = at + 1, cursor + 1
                 continue
             kind, variant, _ = next(shown)
             total = len(self.tokens(kind, variant))
             rows = 9 * FRAMES.get(variant, 1)
-            found += [cursor + i for i in range(total - rows)]
+            numbers += [cursor + i for i in range(total - rows)]
             cursor += total - rows
-            found += [cursor + i // 3 for i in range(rows)]
+            numbers += [cursor + i // 3 for i in range(rows)]
             at, cursor = at + total, cursor + rows // 3
-        return torch.tensor(found)[:, None], cursor
+        return torch.tensor(numbers)[:, None], cursor

@@ -1,4 +1,4 @@
-"""InternVL: tiles of 4 x 4 cells; an image of three tiles, an image of one."""
+"""InternVL: tiles of 4 x 4 tokens; an image of three tiles, an image of one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""LLaVA-1.5: 8 x 8 cells an image."""
+"""LLaVA-1.5: 8 x 8 tokens an image."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
+from transformers import LlamaConfig, LlavaConfig
 
-from tests.tiny.base import IMAGE_TOKEN, Case, View, noise, text
+from tests.tiny.base import IMAGE_TOKEN, Case, View, clip, noise, text
 
 
 class Llava(Case):
@@ -21,14 +21,7 @@ class Llava(Case):
 
     def config(self, depth: int) -> Any:
         return LlavaConfig(
-            vision_config=CLIPVisionConfig(
-                hidden_size=32,
-                intermediate_size=48,
-                num_hidden_layers=3,
-                num_attention_heads=4,
-                image_size=32,
-                patch_size=4,
-            ),
+            vision_config=clip(32),
             text_config=LlamaConfig(**text(depth=depth)),
             image_token_id=IMAGE_TOKEN,
             vision_feature_layer=-2,

@@ -1,4 +1,4 @@
-"""LLaVA-NeXT: tiles of 4 x 4 cells; a square of 2 x 2 crops, and a strip of 1 x 2, unpadded."""
+"""LLaVA-NeXT: tiles of 4 x 4 tokens; a square of 2 x 2 crops, and a strip of 1 x 2, unpadded."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import CLIPVisionConfig, LlamaConfig, LlavaNextConfig
+from transformers import LlamaConfig, LlavaNextConfig
 
-from tests.tiny.base import IMAGE_TOKEN, Case, View, noise, text
+from tests.tiny.base import IMAGE_TOKEN, Case, View, clip, noise, text
 
 SIZES = {"a": (30, 30), "b": (10, 32)}
 TILES = {"a": 5, "b": 3}
@@ -25,14 +25,7 @@ class LlavaNext(Case):
 
     def config(self, depth: int) -> Any:
         return LlavaNextConfig(
-            vision_config=CLIPVisionConfig(
-                hidden_size=32,
-                intermediate_size=48,
-                num_hidden_layers=3,
-                num_attention_heads=4,
-                image_size=16,
-                patch_size=4,
-            ),
+            vision_config=clip(16),
             text_config=LlamaConfig(**text(depth=depth)),
             image_token_id=IMAGE_TOKEN,
             image_grid_pinpoints=[[16, 32], [32, 16], [32, 32]],

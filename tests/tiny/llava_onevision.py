@@ -1,4 +1,4 @@
-"""LLaVA-OneVision: tiles of 6 x 6 cells; crops resampled, crops as they are, one tile, a video."""
+"""LLaVA-OneVision: tiles of 6 x 6 tokens; crops resampled, crops as they are, one tile, a video."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from transformers import LlavaOnevisionConfig, Qwen2Config, SiglipVisionConfig
 
 from tests.tiny.base import IMAGE_TOKEN, VIDEO_TOKEN, Case, View, noise, text
 
-# a: 2 x 2 crops shrunk to 8 x 8 cells. b: a strip, unpadded. s: one of several images, one tile.
+# a: 2 x 2 crops shrunk to 8 x 8 tokens. b: a strip, unpadded. s: one of several images, one tile.
 SIZES = {"a": (48, 48), "b": (16, 48), "s": (30, 30)}
 TILES = {"a": 5, "b": 3, "s": 1}
 CROPS = {"a": (8, 8), "b": (4, 12), "s": (1, 0)}
@@ -75,8 +75,8 @@ class LlavaOnevision(Case):
 
     def views(self, kind: str, variant: str) -> list[View]:
         if kind == "video":
-            cells = FRAMES[variant] * 9
-            return [((FRAMES[variant], 3, 3), list(range(cells)))]
+            count = FRAMES[variant] * 9
+            return [((FRAMES[variant], 3, 3), list(range(count)))]
         base = ((1, 6, 6), list(range(36)))
         height, width = CROPS[variant]
         if not width:

@@ -1,4 +1,4 @@
-"""Mistral Small 3.1: images of 6 x 4 and 3 x 4 cells, a break token after each row of cells."""
+"""Mistral Small 3.1: images of 6 x 4 and 3 x 4 tokens, a break token after each row."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from transformers import Mistral3Config, MistralConfig, PixtralVisionConfig
 from tests.tiny.base import IMAGE_TOKEN, Case, View, noise, text
 
 BREAK, END = 3, 1
-GRIDS = {"a": (6, 4), "b": (3, 4)}  # in cells of 8 x 8 pixels
+GRIDS = {"a": (6, 4), "b": (3, 4)}  # in patches of 8 x 8 pixels
 
 
 class Mistral3(Case):

@@ -1,4 +1,4 @@
-"""Qwen2.5-VL: as Qwen2-VL, in windows of 2 x 2 cells but for two layers."""
+"""Qwen2.5-VL: as Qwen2-VL, in windows of 2 x 2 tokens but for two layers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Qwen2-VL: grids of 6 x 4 and 3 x 4 cells, a video of 2 x 4 x 4."""
+"""Qwen2-VL: grids of 6 x 4 and 3 x 4 tokens, a video of 2 x 4 x 4."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from transformers import Qwen2VLConfig
 
 from tests.tiny.base import IMAGE_TOKEN, VIDEO_TOKEN, Case, View, noise, text, token_types
 
-# Grids in patches: two a side make a cell.
+# Grids in patches: two a side make a token.
 GRIDS = {"a": (1, 12, 8), "b": (1, 6, 8), "v": (2, 8, 8), "w": (1, 8, 4), "one": (1, 8, 8)}
 START, END = torch.tensor([3]), torch.tensor([1])
 ROPE = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1]}

@@ -1,4 +1,4 @@
-"""SmolVLM: tiles of 4 x 4 cells, each an input of its own; one is half padding."""
+"""SmolVLM: tiles of 4 x 4 tokens, each an input of its own; one is half padding."""
 
 from __future__ import annotations
 
@@ -54,9 +54,9 @@ class SmolVLM(Case):
         mask = torch.zeros(len(shown), most, 32, 32, dtype=torch.int64)
         for number, row in enumerate(shown):
             if row:
-                one = self.media(kind, row)
-                pixels[number, : len(row)] = one["pixel_values"][0]
-                mask[number, : len(row)] = one["pixel_attention_mask"][0]
+                visual_input = self.media(kind, row)
+                pixels[number, : len(row)] = visual_input["pixel_values"][0]
+                mask[number, : len(row)] = visual_input["pixel_attention_mask"][0]
         return {"pixel_values": pixels, "pixel_attention_mask": mask}
 
     def views(self, kind: str, variant: str) -> list[View]:

@@ -1,4 +1,4 @@
-"""Video-LLaVA: 4 x 4 cells an image; videos of 2 frames, of a class token and 4 x 4 cells each."""
+"""Video-LLaVA: 4 x 4 tokens an image; videos of 2 frames, each a class token and 4 x 4 tokens."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import CLIPVisionConfig, LlamaConfig, VideoLlavaConfig
+from transformers import LlamaConfig, VideoLlavaConfig
 
-from tests.tiny.base import IMAGE_TOKEN, VIDEO_TOKEN, Case, View, noise, text
+from tests.tiny.base import IMAGE_TOKEN, VIDEO_TOKEN, Case, View, clip, noise, text
 
 FRAMES = {"v": 2, "one": 1}
 
@@ -29,14 +29,7 @@ class VideoLlava(Case):
 
     def config(self, depth: int) -> Any:
         return VideoLlavaConfig(
-            vision_config=CLIPVisionConfig(
-                hidden_size=32,
-                intermediate_size=48,
-                num_hidden_layers=3,
-                num_attention_heads=4,
-                image_size=16,
-                patch_size=4,
-            ),
+            vision_config=clip(16),
             text_config=LlamaConfig(**text(depth=depth)),
             image_token_index=IMAGE_TOKEN,
             video_token_index=VIDEO_TOKEN,

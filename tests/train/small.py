@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 from transformers import (
     CLIPImageProcessor,
     CLIPVisionConfig,
@@ -24,7 +25,7 @@ from vlm.embedded import mini
 from vlm.embedded.scenes import draw, make_scene, questions
 
 SIDE, PATCH = 32, 8
-CELLS = (SIDE // PATCH) ** 2
+TOKENS = (SIDE // PATCH) ** 2
 
 
 @cache
@@ -72,7 +73,7 @@ def model(seed: int = 0, depth: int = 4) -> LlavaForConditionalGeneration:
         ),
         image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
         vision_feature_layer=-1,
-        image_seq_length=CELLS,
+        image_seq_length=TOKENS,
     )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -135,3 +136,13 @@ def recipe(folder: Path, *overrides: str, count: int = 8, text_every: int = 0) -
             *overrides,
         ],
     )
+
+
+def losses(facts: dict[str, Any]) -> list[float]:
+    """The training losses of a run, from its report."""
+    return [loss for _, loss in facts["loss"]]
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    """The weights that a run saved in a folder."""
+    return load_file(folder / "model.safetensors")

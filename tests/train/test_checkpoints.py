@@ -1,4 +1,4 @@
-"""What an output folder holds before a run begins in it."""
+"""Checks of the output folder before a run."""
 
 from __future__ import annotations
 

@@ -46,8 +46,8 @@ def test_packed_samples_begin_anew_and_keep_their_pictures_in_order() -> None:
     assert batch["position_ids"][1].tolist() == [*range(3), *range(7)]
     assert batch["labels"][0, 6] == IGNORED  # it would be predicted from another sample
     assert batch["pixel_values"][:, 0, 0, 0].tolist() == [10, 70, 70]
-    one = Collator(pad=0, accepts=ACCEPTS, packing=True, one_row=True)(samples)
-    assert one["input_ids"].shape == (1, 22)
+    one_row = Collator(pad=0, accepts=ACCEPTS, packing=True, one_row=True)(samples)
+    assert one_row["input_ids"].shape == (1, 22)
 
 
 def test_a_batch_of_text_gets_a_blank_picture_after_its_shortest_row() -> None:

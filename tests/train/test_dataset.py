@@ -26,9 +26,11 @@ def test_bad_samples_are_named_counted_and_limited(tmp_path: Path) -> None:
     path.write_text(json.dumps(records, indent=1))
     with pytest.raises(DataError, match=r"(?s)2 of 8 samples are bad.*gone.png: no such file"):
         scan([str(path)], str(media), 0.1)
-    found = scan([str(path)], str(media), 0.3)
-    assert len(found) == 6 and len(found.faults) == 2
-    assert "(id 'scene-5')" in found.faults[1].where and "the turns are" in found.faults[1].reason
+    scanned = scan([str(path)], str(media), 0.3)
+    assert len(scanned) == 6 and len(scanned.faults) == 2
+    assert (
+        "(id 'scene-5')" in scanned.faults[1].where and "the turns are" in scanned.faults[1].reason
+    )
 
 
 @pytest.mark.parametrize("name", ["../secret.png", "/etc/passwd", "C:\\x.png", "link.png"])
@@ -46,26 +48,28 @@ def test_paths_that_lead_out_of_the_media_folder_are_refused(tmp_path: Path, nam
 def test_a_damaged_picture_gives_its_place_to_the_next(tmp_path: Path) -> None:
     path, media = small.write_data(tmp_path, 4)
     (media / "1.png").write_bytes(b"no picture")
-    found = scan([str(path)], str(media), 0.0)
-    samples = Samples(found, Encoder(small.processor(), media))
+    scanned = scan([str(path)], str(media), 0.0)
+    samples = Samples(scanned, Encoder(small.processor(), media))
     got = samples[1]
     assert torch.equal(got["input_ids"], samples[2]["input_ids"])
-    assert [fault.where for fault in got["faults"]] == [found.records.where(1)]
+    assert [fault.where for fault in got["faults"]] == [scanned.records.where(1)]
     assert "1.png" in got["faults"][0].reason
     assert not samples[2]["faults"]
     with pytest.raises(DataError, match="line"):
-        Samples(found, Encoder(small.processor(), media), strict=True)[1]
+        Samples(scanned, Encoder(small.processor(), media), strict=True)[1]
 
 
 def test_validation_is_held_out_by_the_seed(tmp_path: Path) -> None:
     path, media = small.write_data(tmp_path, 10)
     data = Data(files=(str(path),), media=str(media), validation=0.2)
-    training, held = split(data, 0)
-    assert held is not None and (len(training), len(held)) == (8, 2)
-    ids = [scanned.records[n]["id"] for scanned in (training, held) for n in range(len(scanned))]
+    training, validation = split(data, 0)
+    assert validation is not None and (len(training), len(validation)) == (8, 2)
+    ids = [
+        scanned.records[n]["id"] for scanned in (training, validation) for n in range(len(scanned))
+    ]
     assert len(set(ids)) == 10
     again = split(data, 0)[1]
-    assert again is not None and np.array_equal(again.records.places, held.records.places)
+    assert again is not None and np.array_equal(again.records.places, validation.records.places)
     with pytest.raises(DataError, match="no data"):
         split(Data(), 0)
 

@@ -1,4 +1,4 @@
-"""A dry run tells groups of parameters, tokens and memory."""
+"""A dry run reports parameter groups, tokens and memory."""
 
 from __future__ import annotations
 

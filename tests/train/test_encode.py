@@ -47,7 +47,7 @@ def test_labels_are_on_answers_alone(tmp_path: Path, template: str, said: str) -
     learned = labels != IGNORED
     assert torch.equal(labels[learned], ids[learned])
     assert words(ids[learned]).strip() == said.strip()
-    assert int((features["mm_token_type_ids"] != 0).sum()) == small.CELLS
+    assert int((features["mm_token_type_ids"] != 0).sum()) == small.TOKENS
     assert not bool((learned & (features["mm_token_type_ids"] != 0)).any())
     assert features["pixel_values"].shape == (1, 3, small.SIDE, small.SIDE)
     # What is left to the prompt is what the model is given at inference, and nothing else.
@@ -118,7 +118,7 @@ def test_a_video_is_frames_to_a_model_without_video(tmp_path: Path) -> None:
     sample = parse({"conversations": [ASK, SAY], "video": "clip"})
     features = Encoder(small.processor(), tmp_path, frames=3)(sample)
     assert features["pixel_values"].shape[0] == 3
-    assert int((features["mm_token_type_ids"] != 0).sum()) == 3 * small.CELLS
+    assert int((features["mm_token_type_ids"] != 0).sum()) == 3 * small.TOKENS
 
 
 @pytest.mark.parametrize("template", ["v1", "plain"])

@@ -1,4 +1,4 @@
-"""What is wrong in a recipe is named, with its key, its value and what would be right."""
+"""Errors in a recipe name the key, the value and what would be right."""
 
 from __future__ import annotations
 

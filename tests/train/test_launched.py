@@ -1,4 +1,4 @@
-"""Two processes: ZeRO-2 and ZeRO-3 against one process, text on one of them, going on, kill -9."""
+"""Two processes: ZeRO-2 and ZeRO-3 against one, text on one of them, resuming, kill -9."""
 
 from __future__ import annotations
 
@@ -151,7 +151,7 @@ def runs(folder: Path) -> dict[str, dict[str, Any]]:
 @pytest.fixture(scope="module")
 def alone(folder: Path) -> dict[str, dict[str, Any]]:
     """The same in one process, without DeepSpeed."""
-    found = {}
+    reports = {}
     for name, more in {
         "dense": [],
         "duet": [DUET],
@@ -159,8 +159,8 @@ def alone(folder: Path) -> dict[str, dict[str, Any]]:
         "packed": PACKED,
         "validated": [DUET, *VALIDATION],
     }.items():
-        found[name] = train(load_recipe("mini", overrides(folder, f"alone_{name}", *more)))
-    return found
+        reports[name] = train(load_recipe("mini", overrides(folder, f"alone_{name}", *more)))
+    return reports
 
 
 Both = tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]
@@ -188,10 +188,13 @@ def test_losses_are_those_of_one_process(both: Both, launched: str, single: str)
     runs, alone = both
     assert runs[launched]["processes"] == 2
     assert losses(runs[launched]) == pytest.approx(losses(alone[single]), rel=2e-5)
-    held = [[loss for _, loss in one["validation_loss"]] for one in (runs[launched], alone[single])]
-    assert held[0] == pytest.approx(held[1], rel=2e-5) and len(held[0]) == 2 * (
-        single == "validated"
-    )
+    validation_losses = [
+        [loss for _, loss in report["validation_loss"]]
+        for report in (runs[launched], alone[single])
+    ]
+    assert validation_losses[0] == pytest.approx(validation_losses[1], rel=2e-5) and len(
+        validation_losses[0]
+    ) == 2 * (single == "validated")
 
 
 @pytest.mark.parametrize(("launched", "single"), [("zero3", "dense"), ("zero3_lora", "lora")])
@@ -207,8 +210,8 @@ def test_zero3_saves_plain_weights(folder: Path, both: Both, launched: str, sing
 
 @pytest.mark.parametrize("name", ["zero2_long", "zero3_long"])
 def test_scenes_are_learned_in_bf16(runs: dict[str, dict[str, Any]], name: str) -> None:
-    found = losses(runs[name])
-    assert found[0] > 5 and found[-1] < 1.5
+    actual = losses(runs[name])
+    assert actual[0] > 5 and actual[-1] < 1.5
 
 
 def test_a_world_that_does_not_divide_is_refused(runs: dict[str, dict[str, Any]]) -> None:

@@ -1,4 +1,4 @@
-"""What contradicts DeepSpeed's settings, the launcher, the packages or the model."""
+"""Contradictions with DeepSpeed's settings, the launcher, the packages or the model."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ def test_deepspeed_settings_that_contradict_are_refused(
 
 def test_four_bit_weights_are_not_spread(tmp_path: Path) -> None:
     changes = {"zero_optimization": {"stage": 3}}
-    found = settings(tmp_path, changes)
+    arguments = settings(tmp_path, changes)
     lora = Lora(quantize=True, merge=False)
     quantized = dataclasses.replace(
-        found, lora=lora, learning_rate=LearningRate(language_model=1e-4)
+        arguments, lora=lora, learning_rate=LearningRate(language_model=1e-4)
     )
     with pytest.raises(RecipeError, match=r"ZeRO-3 shards weights.*zero2"):
         deepspeed_settings(quantized, 8)

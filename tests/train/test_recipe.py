@@ -1,4 +1,4 @@
-"""Recipes: what the parts accept, what contradicts, the published table."""
+"""Recipes: accepted values, contradictions, and the published table."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Recipes as files: those that ship, overrides, and what cannot be read."""
+"""Recipe files: those that ship, overrides, and files that cannot be read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Records of JSON files: found where they are, and broken files named by line."""
+"""Records of JSON files are located, and errors name the line of a broken file."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ def test_records_are_found_where_they_lie(tmp_path: Path) -> None:
             tmp_path, "\n".join(json.dumps(r, ensure_ascii=False) for r in records), "three.jsonl"
         ),
     ]
-    found = read_records(paths)
-    assert [found[n] for n in range(len(found))] == records * 3
-    assert found.where(5) == f"{paths[1]}, line 6"
-    assert found.where(10) == f"{paths[2]}, line 3"
-    assert found.select(np.array([11, 0]))[0] == records[3]
+    located = read_records(paths)
+    assert [located[n] for n in range(len(located))] == records * 3
+    assert located.where(5) == f"{paths[1]}, line 6"
+    assert located.where(10) == f"{paths[2]}, line 3"
+    assert located.select(np.array([11, 0]))[0] == records[3]
 
 
 @pytest.mark.parametrize(

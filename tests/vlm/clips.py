@@ -69,8 +69,10 @@ def _hush(av: object, file: object, track: object) -> None:
 
 def turn(path: Path, degrees: int) -> None:
     """Writes a display matrix into an mp4: to be shown turned clockwise by 90, 180 or 270."""
-    one = 1 << 16
-    a, b, c, d = {90: (0, one, -one, 0), 180: (-one, 0, 0, -one), 270: (0, -one, one, 0)}[degrees]
+    unit = 1 << 16
+    a, b, c, d = {90: (0, unit, -unit, 0), 180: (-unit, 0, 0, -unit), 270: (0, -unit, unit, 0)}[
+        degrees
+    ]
     data = bytearray(path.read_bytes())
     box = data.index(b"tkhd")
     assert data[box + 4] == 0  # version 0: the matrix stands 40 bytes into the box's body

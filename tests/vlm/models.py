@@ -69,3 +69,15 @@ def stock_llava():
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return hf.LlavaForConditionalGeneration(config).eval(), mini.build_stock_processor()
+
+
+PAIR = ("clip", "sam")
+WINDOWS = {"window": {"sam": 2}}
+ASK = "USER: <image>\nWhat shape ASSISTANT:"
+
+
+def batch(processor, texts=(ASK, "and <image> is <image>"), **kwargs):
+    """Inputs of some prompts, each picture of another size."""
+    count = sum(text.count("<image>") for text in texts)
+    images = [picture(seed, (40 + 7 * seed, 30)) for seed in range(count)]
+    return processor(images=images or None, text=list(texts), **kwargs)

@@ -19,19 +19,19 @@ from vlm.fusion import (
 
 
 def test_windows_are_squares_of_the_grid_in_raster_order():
-    cells = torch.arange(24.0).view(1, 24, 1)  # 4 rows of 6
-    found = windows(cells, (4, 6), 2)[0, :, :, 0].long().tolist()
-    assert found[0] == [0, 1, 6, 7] and found[1] == [2, 3, 8, 9] and found[3] == [12, 13, 18, 19]
-    assert len(found) == 6
+    features = torch.arange(24.0).view(1, 24, 1)  # 4 rows of 6
+    actual = windows(features, (4, 6), 2)[0, :, :, 0].long().tolist()
+    assert actual[0] == [0, 1, 6, 7] and actual[1] == [2, 3, 8, 9] and actual[3] == [12, 13, 18, 19]
+    assert len(actual) == 6
 
 
 def test_a_grid_that_the_window_does_not_divide_repeats_its_edge():
-    cells = torch.arange(9.0).view(1, 9, 1)
-    found = windows(cells, (3, 3), 2)[0, :, :, 0].long().tolist()
-    assert found == [[0, 1, 3, 4], [2, 2, 5, 5], [6, 7, 6, 7], [8, 8, 8, 8]]
+    features = torch.arange(9.0).view(1, 9, 1)
+    actual = windows(features, (3, 3), 2)[0, :, :, 0].long().tolist()
+    assert actual == [[0, 1, 3, 4], [2, 2, 5, 5], [6, 7, 6, 7], [8, 8, 8, 8]]
 
 
-def test_window_one_is_the_cells_themselves():
+def test_window_one_is_the_identity():
     x = torch.randn(2, 6, 3)
     assert torch.equal(windows(x, (2, 3), 1)[:, :, 0], x)
 
@@ -56,7 +56,7 @@ def test_qformer_gives_its_queries_whatever_the_grid():
     fusion = Fusion(config, {"clip": 6, "sam": 3}, 8)
     out = fusion("clip", torch.randn(2, 9, 6), (3, 3))
     assert out.shape == (2, 5, 8) and config.grid("clip", (3, 3)) == (1, 5)
-    # A set of keys, not a sequence: the order of the cells says nothing.
+    # A set of keys, not a sequence: the order of the tokens has no effect.
     x = torch.randn(1, 9, 6)
     torch.testing.assert_close(fusion("clip", x, (3, 3)), fusion("clip", x.flip(1), (3, 3)))
     out.sum().backward()
@@ -105,8 +105,8 @@ def test_blocks_of_an_image_with_tiles_and_of_a_video():
 def test_each_block_has_its_own_scheme_and_the_report_counts_positions(by, taken):
     config = FusionConfig(scheme={"sam": {"type": "Compact", "by": by}})
     blocks = image_blocks({"clip": (24, 24), "sam": (64, 64)}, {})
-    found = report(blocks, config)
-    assert [(r["expert"], r["tokens"], r["positions"]) for r in found] == [
+    actual = report(blocks, config)
+    assert [(r["expert"], r["tokens"], r["positions"]) for r in actual] == [
         ("clip", 576, 576.0),
         ("sam", 4096, taken),
     ]

@@ -38,7 +38,7 @@ def test_a_long_video_is_streamed(tmp_path: Path, capsys: pytest.CaptureFixture[
     options = ["--stream", "--fps", "5", "--budget", "50", "--method", "divprune"]
     assert main(["ask", "--video", path, "What is it?", "Where?", *options]) == 0
     printed = capsys.readouterr().out
-    assert "30 frames, 4320 cells, 50 tokens left" in printed
+    assert "30 frames, 4320 visual tokens, 50 tokens left" in printed
     assert printed.count("first word after") == 2
 
 

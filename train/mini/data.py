@@ -39,7 +39,7 @@ from vlm.embedded.scenes import (
     questions,
 )
 
-CELLS = mini.GRID * mini.GRID
+TOKENS = mini.GRID * mini.GRID
 IMAGE, VIDEO = "image", "video"
 MOSAIC = (0.4, 0.3, 0.3)  # shares of the slots of a mosaic with a sign, a dot, anything
 SLOW = ("relation", "count", "order")  # kinds of questions that need several look-ups
@@ -61,7 +61,7 @@ class Drawn:
 
     Attributes:
         images: (n, frames, 96, 96, 3) uint8.
-        labels: (n, fields, frames * cells) uint8.
+        labels: (n, fields, frames * tokens) uint8.
     """
 
     def __init__(self, kind: str, images: np.ndarray, labels: np.ndarray) -> None:
@@ -104,7 +104,7 @@ class Drawn:
                 for number, pick in enumerate(picks):
                     pixels[number][at] = self.images[pick, 0][at]
                 fields[:, :, row, :, column] = labels[picks][:, :, row, :, column]
-        return torch.from_numpy(pixels), torch.from_numpy(fields.reshape(count, -1, CELLS))
+        return torch.from_numpy(pixels), torch.from_numpy(fields.reshape(count, -1, TOKENS))
 
     @cached_property
     def _pools(self) -> list[list[list[np.ndarray]]]:
@@ -126,7 +126,7 @@ class Drawn:
         return torch.from_numpy(np.stack([self.images[i] for i in index])).flatten(0, 1)
 
     def fields(self, index: np.ndarray) -> Tensor:
-        """(b, fields, frames * cells) int64."""
+        """(b, fields, frames * tokens) int64."""
         return torch.from_numpy(self.labels[index].astype(np.int64))
 
 
@@ -250,7 +250,7 @@ def _asks(question: Question, field: str) -> bool:
 
 @cache
 def original_positions(kind: str, axes: mini.Axes) -> tuple[Tensor, int]:
-    """The positions of all cells, (cells, 3) int64, and of the first token after them."""
+    """Positions of all visual tokens, (tokens, 3) int64, and of the first token after them."""
     grid = (mini.GRID, mini.GRID)
     visual = Image(grid) if kind == IMAGE else Video((FRAMES, *grid))
     scheme = MRoPE() if axes == "mrope" else Sequential()
@@ -259,26 +259,26 @@ def original_positions(kind: str, axes: mini.Axes) -> tuple[Tensor, int]:
 
 
 class Batch(NamedTuple):
-    """Prefix, cells and questions of b scenes, one sequence each (see `pack`)."""
+    """Prefix, visual tokens and questions of b scenes, one sequence each (see `pack`)."""
 
     ids: Tensor  # (b, text) question and answer ids
     labels: Tensor  # (b, text) the id that each token has to predict, or -100
-    positions: Tensor  # (3, b, prefix + cells + text)
+    positions: Tensor  # (3, b, prefix + visual tokens + text)
     mask: Tensor  # (b, 1, s, s) bool
 
 
 Turns = Sequence[Sequence[tuple[list[int], list[int]]]]
 
 
-def pack(rows: Turns, cells: Tensor, after: int) -> Batch:
-    """Put the questions of each scene into one row. They attend to the cells, not to each other.
+def pack(rows: Turns, visual: Tensor, after: int) -> Batch:
+    """Put the questions of each scene into one row. They attend to the image, not to each other.
 
     Args:
         rows: the turns of each scene.
-        cells: (b, v, 3) positions of the cells that are shown.
-        after: the position of the first text token after the cells.
+        visual: (b, v, 3) positions of the visual tokens that are shown.
+        after: the position of the first text token after the visual tokens.
     """
-    prefix, shown = len(PREFIX), cells.shape[1]
+    prefix, shown = len(PREFIX), visual.shape[1]
     length = max(sum(len(ids) for ids, _ in turns) for turns in rows)
     length = -(-length // 128) * 128  # few different shapes, so that compiled code is reused
     batch = len(rows)
@@ -296,7 +296,7 @@ def pack(rows: Turns, cells: Tensor, after: int) -> Batch:
             place[b, start:stop] = torch.arange(len(turn)) + after
             start = stop
     head = torch.arange(prefix).expand(3, batch, -1)
-    positions = torch.cat([head, cells.permute(2, 0, 1), place.expand(3, -1, -1)], dim=2)
+    positions = torch.cat([head, visual.permute(2, 0, 1), place.expand(3, -1, -1)], dim=2)
     group = torch.cat([torch.full((batch, prefix + shown), -2), turn_of], dim=1)
     causal = torch.ones(group.shape[1], group.shape[1], dtype=torch.bool).tril()
     mask = causal & ((group[:, None] == -2) | (group[:, None] == group[:, :, None]))
@@ -310,7 +310,7 @@ class Lesson(NamedTuple):
     """What one step learns from scenes or from clips. `pixels` or `batch` may be empty."""
 
     pixels: Tensor  # (b * frames, 96, 96, 3) uint8
-    fields: Tensor  # (b, fields, cells shown) int64
+    fields: Tensor  # (b, fields, visual tokens shown) int64
     batch: Batch | None
     told: Tensor  # (b,) int64, how each scene is shown; from 0: as symbols, with that field blended
 
@@ -321,8 +321,8 @@ class Lessons(Dataset[dict[str, Lesson]]):
 
     Attributes:
         sizes: batch size by kind.
-        shown: the number of cells shown to the language model, None for all (with pixels), 0 for
-            no questions.
+        shown: the number of visual tokens shown to the language model, None for all (with pixels),
+            0 for no questions.
         captions: the share of lessons with captions.
         letters, rounds: see `turns_of`. Multiple choice starts after a third of the stage.
         mosaics: the share of pictures that are mosaics, if there are no questions.
@@ -377,7 +377,7 @@ class Lessons(Dataset[dict[str, Lesson]]):
         ]
         positions, after = original_positions(kind, self.axes)
         if self.shown is None:
-            cells = torch.arange(len(positions)).expand(size, -1)
+            kept = torch.arange(len(positions)).expand(size, -1)
             pixels = drawn.pixels(index).unflatten(0, (size, -1))
             for k in np.flatnonzero(told == STRANGE):
                 if blends[k] == "colour":
@@ -387,10 +387,10 @@ class Lessons(Dataset[dict[str, Lesson]]):
                     pixels[k, 0] = torch.from_numpy(np.array(draw(scene)))
                     fields[k] = torch.from_numpy(cell_labels(scene, mini.GRID))
                 fields[k, list(FIELDS).index(blends[k])] = UNKNOWN
-            batch = pack(rows, positions[cells], after)
+            batch = pack(rows, positions[kept], after)
             return Lesson(pixels.flatten(0, 1), fields, batch, torch.from_numpy(told))
-        # Every cell that shows something and some blank ones, at their original positions.
+        # All grid cells that show something and some blank ones, at their original positions.
         score = (fields[:, 0] > 0) + torch.from_numpy(rng.random(fields[:, 0].shape))
-        cells = score.topk(self.shown, dim=1).indices.sort(dim=1).values
-        fields = fields.gather(2, cells[:, None].expand(-1, fields.shape[1], -1))
-        return Lesson(nothing, fields, pack(rows, positions[cells], after), torch.from_numpy(told))
+        kept = score.topk(self.shown, dim=1).indices.sort(dim=1).values
+        fields = fields.gather(2, kept[:, None].expand(-1, fields.shape[1], -1))
+        return Lesson(nothing, fields, pack(rows, positions[kept], after), torch.from_numpy(told))

@@ -13,14 +13,14 @@ from vlm.embedded.scenes import FIELDS
 from vlm.model import FoveateForConditionalGeneration
 
 _CONTAINED = ("colour", "shape", "character")
-# The kinds of cells that have a label (1 item, 2 sign, 3 dot); other fields: all that show one.
+# Kinds of grid cells that have a label (1 item, 2 sign, 3 dot); other fields: all that show one.
 _WHERE = {"colour": (1, 3), "shape": (1,), "centre": (1,), "character": (2,), "place": (2,)}
 _SLOTS = FIELDS["row"] * FIELDS["column"]
 _BLENDED = 0.8  # share of the items of a blended scene
 
 
 class CellHeads(nn.Module):
-    """Linear read-outs of the vision encoder: labels of cells, and the content from its CLS."""
+    """Linear read-outs of the vision encoder: labels of grid cells, and the content of the CLS."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -30,8 +30,8 @@ class CellHeads(nn.Module):
     def loss(self, hidden: Tensor, fields: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss and the accuracy by field.
 
-        hidden: (b, 1 + cells, width). fields: (b, fields, cells). A field that is `UNKNOWN` is left
-        out, and its picture does not train the content read-out.
+        hidden: (b, 1 + tokens, width). fields: (b, fields, tokens). A field that is `UNKNOWN` is
+        left out, and its picture does not train the content read-out.
         """
         labels = dict(zip(FIELDS, fields.unbind(1), strict=True))
         kind = labels["kind"]
@@ -59,7 +59,7 @@ class CellHeads(nn.Module):
 
 
 class Symbols(nn.Module):
-    """The symbol of a cell: the sum of its labels' embeddings, a target for the projector."""
+    """The symbol of a grid cell: the sum of its labels' embeddings, a target for the projector."""
 
     def __init__(self, width: int, std: float) -> None:
         super().__init__()
@@ -88,7 +88,7 @@ class Symbols(nn.Module):
 
     @staticmethod
     def _blend(table: Tensor, labels: dict[str, Tensor], label: Tensor) -> Tensor:
-        """What to add to the cells of one scene, (v, width), to blend two values in items."""
+        """What to add to the symbols of one scene, (v, width), to blend two values in items."""
         two = torch.rand(_SLOTS, len(table) - 1, device=table.device).topk(2).indices + 1
         mixed = table[two].sum(1) / 2**0.5
         chosen = torch.rand(_SLOTS, device=table.device) < _BLENDED

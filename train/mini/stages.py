@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from train.mini.data import (
-    CELLS,
     IMAGE,
     SYMBOLS,
+    TOKENS,
     UNKNOWN,
     VIDEO,
     Batch,
@@ -69,7 +69,7 @@ RECIPE = {
     "vision": Stage(900, 24, 2, lr=1e-3, muon=0.01),
     "closer": Stage(3200, 32, 1, lr=1e-3, muon=0.01, mosaics=0.9),
     "language": Stage(
-        2300, 20, 3, lr=2e-3, muon=0.01, shown=CELLS, asked=(0.1, 0.2, 4), symbols=1.0
+        2300, 20, 3, lr=2e-3, muon=0.01, shown=TOKENS, asked=(0.1, 0.2, 4), symbols=1.0
     ),
     "bridge": Stage(300, 32, 2, lr=1e-3, muon=0.005, mosaics=0.5),
     "joint": Stage(
@@ -235,9 +235,9 @@ class Trainer:
     # The loss of a batch by stage, and its figures for the log.
 
     def _see(self, pixels: Tensor, fields: Tensor) -> tuple[Tensor, Tensor]:
-        """Hidden states (b * frames, 1 + cells, width) and labels (b * frames, fields, cells)."""
+        """Hidden states (b * frames, 1 + tokens, width) and labels (b * frames, fields, tokens)."""
         hidden = self.vision_encoder(normalised(pixels)).last_hidden_state
-        return hidden, fields.unflatten(2, (-1, CELLS)).transpose(1, 2).flatten(0, 1)
+        return hidden, fields.unflatten(2, (-1, TOKENS)).transpose(1, 2).flatten(0, 1)
 
     def _vision(self, pixels: Tensor, fields: Tensor, *_: Any) -> tuple[Tensor, Shares]:
         return self.heads.loss(*self._see(pixels, fields))
@@ -271,7 +271,7 @@ class Trainer:
         return loss + SEE_WEIGHT * see + APART_WEIGHT * apart, shares
 
     def _noisy(self, fields: Tensor, told: Tensor) -> Tensor:
-        """Symbols with noise, (b, cells, width)."""
+        """Symbols with noise, (b, tokens, width)."""
         symbols = self.symbols(fields, told)
         return symbols + torch.randn_like(symbols) * self.noise
 
@@ -288,7 +288,7 @@ class Trainer:
                 span = torch.linalg.qr(table.detach().T).Q
                 rest = off - off @ span @ span.T
                 off = torch.where(unknown[:, None, None], rest, off)
-        # Blank cells, items, signs and dots have equal weight, as a picture has only one dot.
+        # Blank grid cells, items, signs and dots have equal weight, as a picture has only one dot.
         weight = 1 / torch.bincount(labels[:, 0].flatten(), minlength=4)[labels[:, 0]]
         return (off.square().mean(2) * weight).sum() / weight.sum() / wanted.var()
 

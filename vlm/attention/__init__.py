@@ -1,4 +1,4 @@
-"""Attention of one vision layer: read while the vision encoder runs, and what follows from it."""
+"""Attention of one vision layer, read while the vision encoder runs: saliency, keys and maps."""
 
 from vlm.attention.heads import Heads, SaliencyRule, SegmentHeads, Segments
 from vlm.attention.reader import (

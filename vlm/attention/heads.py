@@ -137,4 +137,4 @@ class SegmentHeads:
     def attention(self) -> list[Tensor]:
         """See `Heads.attention`."""
         first = self.prefix
-        return [one[first:, first:] for part in self.segments for one in part.maps()]
+        return [maps[first:, first:] for part in self.segments for maps in part.maps()]

@@ -1,1 +1,1 @@
-"""What the package brings along: a drawn world, and a small model that was taught to read it."""
+"""Drawn scenes with questions, and a small model trained on them, which ship with the package."""

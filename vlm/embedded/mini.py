@@ -1,4 +1,4 @@
-"""The embedded model: small enough to ship, and yet it looks things up in what it sees.
+"""The embedded model: small enough to ship with the package, and trained to answer from images.
 
 `build` makes it untrained, with its processor; `train.mini` trains it; `vlm.load("mini")` loads the
 checkpoint in this package, `vlm.load("mini-1d")` its sibling, a stock LLaVA. A CLIP encoder sees a
@@ -57,7 +57,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     """The words of the scenes as whole tokens, and every printable character for other text."""
     pieces = [(token, 0.0) for token in SPECIAL_TOKENS]
     pieces += [(f"▁{word}", -1.0) for word in dict.fromkeys(_words())]
-    # A sign's first letter is the same token as its second: what is learned of one holds for both.
+    # Both characters of a sign use the same tokens, so what is learned of one holds for the other.
     pieces += [(f"▁{character}", -4.0) for character in string.ascii_lowercase + string.digits]
     alone = [*string.ascii_letters, *string.digits, *string.punctuation]
     pieces += [(character, -5.0) for character in ["▁", "\n", *alone]]
@@ -83,7 +83,7 @@ def build_config(axes: Axes = "mrope") -> FoveateConfig:
     """The architecture.
 
     axes: "mrope" for a language model with positions (t, h, w), "1d" for one whose visual tokens
-        stand in a row as LLaVA's do (`vlm.model.to_llava` makes a stock LLaVA of it).
+        are numbered one by one, as in LLaVA (`vlm.model.to_llava` makes a stock LLaVA of it).
     """
     encoder = CLIPVisionConfig(
         hidden_size=WIDTH,
@@ -103,7 +103,7 @@ def build_config(axes: Axes = "mrope") -> FoveateConfig:
         "num_attention_heads": WIDTH // HEAD,
         "num_key_value_heads": WIDTH // HEAD,
         "max_position_embeddings": 4096,
-        # The look-up of one cell by one word is not learned from the default 0.02.
+        # With the default of 0.02, attention from a word to one visual token is not learned.
         "initializer_range": 0.08,
         "pad_token_id": SPECIAL_TOKENS.index("<pad>"),
         "bos_token_id": SPECIAL_TOKENS.index("<s>"),
@@ -119,7 +119,7 @@ def build_config(axes: Axes = "mrope") -> FoveateConfig:
         text = Qwen2_5_VLTextConfig(**shared, rope_parameters={**rope, "mrope_section": sections})
         scheme = {"clip": {"type": "MRoPE"}}
     else:
-        # With biases, as the other has them: its weights are a place to begin from.
+        # With biases, like the model with M-RoPE, whose weights it can start from.
         text = LlamaConfig(**shared, rope_parameters=rope, attention_bias=True)
     seen = {"layer": -1, "scoring_layer": -1, "fit": "squash", "frozen": False}
     expert = expert_config("clip", "clip", encoder, **seen)

@@ -36,14 +36,14 @@ FAMILIES: dict[str, Family] = {
 def expert_config(
     name: str, family: str, encoder: Mapping[str, Any] | PreTrainedConfig, **settings: Any
 ) -> ExpertConfig:
-    """The configuration of an expert, with the family's defaults where `settings` are silent.
+    """The configuration of an expert. Fields that `settings` lack are the family's defaults.
 
     encoder: a transformers configuration or its dict; `open_clip.configuration(...)` for open_clip.
     settings: fields of `ExpertConfig`.
     """
-    found = get_family(family)
+    expert_family = get_family(family)
     plain = encoder.to_dict() if isinstance(encoder, PreTrainedConfig) else dict(encoder)
-    usual = {"image_size": found.native(plain), **found.defaults(plain)}
+    usual = {"image_size": expert_family.native(plain), **expert_family.defaults(plain)}
     return ExpertConfig.of({"name": name, "family": family, "encoder": plain, **usual, **settings})
 
 
@@ -61,18 +61,18 @@ def load_expert(
     model: str | dict[str, Any] | None = None,
     **settings: Any,
 ) -> Expert:
-    """An expert with the weights of a local checkpoint (safetensors only, no code of its own).
+    """An expert with the weights of a local checkpoint (safetensors only, without custom code).
 
     path: a folder in transformers' format; for open_clip a .safetensors file.
     model: for open_clip, its name of the model ("ViT-B-16", "convnext_base_w").
-    settings: fields of `ExpertConfig`, in place of the family's and the checkpoint's.
-    Raises ExpertError where the checkpoint does not fit.
+    settings: fields of `ExpertConfig` that override those of the family and the checkpoint.
+    Raises ExpertError if the checkpoint does not fit.
     """
-    found = get_family(family)
-    loaded = found.load(path) if model is None else open_clip.load(path, model)
+    expert_family = get_family(family)
+    loaded = expert_family.load(path) if model is None else open_clip.load(path, model)
     encoder, plain, read = loaded
     config = expert_config(name, family, plain, **{**read, **settings})
-    return Expert(config, found, encoder)
+    return Expert(config, expert_family, encoder)
 
 
 __all__ = [

@@ -1,6 +1,6 @@
 """The one interface of all vision encoders: pixels -> features, grid, keys and saliency.
 
-A *family* says where the parts of one kind of encoder are; `Expert` is the same for all of them.
+A `Family` describes where the parts of one kind of encoder are. `Expert` is the same for all.
 """
 
 from __future__ import annotations
@@ -17,23 +17,23 @@ from torch import Tensor, nn
 from vlm.attention import Call, SaliencyRule, SegmentHeads, Segments, watching
 
 Pair = tuple[int, int]
-# An nn.Module, an encoder or a part of one, whose attributes its family knows.
+# An encoder or a part of one (an nn.Module), whose attributes its family knows.
 Encoder = Any
 Layer = int | Literal["last"]
 
 
 class ExpertError(ValueError):
-    """An expert's configuration, checkpoint or pixels do not fit; the message says what would."""
+    """A configuration, checkpoint or pixels do not fit an expert. The message says what does."""
 
 
 @dataclass(frozen=True)
 class ExpertOutput:
-    """What an expert makes of B images, cells in raster order.
+    """Features and scores of B images, tokens in raster order.
 
     features: (B, N, D). grid: (rows, columns), N = rows * columns.
     keys: (B, N, Dk) head-mean keys of the scoring layer, without gradient.
-    saliency: (B, N) float32, attention that a cell receives in the scoring layer, without
-        gradient. Both are None where scores were not asked for.
+    saliency: (B, N) float32, attention that a token receives in the scoring layer, without
+        gradient. Both are None unless scores were requested.
     """
 
     features: Tensor
@@ -44,25 +44,25 @@ class ExpertOutput:
 
 @dataclass
 class ExpertConfig:
-    """How one expert is built and fed; everything that a checkpoint has to remember of it.
+    """How one expert is built, and how its pixels are prepared. Saved with the checkpoint.
 
     name: of the expert in the model, a Python identifier.
     family: one of `vlm.experts.FAMILIES`.
-    encoder: the family's own configuration of the encoder (for transformers, `config.to_dict()`).
-    image_size: (height, width) of the pixels it sees.
+    encoder: the family's configuration of the encoder (for transformers, `config.to_dict()`).
+    image_size: (height, width) of its pixels.
     mean, std: of the pixel normalisation, per channel, for pixels in 0..1.
-    layer: which features: an index into the encoder's hidden states as in LLaVA's
-        `vision_feature_layer` (-1 the last layer's output before the closing norm; 0, the
-        embeddings, is not offered), a list of such indices (concatenated), or "last", what the
-        encoder itself gives out.
-    scoring_layer: the layer, as an index into the layers, that keys and saliency come from.
-    saliency: which attention is a cell's saliency, see `vlm.attention.Heads.saliency`.
-    fit: how an image gets to `image_size`: "squash" it, "pad" it to the aspect ratio with the mean
-        colour (LLaVA-1.5), or scale its shorter side and "crop" the middle (CLIP).
+    layer: the features: an index into the encoder's hidden states as in LLaVA's
+        `vision_feature_layer` (-1 is the last layer's output before the final norm; 0, the
+        embeddings, is not supported), a list of such indices (concatenated), or "last", the output
+        of the encoder.
+    scoring_layer: index of the layer that keys and saliency are read from.
+    saliency: which attention is the saliency of a token, see `vlm.attention.Heads.saliency`.
+    fit: how an image is brought to `image_size`: "squash" it, "pad" it to the aspect ratio with the
+        mean colour (LLaVA-1.5), or scale its shorter side and "crop" the middle (CLIP).
     resample: "bicubic" or "bilinear".
-    max_tiles: above 1, an image is also seen as up to this many tiles of `image_size` in the
-        arrangement nearest to its shape, after the whole (LLaVA-NeXT, InternVL).
-    frozen: not trained, always in evaluation mode.
+    max_tiles: if above 1, an image is encoded as a whole and then as up to this many tiles of
+        `image_size`, arranged to fit its shape best (LLaVA-NeXT, InternVL).
+    frozen: whether it is not trained and always in evaluation mode.
     """
 
     name: str
@@ -82,7 +82,7 @@ class ExpertConfig:
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[A-Za-z_]\w*", self.name):
             raise ExpertError(f"name={self.name!r}: expected a Python identifier, such as 'clip'")
-        # As it comes back from JSON, where keys are strings and sequences are lists.
+        # In the form of JSON, where keys are strings and sequences are lists.
         self.encoder = json.loads(json.dumps(self.encoder, default=str))
         self.image_size = (int(self.image_size[0]), int(self.image_size[1]))
         if min(self.image_size) < 1:
@@ -100,7 +100,7 @@ class ExpertConfig:
 
     @classmethod
     def of(cls, value: ExpertConfig | Mapping[str, Any]) -> ExpertConfig:
-        """From a dict, as it lies in a checkpoint's config.json."""
+        """The configuration from a dict, as in the config.json of a checkpoint."""
         if isinstance(value, ExpertConfig):
             return value
         unknown = set(value) - {f.name for f in fields(cls)}
@@ -117,22 +117,22 @@ class ExpertConfig:
 
 @dataclass(frozen=True)
 class Family:
-    """Where the parts of one kind of encoder are.
+    """Describes where the parts of one kind of encoder are.
 
     build: an encoder from its own configuration, randomly initialised.
     load: an encoder from a local checkpoint, its configuration, and the fields of `ExpertConfig`
-        that the checkpoint settles.
+        that the checkpoint determines.
     native: the (height, width) of pixels that the encoder was built for.
-    grid: the (rows, columns) of cells that it makes of (height, width) pixels.
-    run: what the encoder gives out for pixels (B, 3, H, W).
+    grid: the (rows, columns) of tokens that it gives for (height, width) pixels.
+    run: the output of the encoder for pixels (B, 3, H, W).
     layers: its layers in order.
     tokens: a layer's output as (B, S, D), the shape that `run` returns.
     width: D of `layer` (an index, or "last").
-    prefix: how many of the S tokens come before the cells.
-    watch: the modules of a layer that scoring must see; attention: its queries and keys from what
-        was seen. Encoders without attention have None: their keys are the scoring layer's features
-        and their saliency the features' L2 norm.
-    resizable: whether pixels of another size than the encoder's own can be seen.
+    prefix: how many of the S tokens come before those of the grid.
+    watch: the modules of a layer that scoring watches. attention: queries and keys from the calls
+        of these modules. Both are None for encoders without attention, whose keys are the features
+        of the scoring layer and whose saliency is the L2 norm of the features.
+    resizable: whether the encoder takes pixels of another size than its own.
     defaults: fields of `ExpertConfig` for an encoder of this configuration.
     """
 
@@ -163,7 +163,7 @@ _KNOWN: dict[str, Family] = {}
 
 
 def get_family(name: str) -> Family:
-    """The family of that name; ExpertError lists those that there are."""
+    """The family of that name. Raises ExpertError, which lists the known ones."""
     if name not in _KNOWN:
         raise ExpertError(f"expert family {name!r}: expected one of {', '.join(_KNOWN)}")
     return _KNOWN[name]
@@ -205,7 +205,7 @@ class Expert(nn.Module):
         self.freeze()
 
     def freeze(self) -> None:
-        """Take a frozen encoder out of training; loading weights puts it back in."""
+        """Exclude a frozen encoder from training. Loading weights undoes this."""
         if self.config.frozen:
             self.encoder.requires_grad_(False)
             self.encoder.eval()
@@ -231,11 +231,11 @@ class Expert(nn.Module):
         return self
 
     def forward(self, pixels: Tensor, scores: bool = True) -> ExpertOutput:
-        """Features of a batch of images, and what its scoring layer thinks of them.
+        """Features of a batch of images, with keys and saliency of its scoring layer.
 
         pixels: (B, 3, H, W), resized and normalised as `config` says (the processor does).
         scores: whether to compute keys and saliency.
-        Raises ExpertError where the pixels have another shape.
+        Raises ExpertError if the pixels have another shape.
         """
         if pixels.ndim != 4 or pixels.shape[1:] != (3, *self.config.image_size):
             raise ExpertError(

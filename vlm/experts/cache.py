@@ -1,4 +1,4 @@
-"""Features of frozen experts on disk, so that an image goes through each of them once."""
+"""Features of frozen experts on disk, so that each expert encodes an image only once."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ class FeatureCache:
     """A folder of safetensors files, one for each expert and image.
 
         cache = FeatureCache("features")
-        output = cache(expert, pixels)      # as expert(pixels), from disk where it is there
+        output = cache(expert, pixels)      # as expert(pixels), from disk if it is there
 
-    An entry is found by the expert's settings and weights and by the pixels themselves, so another
-    checkpoint, resolution or picture never gets its features. Entries are written under another
-    name and moved into place: processes may share a folder. An entry that cannot be read is made
-    again, with a warning.
+    The key of an entry is made of the expert's settings, its weights and the pixels, so another
+    checkpoint, resolution or picture never gets these features. Entries are written under another
+    name and moved into place, so processes may share a folder. An entry that cannot be read is
+    computed again, with a warning.
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
@@ -34,7 +34,7 @@ class FeatureCache:
         self._marks: dict[int, tuple[tuple[int, ...], str]] = {}
 
     def __call__(self, expert: Expert, pixels: Tensor, scores: bool = True) -> ExpertOutput:
-        """`expert(pixels, scores)`, running the encoder only for images not seen before.
+        """`expert(pixels, scores)`. The encoder only runs for images that are not in the cache.
 
         pixels: (B, 3, H, W). Raises ExpertError for an expert that is trained.
         """
@@ -45,8 +45,8 @@ class FeatureCache:
             )
         folder = self.folder / f"{expert.config.name}-{self._mark(expert)}"
         files = [folder / f"{_digest([row])}{'-scored' * scores}.safetensors" for row in pixels]
-        found = [_read(file) for file in files]
-        missing = [row for row, entry in enumerate(found) if entry is None]
+        cached = [_read(file) for file in files]
+        missing = [row for row, entry in enumerate(cached) if entry is None]
         if missing:
             output = expert(pixels[missing], scores)
             folder.mkdir(parents=True, exist_ok=True)
@@ -58,8 +58,8 @@ class FeatureCache:
                     if part is not None
                 }
                 _write(files[row], entry)
-                found[row] = entry
-        entries = [entry for entry in found if entry is not None]
+                cached[row] = entry
+        entries = [entry for entry in cached if entry is not None]
         stacked = {
             name: torch.stack([entry[name] for entry in entries]).to(pixels.device)
             for name in entries[0]

@@ -1,4 +1,4 @@
-"""What the families of transformers encoders share: building, loading, and reading settings."""
+"""Building, loading and reading settings, shared by the families of transformers encoders."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ def load_pretrained(model: type[PreTrainedModel], path: str) -> Loaded:
     """An encoder with all its weights from safetensors; weights of other parts are left out.
 
     path: a local folder, or a name that `from_pretrained` resolves.
-    Raises ExpertError where the checkpoint is missing, is of another kind, holds no safetensors (a
-    pickle file is never opened), wants code of its own to run, or lacks weights of the encoder.
+    Raises ExpertError if the checkpoint is missing, is of another kind, has no safetensors (pickle
+    files are never opened), needs custom code, or lacks weights of the encoder.
     """
     config_class = model.config_class
     try:
@@ -112,7 +112,7 @@ def watcher(attention: Callable[[Encoder], Encoder]) -> dict[str, Any]:
 
 
 def family(name: str, model: type[PreTrainedModel], **parts: Any) -> Family:
-    """A family of transformers ViTs: what `parts` does not say is as in most of them."""
+    """A family of transformers ViTs. `parts` overrides what differs from most of them."""
     usual = {
         "build": builder(model),
         "load": loader(model),

@@ -1,4 +1,4 @@
-"""The visual side of LayoutLMv3, a document encoder: the same layers, given pixels alone."""
+"""The visual side of LayoutLMv3, a document encoder: its layers, run on pixels only."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ def _build(encoder: dict[str, Any]) -> Encoder:
 
 
 def _load(path: str) -> hf.Loaded:
-    model, config, found = hf.load_pretrained(LayoutLMv3Model, path)
+    model, config, settings = hf.load_pretrained(LayoutLMv3Model, path)
     del model.embeddings
     model.config.text_embed = False
-    return model, {**config, "text_embed": False}, found
+    return model, {**config, "text_embed": False}, settings
 
 
 def _attention(layer: Encoder, seen: dict[str, Call]) -> Segments:

@@ -17,15 +17,15 @@ def _build(encoder: dict[str, Any]) -> Encoder:
 
 
 def _load(path: str) -> hf.Loaded:
-    model, config, found = hf.load_pretrained(ViTMAEModel, path)
+    model, config, settings = hf.load_pretrained(ViTMAEModel, path)
     model.config.mask_ratio = 0.0
-    return model, {**config, "mask_ratio": 0.0}, found
+    return model, {**config, "mask_ratio": 0.0}, settings
 
 
 def _run(encoder: Encoder, pixels: Tensor) -> Tensor:
     size = tuple(pixels.shape[-2:])
     rows, columns = hf.patch_grid(encoder.config.to_dict(), (size[0], size[1]))
-    # The encoder sorts patches by this noise, at random unless given: in order, here.
+    # The encoder sorts patches by this noise, random by default. Here it keeps their order.
     order = torch.arange(rows * columns, device=pixels.device, dtype=torch.float32)
     resized = size != hf.side(encoder.config.image_size)
     noise = order.expand(len(pixels), -1)

@@ -1,7 +1,7 @@
 """Encoders of open_clip, by its own names, from a local safetensors file: ViT, ConvNeXt, ResNet.
 
-The configuration is a copy of open_clip's own entry of that name, so that a checkpoint of ours does
-not depend on open_clip's list. The package is imported only when such an encoder is built.
+The configuration is a copy of open_clip's entry of that name. A saved model does not depend on
+open_clip's list. The package is imported only when such an encoder is built.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def configuration(model: str | dict[str, Any]) -> dict[str, Any]:
     model: a name that open_clip ships, such as "ViT-B-16" or "convnext_base_w", or a dict like
         open_clip's own JSON files, with "vision_cfg" and "embed_dim".
     """
-    found: dict[str, Any] | None = model if isinstance(model, dict) else None
+    settings: dict[str, Any] | None = model if isinstance(model, dict) else None
     if isinstance(model, str):
         if ":" in model:
             raise ExpertError(f"open_clip model {model!r}: expected a built-in name, no address")
@@ -33,19 +33,19 @@ def configuration(model: str | dict[str, Any]) -> dict[str, Any]:
             import open_clip
         except ImportError as error:
             raise ExpertError("open_clip encoders need the package open_clip_torch") from error
-        found = open_clip.get_model_config(model)
-    if found is None:
+        settings = open_clip.get_model_config(model)
+    if settings is None:
         raise ExpertError(f"open_clip does not know {model!r}; see open_clip.list_models()")
     encoder = {
         "vision_cfg": {
-            **found["vision_cfg"],
+            **settings["vision_cfg"],
             "timm_model_pretrained": False,
             "patch_dropout": 0.0,
         },
-        "embed_dim": found["embed_dim"],
-        "quick_gelu": found.get("quick_gelu", False),
+        "embed_dim": settings["embed_dim"],
+        "quick_gelu": settings.get("quick_gelu", False),
     }
-    # timm's names say nothing of the patch size, so the encoder is asked, once.
+    # timm's names do not tell the patch size, so it is read off an encoder, once.
     stride = _stride(_build(encoder))
     size = side(encoder["vision_cfg"].get("image_size", 224))
     return {**encoder, "image_size": list(size), "grid": [size[0] // stride, size[1] // stride]}
@@ -54,8 +54,8 @@ def configuration(model: str | dict[str, Any]) -> dict[str, Any]:
 def load(path: str, model: str | dict[str, Any]) -> tuple[Encoder, dict[str, Any], dict[str, Any]]:
     """The vision encoder of `model` with its weights from a safetensors file of the whole model.
 
-    Raises ExpertError where the file is missing or not safetensors (a pickle file is never
-    opened), or holds other weights than the encoder's.
+    Raises ExpertError if the file is missing, is not safetensors (pickle files are never opened),
+    or does not have the weights of the encoder.
     """
     if Path(path).suffix != ".safetensors" or not Path(path).is_file():
         raise ExpertError(f"{path}: expected an existing .safetensors file; pickles are not opened")
@@ -78,13 +78,13 @@ def _build(encoder: dict[str, Any]) -> Encoder:
         encoder["embed_dim"], dict(encoder["vision_cfg"]), encoder["quick_gelu"]
     )
     for module in visual.modules():
-        # open_clip initialises its own encoders; transformers shall not do it again in its own way.
+        # open_clip initialises its encoders. transformers must not initialise them again.
         module._is_hf_initialized = True
     return visual
 
 
 def _stride(encoder: Encoder) -> int:
-    """Pixels between neighbouring cells."""
+    """Pixels between neighbouring tokens."""
     if hasattr(encoder, "transformer"):
         return side(encoder.patch_size)[0]
     if hasattr(encoder, "layer4"):
@@ -116,15 +116,15 @@ def _blocks(encoder: Encoder) -> Sequence[Encoder]:
 def _run_vit(encoder: Encoder, pixels: Tensor) -> Tensor:
     if hasattr(encoder, "trunk"):
         return encoder.trunk.forward_features(pixels)
-    found: list[Tensor] = []
+    outputs: list[Tensor] = []
     last = encoder.transformer.resblocks[-1]
-    handle = last.register_forward_hook(lambda module, args, output: found.append(output))
+    handle = last.register_forward_hook(lambda module, args, output: outputs.append(output))
     try:
         encoder(pixels)
     finally:
         handle.remove()
-    # An attention pool (CoCa) puts its queries, not the cells, through the closing norm.
-    return found[0] if encoder.attn_pool is not None else encoder.ln_post(found[0])
+    # An attention pool (CoCa) puts its queries, not the tokens, through the closing norm.
+    return outputs[0] if encoder.attn_pool is not None else encoder.ln_post(outputs[0])
 
 
 def _watch(layer: Encoder) -> dict[str, Encoder]:

@@ -1,4 +1,4 @@
-"""SAM's image encoder: 1024 pixels to 64 x 64 cells (transformers).
+"""SAM's image encoder: 1024 pixels to 64 x 64 tokens (transformers).
 
 Most layers attend within windows; keys and saliency come from one of those that attend to the
 whole image, the last by default. Its logits carry SAM's decomposed relative positions.

@@ -1,6 +1,6 @@
 """SigLIP 2's vision encoder of variable shape, NaFlex (transformers).
 
-The encoder takes patches and the shape that they lie in; here every image of a batch has one shape.
+The encoder takes patches and the shape of their grid. Here all images of a batch have one shape.
 """
 
 from __future__ import annotations

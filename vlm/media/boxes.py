@@ -1,7 +1,7 @@
-"""What the tables of an MP4 or QuickTime file say about its groups of pictures.
+"""Reads from the tables of an MP4 or QuickTime file whether its groups of pictures are closed.
 
-ISO/IEC 14496-12, sections 8.6.1 (stts, ctts) and 8.6.2 (stss). Nothing is decoded, and a table that
-makes no sense means "not known".
+ISO/IEC 14496-12, sections 8.6.1 (stts, ctts) and 8.6.2 (stss). Nothing is decoded. An invalid
+table gives "not known".
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ MAX_FRAMES = 5_000_000
 def groups_are_closed(path: Path) -> bool:
     """Whether no frame that follows a key frame in decoding order is shown before it.
 
-    In an open group some are: a decoder that was sent to the key frame finds them first and counts
-    them in, so that decord then gives frames of other places. False where it is not known: other
-    containers, fragmented files, tables that are missing or broken.
+    In an open group some frames are. A decoder that seeks to the key frame decodes these first and
+    counts them, and decord then returns wrong frames. False if it is not known: for other
+    containers, fragmented files, and missing or broken tables.
     """
     try:
         tables = _tables(path)
@@ -76,7 +76,7 @@ def _closed(moov: memoryview) -> bool:
 
 
 def _track_is_closed(stbl: dict[bytes, memoryview]) -> bool:
-    if b"ctts" not in stbl or b"stss" not in stbl:  # shown as decoded; or key frames alone
+    if b"ctts" not in stbl or b"stss" not in stbl:  # shown in decoding order, or key frames only
         return True
     steps, shifts = _runs(stbl[b"stts"]), _runs(stbl[b"ctts"])
     keys = _numbers(stbl[b"stss"], ">u4", 1).astype(np.int64) - 1

@@ -1,12 +1,12 @@
 """The video decoders, and the process that they run in. Imports numpy and the chosen decoder.
 
-FFmpeg inside them can crash, hang or ask for all memory on a mangled file, and none of the
-three can be caught from Python. `vlm.media.worker` therefore starts this file as a program of
-its own and talks to it through pipes. Messages to the parent are JSON and raw bytes, never
-pickle, so that a decoder taken over by a hostile file cannot run code in the parent.
+They use FFmpeg, which can crash, hang or allocate all memory on a damaged file. Python cannot catch
+any of these. So `vlm.media.worker` starts this file as a program of its own and communicates
+through pipes. Messages to the parent are JSON and raw bytes, never pickle, so a hostile file that
+takes over the decoder cannot run code in the parent.
 
-`open_video` is the one place that knows the readers: another joins by giving the attributes and
-methods of `DecordVideo`.
+Only `open_video` knows the readers. A new reader must have the attributes and methods of
+`DecordVideo`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-MEMORY_LIMIT = 8 << 30  # bytes of address space of the child: a broken header may ask for more
+MEMORY_LIMIT = 8 << 30  # bytes of address space of the child; a broken header may request more
 DAMAGED = "damaged frames (damaged='repeat' shows their neighbours instead)"
 
 
@@ -31,16 +31,16 @@ class DecodeError(Exception):
 class DecordVideo:
     """One video file.
 
-    seek: whether the file's groups of pictures are known to be closed, so that going to a frame
-        gives that frame. Else the file is read in order, up to the last frame that is wanted.
+    seek: whether the file's groups of pictures are known to be closed, so that seeking is exact.
+        Otherwise the file is read in order, up to the last frame that is needed.
 
     Attributes:
-        times: seconds from the start of the stream, float64 (N,), rising. decord keeps them as
-            float32: exact to 0.3 ms at one hour. Frames of containers without usable time stamps
+        times: seconds from the start of the stream, float64 (N,), increasing. decord keeps them
+            as float32, exact to 0.3 ms at one hour. Frames of containers without usable time stamps
             (raw MPEG, AVI with B-frames) get index / average rate.
         duration: seconds from the first frame to the end of the last.
         fps: mean frame rate.
-        shape: (height, width) of the frames that `read` gives.
+        shape: (height, width) of the frames that `read` returns.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class DecordVideo:
         self.fps = len(self.times) / self.duration if self.duration > 0 else 0.0
 
     def read(self, indices: list[int]) -> Iterator[np.ndarray]:
-        """Frames at rising indices, each uint8 (height, width, 3), RGB, display matrix applied."""
+        """Frames at increasing indices, uint8 (height, width, 3), RGB, display matrix applied."""
         for index in indices:
             if self._seekable:
                 yield self._video.get_batch([index]).asnumpy()[0]
@@ -92,7 +92,7 @@ class DecordVideo:
             step = float(np.median(steps)) if count > 1 else 0.0
             end = max(float(ends[-1]), starts[-1] + step)
             return starts - starts[0], float(end - starts[0]), True
-        # decord finds frames by time stamp: without them only reading in order is right.
+        # decord seeks by time stamp. Without time stamps, only reading in order is right.
         rate = self._video.get_avg_fps()
         if not 0 < rate < 1000:
             raise DecodeError("its container gives neither usable time stamps nor a frame rate")
@@ -191,16 +191,16 @@ def open_video(
     reader: str = "decord",
     seek: bool = False,
 ) -> DecordVideo | PyavVideo:
-    """Opens a file, or raises DecodeError. ImportError where the reader is not installed.
+    """Open a file. Raises DecodeError, or ImportError if the reader is not installed.
 
-    seek: see `DecordVideo`; PyAV knows where it is and needs no telling.
+    seek: see `DecordVideo`. PyAV does not need it.
     """
     more = {"seek": seek} if reader == "decord" else {}
     return in_words(lambda: READERS[reader](path, short_side, threads, strict, **more))
 
 
 def in_words(call: Any) -> Any:
-    """The call's result; whatever decord raises becomes a DecodeError in plain words."""
+    """The result of the call. Turns all errors of decord into DecodeError with a plain message."""
     try:
         return call()
     except (DecodeError, ImportError):
@@ -237,7 +237,7 @@ def serve() -> None:
 
     requests = Connection(os.dup(0), writable=False)
     answers = Connection(os.dup(1), readable=False)
-    os.dup2(2, 1)  # nothing that a library prints may mix with the answers
+    os.dup2(2, 1)  # what libraries print must not mix with the answers
     _limit_memory()
     video: DecordVideo | PyavVideo | None = None
     while True:

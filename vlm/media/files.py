@@ -1,4 +1,4 @@
-"""What every reader of media shares: the error they raise, and the check of untrusted paths."""
+"""The error that readers of media raise, and the check of untrusted paths."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class MediaError(ValueError):
 def existing_file(path: str | os.PathLike[str]) -> Path:
     """The absolute path of a regular, non-empty file. Raises MediaError, never OSError.
 
-    An absolute path also keeps decoders from reading "http:", "concat:" or another protocol
-    into a file name.
+    With an absolute path, decoders do not take a file name for a protocol such as "http:" or
+    "concat:".
     """
     if "\0" in os.fspath(path):
         raise MediaError(repr(os.fspath(path)), "the path holds a null character")
@@ -44,8 +44,8 @@ def existing_file(path: str | os.PathLike[str]) -> Path:
 def sniff(path: Path) -> str | None:
     """ "video", "image", or None, by the file's first bytes.
 
-    Only containers that hold their own data count as video: FFmpeg would also take playlists
-    (HLS, DASH, ffconcat, SDP), which make it open other files and addresses.
+    Only containers with their own data count as video. FFmpeg would also read playlists (HLS, DASH,
+    ffconcat, SDP), which make it open other files and addresses.
     """
     try:
         with path.open("rb") as file:
@@ -84,11 +84,11 @@ def sniff(path: Path) -> str | None:
 def inside(folder: str | os.PathLike[str], relative: str | os.PathLike[str]) -> Path:
     """The path of `relative` under `folder`, for file names that come from a data set.
 
-    Links are followed before the comparison, so that one which leads out of the folder is
-    refused and one which stays in it is not. The file need not exist.
+    Symbolic links are resolved first. Those that lead out of the folder are refused, those within
+    it are not. The file need not exist.
 
     Raises:
-        ValueError: `relative` is empty, absolute (POSIX or Windows), holds ".." or a null
+        ValueError: `relative` is empty, absolute (POSIX or Windows), contains ".." or a null
             character, or leads out of the folder through a symbolic link.
     """
     name = os.fspath(relative)

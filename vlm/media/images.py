@@ -1,4 +1,4 @@
-"""Still images, of any kind that Pillow reads safely, as 8-bit RGB."""
+"""Reads still images, in the formats that Pillow decodes safely, as 8-bit RGB."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from PIL import Image, ImageOps
 from vlm.media.files import MediaError, existing_file
 
 MAX_PIXELS = 64_000_000
-# Raster formats decoded inside Pillow. Others are left out on purpose: EPS starts Ghostscript,
-# and the rest have no users here to weigh against their risk.
+# Raster formats decoded inside Pillow. Others are excluded on purpose: EPS starts Ghostscript,
+# and the rest are not needed enough for their risk.
 FORMATS = ("PNG", "JPEG", "GIF", "WEBP", "BMP", "DIB", "TIFF", "PPM", "JPEG2000", "AVIF")
 
 ImageSource = str | os.PathLike[str] | bytes | IO[bytes] | Image.Image | np.ndarray
@@ -27,8 +27,8 @@ def read_image(source: ImageSource, max_pixels: int = MAX_PIXELS) -> Image.Image
     - Palettes, grey, CMYK and YCbCr are converted; colour profiles are not applied.
     - 16-bit grey is scaled from 0..65535 to 0..255. 32-bit integers within 0..65535 likewise and
       floats within 0..1 by 255; outside these ranges both are stretched from (min, max).
-    - Of an animation, the first frame (for all of them: `read_video`). Of a PIL image, the frame
-      that it stands at.
+    - Of an animation, the first frame is read (`read_video` reads all). Of a PIL image, its current
+      frame.
 
     Args:
         source: a path, the bytes of a file, a binary file object, a PIL image, or an array:
@@ -51,7 +51,7 @@ def read_image(source: ImageSource, max_pixels: int = MAX_PIXELS) -> Image.Image
 
 
 def open_image(source: str | os.PathLike[str] | bytes | IO[bytes]) -> Image.Image:
-    """The undecoded Pillow image of a file, or MediaError. To be used as a context."""
+    """The undecoded Pillow image of a file, as a context manager. Raises MediaError."""
     name = source_name(source)
     file: Any = source
     if isinstance(source, bytes):
@@ -69,7 +69,7 @@ def open_image(source: str | os.PathLike[str] | bytes | IO[bytes]) -> Image.Imag
 
 
 def source_name(source: object) -> str:
-    """What error messages call a source."""
+    """The name of a source in error messages."""
     if isinstance(source, str | os.PathLike):
         return os.fspath(source)
     if isinstance(source, bytes):
@@ -78,13 +78,13 @@ def source_name(source: object) -> str:
 
 
 def frame_to_rgb(image: Image.Image, name: str, max_pixels: int) -> Image.Image:
-    """The frame at which an opened image stands, as RGB, without EXIF orientation."""
+    """The current frame of an opened image as RGB, without EXIF orientation."""
     return _guard(lambda: _finish(image, max_pixels, upright=False), name)
 
 
 def _guard(read: Any, name: str) -> Any:
     # Pillow's plugins raise whatever the broken field led to (SyntaxError, struct.error,
-    # IndexError, MemoryError, ...), so nothing narrower would hold.
+    # IndexError, MemoryError, ...), so only Exception covers them.
     try:
         return read()
     except MediaError as error:
@@ -110,7 +110,7 @@ def _finish(image: Image.Image, max_pixels: int, upright: bool = True) -> Image.
 def _upright(image: Image.Image) -> Image.Image:
     try:
         return ImageOps.exif_transpose(image)
-    except Exception:  # broken EXIF must not cost us a readable picture
+    except Exception:  # a picture with broken EXIF is still readable
         return image
 
 

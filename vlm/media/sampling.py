@@ -1,4 +1,4 @@
-"""Which frames of a video to look at: a pure function of counts and times."""
+"""Which frames of a video to sample: a pure function of counts and times."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ def sample_indices(
     changes: np.ndarray | None = None,
     max_frames: int | None = None,
 ) -> np.ndarray:
-    """Indices of the frames to keep out of `total`, rising, none twice: int64 (F,).
+    """Indices of the frames to keep out of `total`, strictly increasing: int64 (F,).
 
-    With N = `frames` and L = `total`; N >= L gives all L frames under every rule:
+    N is `frames` and L is `total`. With N >= L every rule gives all L frames.
 
     - "uniform": the centres of N equal segments, floor((k + 1/2) * L / N), k = 0..N-1.
     - "linspace": both ends included, floor(k * (L - 1) / (N - 1)), k = 0..N-1; 0 for N = 1.
@@ -36,14 +36,14 @@ def sample_indices(
       frame i - 1 to frame i (changes[0] is not read). Each frame gets the mass
       m_i = 1/2 * 1/L + 1/2 * changes[i] / sum(changes), capped at 1/N with the surplus spread
       over the others in proportion; kept are the first frames where the running sum of m
-      exceeds (k + 1/2) / N, k = 0..N-1 (without any change: the uniform rule). The cap is what
-      keeps a hard cut from being picked twice.
+      exceeds (k + 1/2) / N, k = 0..N-1 (without any change: the uniform rule). The cap
+      keeps a hard cut from being selected twice.
 
-    With neither `frames` nor `fps`, all frames. What `fps` or "all" give beyond `max_frames` is
-    thinned to `max_frames` by the uniform rule.
+    With neither `frames` nor `fps`, all frames. If `fps` or "all" gives more than `max_frames`, the
+    uniform rule reduces them to `max_frames`.
 
     Args:
-        times: seconds, not falling, float (total,); needed by "fps". Without it the rules count
+        times: seconds, nondecreasing, float (total,); needed by "fps". Without it the rules count
             frames, so that in a video of variable frame rate they are uneven in time.
         duration: seconds; for "fps", by default to the last frame's time.
 
@@ -109,7 +109,7 @@ def _at_rate(
         raise ValueError("times: expected finite seconds that do not fall")
     last = float(times[-1] - times[0])
     end = last if duration is None else max(float(duration) - TIME_SLACK, last)
-    # A rate far above the video's own would ask for samples without end: each frame once suffices.
+    # With a rate far above that of the video, each frame once is enough.
     steps = np.diff(times)
     shortest = float(steps[steps > 0].min()) if (steps > 0).any() else math.inf
     if 1 / fps < shortest and 1 / fps < TIME_SLACK:

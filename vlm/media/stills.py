@@ -1,4 +1,4 @@
-"""Frames that are pictures: a folder of images, or an animated GIF, PNG, WebP or AVIF."""
+"""Videos made of pictures: a folder of images, or an animated GIF, PNG, WebP or AVIF."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from vlm.media.files import MediaError
 from vlm.media.images import MAX_PIXELS, frame_to_rgb, open_image, read_image
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".ppm"}
-# Frames x canvas: a few kilobytes of GIF can claim days of work.
+# Frames x canvas: a few kilobytes of GIF can take days to decode.
 MAX_ANIMATION_PIXELS = 4_000_000_000
 DEFAULT_STEP = 0.1  # seconds, for frames without a duration; what browsers do
 

@@ -19,7 +19,7 @@ from vlm.media.sampling import TIME_SLACK, sample_indices
 from vlm.media.stills import Animation, Folder
 
 MAX_BYTES = 8 << 30
-CANDIDATES = 8  # frames looked at for each frame that adaptive sampling keeps
+CANDIDATES = 8  # frames decoded for each frame that adaptive sampling keeps
 
 
 @dataclass
@@ -28,12 +28,12 @@ class Video:
 
     Attributes:
         frames: uint8 (F, H, W, 3), RGB. `torch.from_numpy(frames)` shares their memory.
-        timestamps: float64 (F,), seconds from the video's first frame.
-        indices: int64 (F,), which of the file's frames these are.
-        fps: the file's mean frame rate, not that of the sampled frames.
+        timestamps: float64 (F,), seconds from the first frame of the video.
+        indices: int64 (F,), the indices of these frames in the file.
+        fps: the mean frame rate of the file, not of the sampled frames.
         duration: seconds, of the whole file.
         source: the path.
-        total: frames of the whole reading, of which this may be a chunk.
+        total: the number of sampled frames, of which this may be one chunk.
     """
 
     frames: np.ndarray
@@ -49,7 +49,7 @@ class Video:
 
 
 class FrameSource(Protocol):
-    """What every kind of video gives: see `decode.DecordVideo` for the attributes."""
+    """The interface of all kinds of video; see `decode.DecordVideo` for the attributes."""
 
     times: np.ndarray
     duration: float
@@ -63,15 +63,15 @@ class FrameSource(Protocol):
 
 @dataclass(frozen=True)
 class Opening:
-    """How a video is opened and decoded; the options that `read_video` and `iter_video` share.
+    """How a video is opened and decoded: the options of `read_video` and `iter_video`.
 
     Attributes:
         short_side: frames are scaled down so that their shorter side has this many pixels.
-        isolate: decode containers in a child process (see `vlm.media.worker`). On a mangled file
-            FFmpeg can crash or hang: without a child it takes this process with it. Costs about
-            0.3 s to start, once as long as all goes well, and 2 ms for each frame of 720p.
-        timeout: seconds that the child may go without giving a frame.
-        threads: FFmpeg's decoding threads.
+        isolate: decode containers in a child process (see `vlm.media.worker`). FFmpeg can crash or
+            hang on a damaged file, and without a child so does this process. A child takes 0.3 s
+            to start, is reused as long as it works, and costs 2 ms for each frame of 720p.
+        timeout: the longest time in seconds that the child may take for a frame.
+        threads: decoding threads of FFmpeg.
         damaged: "raise", or "repeat" the nearest good frame in place of a damaged one.
         folder_rate: frames per second of a folder of images.
         reader: "decord", or "pyav", which needs the package `av`. PyAV also reads AV1 and MPEG
@@ -117,25 +117,25 @@ def read_video(
 ) -> Video:
     """Frames of a video file, of a folder of images, or of an animated GIF, PNG, WebP or AVIF.
 
-    Which frames: see `sample_indices`; `frames` a count, or `fps` a rate, or neither for all.
-    A video with fewer frames than asked gives all that it has, or MediaError if `exact_count`.
-    Adaptive sampling decodes `CANDIDATES` times as many frames, evenly chosen, and picks among
-    them by the mean absolute change of 32 x 32 grey thumbnails.
+    `sample_indices` chooses the frames: `frames` is a count, `fps` a rate, neither means all. A
+    video with fewer frames gives all that it has, or raises MediaError with `exact_count`. Adaptive
+    sampling decodes `CANDIDATES` times as many evenly spaced frames, and selects among them by the
+    mean absolute change of 32 x 32 grey thumbnails.
 
-    Time stamps are the container's own, also at a variable frame rate, counted from the first
-    frame. Frames come as they are to be shown: a rotation stored in the file is applied
-    (display matrix), and the pixels' aspect ratio is ignored.
+    Time stamps are those of the container, also at a variable frame rate, counted from the first
+    frame. A rotation stored in the file (display matrix) is applied. The aspect ratio of pixels is
+    ignored.
 
-    decord 0.6 reads H.264, HEVC, VP8, VP9, MPEG-4 and older codecs, not AV1. Where groups of
-    pictures are open (usual for HEVC), a frame that it seeks is 1 to 3 frames away from its time
-    stamp; read in order it is exact. So decord, the default, seeks only in MP4 and QuickTime files
-    whose tables say that their groups are closed, and decodes any other file from its start to the
-    last frame that is wanted: right everywhere, slow for a few frames of a long file.
-    `reader="pyav"` seeks exactly in all of them, and reads AV1.
+    decord 0.6 reads H.264, HEVC, VP8, VP9, MPEG-4 and older codecs, not AV1. If groups
+    of pictures are open (usual for HEVC), decord seeks to a frame that is 1 to 3 frames off;
+    reading in order is exact. So the default only seeks in MP4 and QuickTime files whose tables say
+    that their groups are closed. It decodes any other file from the start to the last frame that is
+    needed, which is slow for a few frames of a long file. `reader="pyav"` seeks exactly in all of
+    them, and reads AV1.
 
     Args:
         start, end: seconds; only frames with start <= time < end are considered.
-        max_bytes: refuse to hold more than this; `iter_video` has no such limit.
+        max_bytes: refuse frames that need more memory; `iter_video` has no such limit.
         opening: the fields of `Opening`: short_side, isolate, timeout, threads, damaged,
             folder_rate, reader.
 
@@ -167,10 +167,10 @@ def iter_video(
     end: float | None = None,
     **opening: Any,
 ) -> Iterator[Video]:
-    """The frames of `read_video` in pieces of at most `chunk`, decoded as they are asked for.
+    """The frames of `read_video` in chunks of at most `chunk`, decoded when they are requested.
 
-    Memory is that of one chunk plus the file's time stamps (8 bytes a frame), whatever the length.
-    A damaged frame raises when its chunk is reached. Arguments and errors as in `read_video`.
+    Holds one chunk and the time stamps of the file (8 bytes a frame), whatever the length. A
+    damaged frame raises when its chunk is reached. Arguments and errors as in `read_video`.
     """
     if isinstance(chunk, bool) or not isinstance(chunk, int):
         raise TypeError(f"chunk={chunk!r}: expected an int")

@@ -1,9 +1,9 @@
-"""Decoding in a child process, so that a hostile video can at most cost that process.
+"""Decoding in a child process, so that a hostile video can only crash that process.
 
-The cost, next to decoding in this process: 0.2 to 0.3 s of processor time to start a child, and a
-copy of each frame through a pipe, 2 ms for 1280 x 720, where decoding takes 7 to 15 ms. Children
-that served without error are kept for the next video; after an error, a crash or a time-out the
-child is killed.
+Compared with decoding in this process, it costs 0.2 to 0.3 s of processor time to start a child,
+and a copy of each frame through a pipe: 2 ms for 1280 x 720, where decoding takes 7 to 15 ms.
+Children without errors are kept for the next video. After an error, a crash or a time-out the child
+is killed.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ TIMES_LIMIT = 1 << 30  # bytes: 134 million frames
 
 
 class Worker:
-    """One child that runs decode.py. Not to be shared between threads."""
+    """One child that runs decode.py. Threads must not share it."""
 
     def __init__(self) -> None:
         self._process = subprocess.Popen(
-            # -P: the script's folder holds modules of ours that must not shadow others.
+            # -P: the modules in the folder of the script must not shadow others.
             [sys.executable, "-P", str(Path(decode.__file__))],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -53,7 +53,7 @@ class Worker:
             raise decode.DecodeError(f"the decoder {self._fate()}") from error
 
     def answer(self, timeout: float) -> dict[str, Any]:
-        """The next answer's head. Raises DecodeError for the child's own errors and for its end."""
+        """The header of the next answer. Raises DecodeError if the child failed or ended."""
         head = json.loads(self.receive(timeout, HEAD_LIMIT))
         if head.get("kind") == "import":
             raise ImportError(f"the reader of videos is not installed: {head['error']}")
@@ -84,7 +84,7 @@ class Worker:
 
 
 class IsolatedVideo:
-    """What `decode.open_video(**file)` gives, in a child: same attributes, same methods."""
+    """The video of `decode.open_video(**file)` in a child, with the same attributes and methods."""
 
     def __init__(self, file: dict[str, Any], timeout: float) -> None:
         self._worker, self._timeout, self._clean = _take(), timeout, False
@@ -111,7 +111,7 @@ class IsolatedVideo:
         self._clean = True
 
     def close(self) -> None:
-        """Gives the child back, or kills it where it may be in an unknown state."""
+        """Return the child to the pool, or kill it if its state is unknown."""
         if self._clean and not _idle:
             try:
                 self._worker.ask(do="close")
@@ -134,12 +134,12 @@ def _take() -> Worker:
 
 
 def _forget() -> None:
-    # A forked copy of this process must not talk to its parent's children, nor kill them.
+    # A forked copy of this process must not use or kill the children of its parent.
     _idle.clear()
 
 
 def close_idle() -> None:
-    """Ends the children that wait for the next video."""
+    """End the children that wait for the next video."""
     while _idle:
         _idle.pop().kill()
 

@@ -1,4 +1,4 @@
-"""The LLaVA-style model of several experts, as transformers knows models.
+"""The LLaVA-style model of several experts, as a transformers model.
 
 from vlm.model import FoveateForConditionalGeneration, FoveateProcessor, assemble
 

@@ -1,4 +1,4 @@
-"""A new model from its parts: a language model, experts, a fusion."""
+"""Builds a new model from a language model, experts and a fusion."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ def assemble(
     fusion: FusionConfig | dict[str, Any] | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> FoveateForConditionalGeneration:
-    """A model whose fusion alone is new; parts given as configurations alone are random.
+    """A model with a new, random fusion. Parts given as configurations are random too.
 
     language_model: a causal LM of transformers: a name or path (safetensors only), a
-        configuration, or the model itself, which becomes a part of the new one.
+        configuration, or the model itself, which becomes part of the new one.
     experts: from `vlm.experts.load_expert` (with weights) or `expert_config` (random), in the
         order of their blocks.
-    tokenizer: the language model's. The placeholders <image> and <video> are added to it where it
-        lacks them, and the embeddings grow where they have no rows to spare.
+    tokenizer: that of the language model. The placeholders <image> and <video> are added if it
+        lacks them, and the embeddings are enlarged if they have no unused rows.
 
-    Raises CheckpointError where the language model cannot be loaded, or where its head does more
-    than this model's can (a matrix, a bias, a factor, a soft cap).
+    Raises CheckpointError if the language model cannot be loaded, or if its head does more than a
+    matrix, a bias, a factor and a soft cap.
     """
     causal = _language_model(language_model, dtype)
     tokens = [t for t in (IMAGE_TOKEN, VIDEO_TOKEN) if t not in tokenizer.get_vocab()]
@@ -58,7 +58,7 @@ def assemble(
         logit_softcap=getattr(text, "final_logit_softcapping", None),
         dtype=dtype,
     )
-    # Weights are there already or, for the fusion, made below: none are made here.
+    # No weights are initialised here: they exist already or, for the fusion, are made below.
     with torch.device("meta"):
         model = FoveateForConditionalGeneration(config)
     model.model.language_model = causal.base_model
@@ -104,14 +104,14 @@ def _scale(text: PreTrainedConfig) -> float:
 
 @torch.no_grad()
 def _same_logits(model: FoveateForConditionalGeneration, causal: Any) -> None:
-    """The parts put together must say of text what the language model says of it."""
+    """Raise CheckpointError unless the model gives the logits of the language model on text."""
     mode, ids = causal.training, torch.tensor([[0, 1, 2, 3]], device=model.device)
     ids[ids == model.config.image_token_id] = 4
     ids[ids == model.config.video_token_id] = 5
     expected = causal.eval()(input_ids=ids).logits
-    found = model.eval()(input_ids=ids).logits
+    logits = model.eval()(input_ids=ids).logits
     causal.train(mode)
-    if not torch.allclose(found, expected, rtol=1e-2, atol=1e-3 * float(expected.abs().max())):
+    if not torch.allclose(logits, expected, rtol=1e-2, atol=1e-3 * float(expected.abs().max())):
         raise CheckpointError(
             f"{type(causal).__name__} makes more of its hidden states than one matrix, a bias, a "
             "factor and a soft cap: expected a causal LM with a plain head"

@@ -1,8 +1,8 @@
 """Experts, fusion and language model, called as stock LLaVA is.
 
 `model.language_model`, `lm_head`, `get_image_features`, `get_placeholder_mask` and
-`mm_encoder_outputs` are where and what they are in transformers' LlavaForConditionalGeneration, so
-that what attaches to a LLaVA by hooks attaches to this model too.
+`mm_encoder_outputs` have the places and meanings of transformers' LlavaForConditionalGeneration, so
+code that attaches hooks to a LLaVA works on this model too.
 """
 
 from __future__ import annotations
@@ -56,11 +56,11 @@ class FoveatePreTrainedModel(PreTrainedModel):
     def from_pretrained(  # type: ignore[override]
         cls, pretrained_model_name_or_path: str | os.PathLike[str], *args: Any, **kwargs: Any
     ) -> Any:
-        """As for any transformers model, but from safetensors alone and all or nothing.
+        """As for any transformers model, but only from safetensors, and only if all weights fit.
 
-        strict: (keyword) False to let missing and foreign weights pass with a warning.
-        Raises CheckpointError for missing, foreign or misshapen weights, pickle files, code that
-        comes with the checkpoint, and checkpoints of other models.
+        strict: (keyword) False to accept missing and unexpected weights with a warning.
+        Raises CheckpointError for missing, unexpected or misshapen weights, pickle files, custom
+        code in the checkpoint, and checkpoints of other models.
         """
         return load_strictly(super().from_pretrained, pretrained_model_name_or_path, args, kwargs)
 
@@ -105,7 +105,7 @@ class FoveateModel(FoveatePreTrainedModel):
 
     @property
     def vision_tower(self) -> nn.Module:
-        """The encoder of the only expert, where stock LLaVA has it."""
+        """The encoder of the only expert, under the name that stock LLaVA gives it."""
         if len(self.experts) != 1:
             raise AttributeError(f"there are {len(self.experts)} experts, see model.experts")
         expert: Any = next(iter(self.experts.values()))
@@ -114,7 +114,7 @@ class FoveateModel(FoveatePreTrainedModel):
 
     @property
     def multi_modal_projector(self) -> nn.Module:
-        """The fusion, where stock LLaVA has its projector."""
+        """The fusion, under the name that stock LLaVA gives its projector."""
         return self.fusion
 
     # --- pixels to tokens ---
@@ -145,7 +145,7 @@ class FoveateModel(FoveatePreTrainedModel):
         visual_scores: bool | None = None,
         **kwargs: Any,
     ) -> FoveateFeatures:
-        """Tokens of videos: all frames as the first expert sees them, then as the next.
+        """Tokens of videos: those of all frames from the first expert, then from the next.
 
         pixel_values_videos: (frames of all videos, 3, H, W), by expert.
         video_frames: (videos,) int64, frames of each; by default all are one video.
@@ -160,7 +160,7 @@ class FoveateModel(FoveatePreTrainedModel):
     ) -> FoveateFeatures:
         scores = self.visual_scores if scores is None else scores
         if self.feature_cache is not None and is_deepspeed_zero3_enabled():
-            # A rank that finds its features would leave out calls that others wait for.
+            # A rank with cached features would skip calls that the other ranks wait for.
             raise ValueError("feature_cache cannot be used under ZeRO-3: expected stage 2 or none")
         views = encode(self.experts, self.fusion, pixels, scores, self.feature_cache)
         return in_order(views, self.grids, inputs, self.fusion.draw(len(inputs)))
@@ -174,10 +174,10 @@ class FoveateModel(FoveatePreTrainedModel):
         image_features: Tensor,
         token_id: int | None = None,
     ) -> Tensor:
-        """Where the placeholders are, (B, S, 1) bool, and whether they are as many as the tokens.
+        """The mask of placeholders, (B, S, 1) bool. Checks that they are as many as the tokens.
 
         image_features: (tokens of all visual inputs, D). token_id: the image placeholder's by
-        default. Raises ValueError where the numbers differ.
+        default. Raises ValueError if the numbers differ.
         """
         token_id = self.config.image_token_id if token_id is None else token_id
         if input_ids is None:
@@ -227,7 +227,7 @@ class FoveateModel(FoveatePreTrainedModel):
             position_ids, attention_mask, past_key_values, kwargs.get("use_cache")
         )
         if samples is None:
-            found = planning.place(
+            placement = planning.place(
                 input_ids,
                 embeds,
                 position_ids,
@@ -237,21 +237,21 @@ class FoveateModel(FoveatePreTrainedModel):
                 self.fusion,
             )
         else:
-            found = planning.place_packed(input_ids, samples, inputs, self.fusion)
-        table = None if found is None else found[0]
-        if found is not None:
+            placement = planning.place_packed(input_ids, samples, inputs, self.fusion)
+        table = None if placement is None else placement[0]
+        if placement is not None:
             rotary = self.language_model.rotary_emb
             kind = self.language_model.config._attn_implementation
             if planning.has_plan(rotary) and samples is not None and position_ids is not None:
-                # A compression tells samples apart by text positions in front of the real ones.
-                real = planning.real_positions(*found)
+                # A compression separates samples by text positions in front of the real ones.
+                real = planning.real_positions(*placement)
                 position_ids = torch.cat([position_ids[None].to(real), real.expand(3, -1, -1)])
                 table = None
             elif planning.has_plan(rotary):
-                # A compression plans from the positions that it finds; its own plan counts.
-                position_ids, table = planning.real_positions(*found), None
+                # A compression makes its own plan from the positions that it is given.
+                position_ids, table = planning.real_positions(*placement), None
             else:
-                position_ids = found[1]
+                position_ids = placement[1]
             if samples is not None and table is not None:
                 attention_mask = planning.packed_mask(samples, embeds.dtype, kind)
             elif samples is None and attention_mask is None and _length(past_key_values) == 0:
@@ -265,8 +265,8 @@ class FoveateModel(FoveatePreTrainedModel):
                 inputs_embeds=embeds,
                 **kwargs,
             )
-        if found is not None:
-            planning.remember(decoded.past_key_values, found[0])
+        if placement is not None:
+            planning.remember(decoded.past_key_values, placement[0])
         images = outputs.get("image")
         return LlavaModelOutputWithPast(
             last_hidden_state=decoded.last_hidden_state,
@@ -301,14 +301,14 @@ class FoveateModel(FoveatePreTrainedModel):
         count = len(inputs)
         inputs = inputs + blocks_of_videos(self.grids, more, frames, times)
         pixels = {name: torch.cat([pixels[name], more[name]]) for name in names}
-        found = self._features(pixels, inputs, None)
-        return {"image": found.part(0, count), "video": found.part(count, len(inputs))}
+        features = self._features(pixels, inputs, None)
+        return {"image": features.part(0, count), "video": features.part(count, len(inputs))}
 
     @property
     def _keeps_ranks_alike(self) -> bool:
-        """Whether every rank has to make the same module calls: each expert once a step.
+        """Whether every rank must make the same module calls: each expert once a step.
 
-        What stands in for `get_image_features` (a compression) sees to that itself.
+        A compression, which replaces `get_image_features`, ensures that itself.
         """
         return self.training and _distributed() and "get_image_features" not in vars(self)
 
@@ -330,9 +330,9 @@ class FoveateModel(FoveatePreTrainedModel):
     ) -> Tensor:
         """The embeddings with visual tokens at their placeholders."""
         for modality, token_id in self._placeholders.items():
-            found = outputs.get(modality)
-            if found is not None:
-                tokens = torch.cat(list(found.pooler_output)).to(embeds)
+            output = outputs.get(modality)
+            if output is not None:
+                tokens = torch.cat(list(output.pooler_output)).to(embeds)
                 mask = self.get_placeholder_mask(input_ids, embeds, tokens, token_id)
                 embeds = embeds.masked_scatter(mask, tokens)
             elif input_ids is not None and _length(cache) == 0 and token_id is not None:
@@ -349,7 +349,7 @@ class FoveateModel(FoveatePreTrainedModel):
         return {"image": self.config.image_token_id, "video": self.config.video_token_id}
 
     def plan(self, input_ids: Tensor, mask: Tensor, outputs: Mapping[str, Any]) -> list[Plan]:
-        """The positions of a batch, one plan a row (for whoever plans in the model's place).
+        """The positions of a batch, one plan a row, for code that plans instead of the model.
 
         input_ids: (B, S). mask: (B, S) bool, real tokens. outputs: as `mm_encoder_outputs`, from
         `get_image_features` ("image") and `get_video_features` ("video").

@@ -12,14 +12,14 @@ from vlm.fusion import Block, FusionConfig, Pair, image_blocks, report
 
 
 class FoveateConfig(PreTrainedConfig):
-    """What a checkpoint has to remember of a model.
+    """The configuration of a model, saved with its checkpoint.
 
-    text_config: of the language model, any causal LM of transformers; its rope scaling is its own.
+    text_config: of the language model, any causal LM of transformers, with its own RoPE scaling.
     experts: one `vlm.experts.ExpertConfig` (or its dict) each, in the order of the token blocks.
     fusion: a `vlm.fusion.FusionConfig` (or its dict).
-    image_token_id, video_token_id: the placeholders; they must lie in the vocabulary.
-    lm_head_bias, logit_scale, logit_softcap: what the language model's own head does beside one
-        matrix (a bias; a factor; a soft cap, tanh(x / cap) * cap); `assemble` reads them off it.
+    image_token_id, video_token_id: the placeholders, which must be in the vocabulary.
+    lm_head_bias, logit_scale, logit_softcap: what the head of the language model has besides one
+        matrix: a bias, a factor, a soft cap tanh(x / cap) * cap. `assemble` reads them off it.
     """
 
     model_type = "foveate"
@@ -43,7 +43,7 @@ class FoveateConfig(PreTrainedConfig):
         names = [expert.name for expert in experts]
         if len(set(names)) < len(names):
             raise ExpertError(f"experts are named {names}: expected each name once")
-        # Plain dicts, so that the configuration goes to JSON and back by itself.
+        # Plain dicts, so that the configuration can be written to JSON and read back.
         self.experts = [expert.to_dict() for expert in experts]
         self.fusion = FusionConfig.of(self.fusion).to_dict()
         super().__post_init__(**kwargs)
@@ -62,7 +62,7 @@ class FoveateConfig(PreTrainedConfig):
         return FusionConfig.of(self.fusion)
 
     def token_grids(self) -> dict[str, Pair]:
-        """(rows, columns) of tokens that one view of a picture has, by expert."""
+        """The (rows, columns) of tokens of one view of a picture, by expert."""
         fusion = self.fusion_settings
         return {
             expert.name: fusion.grid(

@@ -1,4 +1,4 @@
-"""Stock LLaVA checkpoints into this model and back, weight by weight."""
+"""Converts stock LLaVA models to this model and back, weight by weight."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ _NAMES = (
 def from_llava(
     source: str | os.PathLike[str] | LlavaForConditionalGeneration, **kwargs: Any
 ) -> FoveateForConditionalGeneration:
-    """A stock LLaVA as this model: one expert, the MLP fusion, equal logits.
+    """Convert a stock LLaVA to this model, with one expert, the MLP fusion and equal logits.
 
     source: a model, or a checkpoint's path or name (kwargs go to `from_pretrained`).
-    Raises CheckpointError for LLaVAs that this model is not: with a vision encoder other than CLIP
-    or SigLIP, with the class token among the features, or of several sizes in one batch.
+    Raises CheckpointError for LLaVAs that cannot be converted: with a vision encoder other than
+    CLIP or SigLIP, with the class token among the features, or with several sizes in one batch.
     """
     stock: Any = source
     if not isinstance(source, LlavaForConditionalGeneration):
@@ -76,8 +76,8 @@ def from_llava(
 
 
 def to_llava(model: FoveateForConditionalGeneration) -> LlavaForConditionalGeneration:
-    """This model as a stock LLaVA; CheckpointError where it is none (several experts, windows, a
-    Q-Former, position schemes)."""
+    """Convert this model to a stock LLaVA. Raises CheckpointError for several experts, windows, a
+    Q-Former or position schemes."""
     config = model.config
     fusion = config.fusion_settings
     experts = config.expert_configs
@@ -114,8 +114,8 @@ def to_llava(model: FoveateForConditionalGeneration) -> LlavaForConditionalGener
 def _renamed(weights: dict[str, Tensor], name: str, back: bool) -> dict[str, Tensor]:
     pairs = [(stock, ours.format(name)) for stock, ours in _NAMES]
     pairs = [(ours, stock) for stock, ours in pairs] if back else pairs
-    found = {}
+    renamed = {}
     for key, value in weights.items():
         old, new = next((p for p in pairs if key.startswith(p[0])), ("", ""))
-        found[new + key[len(old) :]] = value
-    return found
+        renamed[new + key[len(old) :]] = value
+    return renamed

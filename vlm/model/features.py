@@ -22,9 +22,9 @@ class FoveateFeatures(BaseModelOutputWithPooling):
     """Visual inputs as tokens of the language model.
 
     pooler_output: for each visual input its tokens (N, D), what `forward` puts at placeholders.
-    blocks: for each visual input, which tokens are which expert's and in what grid.
+    blocks: for each visual input, the expert and the grid of its tokens.
     saliency: for each visual input (N,) float32, and cell_keys: for each visual input a tensor
-        (n, Dk) for each block; both without gradient, None unless scores were asked for.
+        (n, Dk) for each block; both without gradient, None unless scores were requested.
     """
 
     pooler_output: Any = None
@@ -33,13 +33,13 @@ class FoveateFeatures(BaseModelOutputWithPooling):
     cell_keys: list[list[Tensor]] | None = None
 
     def part(self, start: int, stop: int) -> FoveateFeatures:
-        """Visual inputs start..stop-1 alone."""
+        """The visual inputs from `start` to `stop` - 1."""
         fields = {k: None if v is None else v[start:stop] for k, v in self.items()}
         return FoveateFeatures(**fields)
 
 
 def by_expert(argument: str, pixels: Pixels, experts: Sequence[str]) -> dict[str, Tensor]:
-    """The pixels for each expert, by name; ValueError where they are not these experts'."""
+    """The pixels for each expert, by name. Raises ValueError if they are of other experts."""
     if isinstance(pixels, Tensor):
         pixels = {experts[0]: pixels} if len(experts) == 1 else {"": pixels}
     if list(pixels) != list(experts):
@@ -57,8 +57,8 @@ def blocks_of_images(
     by_name = tiles if isinstance(tiles, Mapping) else dict.fromkeys(pixels, tiles)
     shapes: dict[str, list[Pair]] = {}
     for name, views in pixels.items():
-        found = by_name.get(name)
-        shapes[name] = [(1, 1)] * len(views) if found is None else found.tolist()
+        arrangements = by_name.get(name)
+        shapes[name] = [(1, 1)] * len(views) if arrangements is None else arrangements.tolist()
         count = sum(down * across + (down * across > 1) for down, across in shapes[name])
         if count != len(views):
             raise ValueError(
@@ -104,22 +104,22 @@ def encode(
 ) -> dict[str, dict[str, Tensor]]:
     """For each expert, by kind, (views, tokens, width).
 
-    Kinds are "features", and "keys" and "saliency" (width 1) where they were asked for and the
-    tokens have cells of their own. One call of each expert and of each layer of the fusion.
+    Kinds are "features", and "keys" and "saliency" (width 1) if they were requested and tokens have
+    grid cells of their own. Calls each expert and each layer of the fusion once.
     """
-    found = {}
+    encoded = {}
     for name, views in pixels.items():
         expert: Any = experts[name]
         if cache is not None and expert.config.frozen:
             seen = cache(expert, views, scores)
         else:
             seen = expert(views, scores)
-        found[name] = {"features": fusion(name, seen.features, seen.grid)}
+        encoded[name] = {"features": fusion(name, seen.features, seen.grid)}
         if seen.saliency is not None and fusion.config.kind == "mlp":
             saliency = seen.saliency[..., None]
-            found[name]["keys"] = fusion.per_token(name, seen.keys, seen.grid)
-            found[name]["saliency"] = fusion.per_token(name, saliency, seen.grid)
-    return found
+            encoded[name]["keys"] = fusion.per_token(name, seen.keys, seen.grid)
+            encoded[name]["saliency"] = fusion.per_token(name, saliency, seen.grid)
+    return encoded
 
 
 def in_order(
@@ -135,9 +135,9 @@ def in_order(
     """
     taken = dict.fromkeys(views, 0)
     order = {name: place for place, name in enumerate(views)}
-    found: list[list[dict[str, Tensor]]] = []
+    parts_by_input: list[list[dict[str, Tensor]]] = []
     for blocks, kept in zip(inputs, stays.tolist(), strict=True):
-        found.append([])
+        parts_by_input.append([])
         for block in blocks:
             grid, first = grids[block.expert], taken[block.expert]
             taken[block.expert] += block.tokens // (grid[0] * grid[1])
@@ -145,14 +145,16 @@ def in_order(
             parts = {kind: _raster(x[part], block, grid) for kind, x in views[block.expert].items()}
             if not kept[order[block.expert]]:
                 parts["features"] = parts["features"] * 0
-            found[-1].append(parts)
+            parts_by_input[-1].append(parts)
     features = FoveateFeatures(
-        pooler_output=[torch.cat([part["features"] for part in parts]) for parts in found],
+        pooler_output=[torch.cat([part["features"] for part in parts]) for parts in parts_by_input],
         blocks=inputs,
     )
-    if all("saliency" in part for parts in found for part in parts):
-        features.saliency = [torch.cat([p["saliency"][:, 0] for p in parts]) for parts in found]
-        features.cell_keys = [[part["keys"] for part in parts] for parts in found]
+    if all("saliency" in part for parts in parts_by_input for part in parts):
+        features.saliency = [
+            torch.cat([p["saliency"][:, 0] for p in parts]) for parts in parts_by_input
+        ]
+        features.cell_keys = [[part["keys"] for part in parts] for parts in parts_by_input]
     return features
 
 

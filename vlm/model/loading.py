@@ -1,4 +1,4 @@
-"""All or nothing: what a checkpoint must be before a model is made of it."""
+"""Loading of complete checkpoints only: missing or unexpected weights are errors."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from vlm.model.configuration import FoveateConfig
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that is not loaded; the message names it and says what would be right."""
+    """A checkpoint cannot be loaded. The message names it and says what would be right."""
 
 
 def load_strictly(
@@ -26,7 +26,7 @@ def load_strictly(
 ) -> Any:
     """`load` (transformers' from_pretrained) with every weight in its place, or CheckpointError.
 
-    No pickle file is opened and no code of the checkpoint's is run, whatever it asks for.
+    Never opens pickle files and never runs code of the checkpoint.
     ours: whether it has to be a checkpoint of this package's model.
     """
     strict = kwargs.pop("strict", True)
@@ -38,7 +38,7 @@ def load_strictly(
     if ours and kwargs.get("config") is None:
         _check_type(path, kwargs)
     any_size = kwargs.pop("ignore_mismatched_sizes", False)
-    # Sizes are let through here and refused below: transformers names them in its log alone.
+    # Wrong shapes are accepted here and refused below, as transformers only logs them.
     fixed = {"use_safetensors": True, "output_loading_info": True, "ignore_mismatched_sizes": True}
     try:
         model, info = load(path, *args, **fixed, **kwargs)
@@ -70,8 +70,8 @@ def model_type(path: str | os.PathLike[str], **hub: Any) -> str | None:
     """The kind of model that a checkpoint's config.json names. CheckpointError if it cannot be
     read."""
     try:
-        found = PreTrainedConfig.get_config_dict(path, **hub)[0]
-        return found.get("model_type")
+        config = PreTrainedConfig.get_config_dict(path, **hub)[0]
+        return config.get("model_type")
     except (*UNREADABLE, AttributeError, TypeError) as error:  # JSON, but no object
         raise CheckpointError(f"cannot load {path}: {error}") from error
 

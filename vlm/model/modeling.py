@@ -69,7 +69,7 @@ class FoveateForConditionalGeneration(FoveatePreTrainedModel, GenerationMixin):
     ) -> LlavaCausalLMOutputWithPast:
         """As transformers' LlavaForConditionalGeneration.
 
-        labels: (B, S) int64, -100 where there is none; placeholders get none.
+        labels: (B, S) int64, -100 for none, which placeholders always have.
         """
         outputs = self.model(
             input_ids=input_ids,
@@ -107,14 +107,14 @@ class FoveateForConditionalGeneration(FoveatePreTrainedModel, GenerationMixin):
     def _expand_multimodal_outputs(
         self, input_ids: Any, mm_encoder_output: dict[str, Any], *args: Any, **kwargs: Any
     ) -> dict[str, Any]:
-        """As generate does it for beams, and what goes with each visual input goes along."""
+        """As in transformers, for beams; blocks, saliency and keys are expanded with the tokens."""
         before = {k: list(v.pooler_output) for k, v in mm_encoder_output.items()}
         parent: Any = super()
         parent._expand_multimodal_outputs(input_ids, mm_encoder_output, *args, **kwargs)
-        for modality, found in mm_encoder_output.items():
+        for modality, output in mm_encoder_output.items():
             index = {id(tokens): place for place, tokens in enumerate(before[modality])}
-            order = [index[id(tokens)] for tokens in found.pooler_output]
+            order = [index[id(tokens)] for tokens in output.pooler_output]
             for name in ("blocks", "saliency", "cell_keys"):
-                if (items := getattr(found, name, None)) is not None:
-                    setattr(found, name, [items[place] for place in order])
+                if (items := getattr(output, name, None)) is not None:
+                    setattr(output, name, [items[place] for place in order])
         return mm_encoder_output

@@ -1,7 +1,6 @@
 """Planned positions of a batch with visual inputs, over prefill, decoding and further turns.
 
-The plan of a batch is remembered on its key/value cache: a Python attribute of the cache object
-itself, so that it goes where the cache goes and ends with it.
+The plan of a batch is an attribute of its key/value cache. Later forwards read it from there.
 """
 
 from __future__ import annotations
@@ -33,22 +32,22 @@ def placed(
 ) -> dict[int, list[Blocks]]:
     """The visual inputs of a batch in order, by placeholder id.
 
-    outputs: `FoveateFeatures` by modality. Raises ValueError where they hold other tokens than
-    their blocks say.
+    outputs: `FoveateFeatures` by modality. Raises ValueError if their tokens do not
+    match their blocks.
     """
     inputs = {}
     for modality, token_id in placeholders.items():
-        found = outputs.get(modality)
-        if found is None or token_id is None or getattr(found, "blocks", None) is None:
+        output = outputs.get(modality)
+        if output is None or token_id is None or getattr(output, "blocks", None) is None:
             continue
-        counts = [len(tokens) for tokens in found.pooler_output]
-        expected = [_tokens(blocks) for blocks in found.blocks]
+        counts = [len(tokens) for tokens in output.pooler_output]
+        expected = [_tokens(blocks) for blocks in output.blocks]
         if expected != counts:
             raise ValueError(
                 f"{modality} features of {counts} tokens and blocks of {expected} tokens: expected "
                 "equal numbers; do not drop features or split the prefill into chunks"
             )
-        inputs[token_id] = list(found.blocks)
+        inputs[token_id] = list(output.blocks)
     return inputs
 
 
@@ -98,12 +97,12 @@ def place(
     inputs: Mapping[int, list[Blocks]],
     fusion: Fusion,
 ) -> tuple[PositionTable, Tensor] | None:
-    """Where cached and new tokens stand, and which of the table's tokens the new ones are.
+    """The positions of cached and new tokens, and the index of each new token in that table.
 
     ids: (B, q) new tokens. embeds: (B, q, D). position_ids: integers as `generate` counts them,
     each row's real tokens from 0. inputs: the visual inputs among the new tokens.
-    Returns the table and (B, q) int64, or None where each token stands one step after the one
-    before, or where the caller has given real positions.
+    Returns the table and (B, q) int64. Returns None if each token is one step after the previous
+    one, or if the caller has given real positions.
     """
     known: PositionTable | None = getattr(cache, _ON_CACHE, None)
     if known is None and not (fusion.config.scheme and inputs):
@@ -117,7 +116,7 @@ def place(
         return known, index
     valid = real_tokens(mask, rows, new, past).cpu()
     ids = torch.full((rows, new), -1) if ids is None else ids
-    # Where each row's first new token is; a row without any goes on from its last.
+    # The first new token of each row. A row without one continues from its last.
     first = index.cpu().gather(1, valid.long().argmax(1, keepdim=True))
     start = first.double() if known is None else known.lookup(first)[:, :, 0, 0].cpu()
     plans = plan_batch(ids, valid, inputs, fusion, start[:, 0].tolist())
@@ -127,9 +126,9 @@ def place(
 def packed_samples(
     position_ids: Tensor | None, mask: Any, cache: Cache | None, use_cache: bool | None
 ) -> Tensor | None:
-    """(B, S) int64: which of the samples packed in a row each token is of; None if rows hold one.
+    """(B, S) int64: the sample of each token in a row of packed samples. None if rows hold one.
 
-    As transformers reads it: no mask, no cache, and positions that begin anew.
+    As in transformers, samples are packed if there is no mask and no cache, and positions restart.
     """
     if position_ids is None or position_ids.ndim != 2 or position_ids.is_floating_point():
         return None
@@ -144,7 +143,7 @@ def packed_samples(
 def place_packed(
     ids: Tensor | None, samples: Tensor, inputs: Mapping[int, list[Blocks]], fusion: Fusion
 ) -> tuple[PositionTable, Tensor] | None:
-    """As `place`, of rows of packed samples, each planned by itself. samples: (B, S)."""
+    """As `place`, for rows of packed samples, each planned by itself. samples: (B, S)."""
     if ids is None or not inputs or not fusion.config.scheme:
         return None
     queues = {token_id: list(items) for token_id, items in inputs.items()}
@@ -161,7 +160,7 @@ def place_packed(
 
 
 def packed_mask(samples: Tensor, dtype: torch.dtype, kind: str) -> Tensor:
-    """(B, 1, S, S), to be added to attention logits: each token sees its own sample's before it."""
+    """(B, 1, S, S), to be added to attention logits: a token sees earlier ones of its sample."""
     if kind not in ("sdpa", "eager"):
         raise ValueError(
             f"packed samples whose tokens are placed by a scheme, with attention {kind!r}: "
@@ -175,13 +174,13 @@ def packed_mask(samples: Tensor, dtype: torch.dtype, kind: str) -> Tensor:
 
 
 def remember(cache: Cache | None, table: PositionTable) -> None:
-    """Bind a plan to the cache that it fills."""
+    """Store a plan on the cache that its tokens fill."""
     if cache is not None:
         setattr(cache, _ON_CACHE, table)
 
 
 def real_tokens(mask: Tensor | dict[str, Tensor] | None, rows: int, new: int, past: int) -> Tensor:
-    """(rows, new) bool: which new tokens are no padding, from a mask of any of the usual forms."""
+    """(rows, new) bool: which new tokens are real, not padding, from a mask of any usual form."""
     if isinstance(mask, dict):
         mask = mask.get("full_attention", next(iter(mask.values())))
     if mask is None:
@@ -209,9 +208,9 @@ def _index(position_ids: Tensor | None, mask: Any, rows: int, new: int, past: in
 def _extended(
     known: PositionTable | None, plans: Sequence[Plan], first: Sequence[int]
 ) -> PositionTable:
-    """What `known` says of each row's first tokens, then its plan, then one step a token.
+    """Positions of each row: those in `known` first, then its plan, then one step a token.
 
-    Rows hold real tokens alone, in order, so that their index does not depend on padding.
+    Rows contain only real tokens, in order, so their indices do not depend on padding.
     """
     before = torch.arange(max(first), dtype=torch.float64)[None, :, None].expand(len(plans), -1, 3)
     if known is not None and max(first):
@@ -233,11 +232,11 @@ def _extended(
 
 
 def real_positions(table: PositionTable, index: Tensor) -> Tensor:
-    """Positions as a language model takes them, float64: (B, q), or (3, B, q) on three axes."""
-    found = table.lookup(index)[:, :, 0]
-    if bool((found == found[..., :1]).all()):
-        return found[..., 0]
-    return found.permute(2, 0, 1)
+    """Positions in the form of a language model, float64: (B, q), or (3, B, q) on three axes."""
+    positions = table.lookup(index)[:, :, 0]
+    if bool((positions == positions[..., :1]).all()):
+        return positions[..., 0]
+    return positions.permute(2, 0, 1)
 
 
 @contextmanager
@@ -251,6 +250,6 @@ def planned(rotary: Any, table: PositionTable | None) -> Iterator[None]:
 
 
 def has_plan(rotary: nn.Module) -> bool:
-    """Whether somebody else has planned positions attached to a rotary embedding."""
+    """Whether other code has attached planned positions to a rotary embedding."""
     hooks = rotary._forward_pre_hooks.values()
     return any(isinstance(getattr(hook, "__self__", None), PlannedRotary) for hook in hooks)

@@ -1,4 +1,4 @@
-"""Pictures, videos and text to what the model takes: the same in training, evaluation and use."""
+"""Prepares pictures, videos and text for the model, for training, evaluation and inference."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class FoveateProcessor(ProcessorMixin):
         inputs = processor.apply_chat_template(messages, tokenize=True, return_dict=True)
 
     views: a `View` (or its dict) for each expert, in order.
-    template: "plain", "v1", or "llm" for the tokenizer's own; `chat_template` (jinja) goes first.
+    template: "plain", "v1", or "llm" for that of the tokenizer; `chat_template` (jinja) overrides.
     """
 
     def __init__(
@@ -107,7 +107,7 @@ class FoveateProcessor(ProcessorMixin):
 
         Returns input_ids, attention_mask, pixel_values and pixel_values_videos (a tensor for one
         expert, else a dict by expert), and image_tiles, video_frames and video_times where needed.
-        Raises ValueError where placeholders and visual inputs differ in number.
+        Raises ValueError if placeholders and visual inputs differ in number.
         """
         if text is None and images is None and videos is None:
             raise ValueError("expected text, images or videos, got none of them")
@@ -136,7 +136,7 @@ class FoveateProcessor(ProcessorMixin):
 
     def apply_chat_template(self, conversation: Any, *args: Any, **kwargs: Any) -> Any:
         """As ProcessorMixin's; with return_assistant_tokens_mask=True, tokenize=True and
-        return_dict=True the result holds assistant_masks (B, S), 1 where an answer stands."""
+        return_dict=True the result has assistant_masks (B, S), 1 on answers."""
         if self.chat_template is None:
             raise ValueError(
                 "template='llm', and this tokenizer has no chat template of its own: expected "
@@ -168,16 +168,16 @@ class FoveateProcessor(ProcessorMixin):
         if not videos:
             return {}, []
         read = [_frames(video) for video in videos]
-        frames = [media.read_image(frame) for found, _ in read for frame in found]
+        frames = [media.read_image(frame) for images, _ in read for frame in images]
         pixels = {view.name: view.see(frames, tiled=False)[0] for view in self.seen}
-        lengths = [len(found) for found, _ in read]
+        lengths = [len(images) for images, _ in read]
         grids = {view.name: view.grid for view in self.seen}
         counts = [sum(b.tokens for b in video_blocks(grids, count)) for count in lengths]
         data = {
             "pixel_values_videos": self._packed(pixels),
             "video_frames": torch.tensor(lengths),
         }
-        times = [found for _, found in read if found is not None]
+        times = [seconds for _, seconds in read if seconds is not None]
         if len(times) == len(read):
             data["video_times"] = torch.from_numpy(np.concatenate(times))
         return data, counts
@@ -195,7 +195,7 @@ def _is_image(value: Any) -> bool:
 
 
 def _is_video(value: Any) -> bool:
-    """Not a list of videos; a list of frames is one."""
+    """Whether this is one video, such as a list of frames, and not a list of videos."""
     if not isinstance(value, list | tuple):
         return True
     first = value[0] if value else None
@@ -203,7 +203,7 @@ def _is_video(value: Any) -> bool:
 
 
 def _flat(value: Any, is_one: Any, texts: list[str] | None, token: str) -> list[Any]:
-    """Visual inputs in one list, if there are as many as placeholders, in all or text by text."""
+    """Visual inputs in one list. Checks their number against placeholders, in all or by text."""
     groups = [] if value is None else [value] if is_one(value) else list(value)
     nested = bool(groups) and not any(is_one(group) for group in groups)
     flat = [item for group in groups for item in group] if nested else groups
@@ -220,7 +220,7 @@ def _flat(value: Any, is_one: Any, texts: list[str] | None, token: str) -> list[
 
 
 def _frames(video: Any) -> tuple[Sequence[Any], np.ndarray | None]:
-    """The frames of a video, and their time stamps in seconds where it has them."""
+    """The frames of a video, and their time stamps in seconds if it has any."""
     if isinstance(video, str | os.PathLike):
         video = media.read_video(video)
     times = getattr(video, "timestamps", None)

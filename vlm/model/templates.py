@@ -10,7 +10,7 @@ _CONTENT = (
     "{%- endfor -%}{%- endif -%}{%- endmacro -%}"
 )
 
-# Pre-training: the picture and its caption, nothing else; what the user says is left out.
+# Pre-training: only the picture and its caption. The text of the user is left out.
 PLAIN = (
     "{%- set gap = '' -%}" + _CONTENT + "{%- for message in messages -%}"
     "{%- if message['role'] == 'assistant' -%}"
@@ -43,8 +43,8 @@ V1 = (
 
 TEMPLATES = {"plain": PLAIN, "v1": V1}
 
-# Before a template that knows of no pictures: each message's content becomes one string, with a
-# placeholder and a line break where a picture stood.
+# For templates without pictures: the content of each message becomes one string, with a
+# placeholder and a line break in place of each picture.
 FLATTEN = (
     "{%- set gap = '\\n' -%}" + _CONTENT + "{%- set flat = namespace(messages=[]) -%}"
     "{%- for message in messages -%}"

@@ -1,4 +1,4 @@
-"""Pictures to the pixels that each expert sees: fit, tiles, resolution, normalisation."""
+"""From pictures to the pixels of each expert: fit, tiles, resolution, normalisation."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ _RESAMPLE = {"bicubic": PILImageResampling.BICUBIC, "bilinear": PILImageResampli
 
 @dataclass(frozen=True)
 class View:
-    """How one expert sees a picture; the fields of `ExpertConfig` that pixels depend on.
+    """How pictures are prepared for one expert: the fields of `ExpertConfig` that pixels depend on.
 
-    grid: (rows, columns) of tokens that one view becomes.
+    grid: (rows, columns) of tokens of one view.
     """
 
     name: str
@@ -36,7 +36,7 @@ class View:
 
     @classmethod
     def of(cls, settings: dict[str, Any]) -> View:
-        """From a dict, as it lies in a checkpoint's processor_config.json."""
+        """The view from a dict, as in the processor_config.json of a checkpoint."""
         plain: dict[str, Any] = {
             k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()
         }
@@ -44,7 +44,7 @@ class View:
 
     @classmethod
     def for_expert(cls, expert: ExpertConfig, grid: Pair) -> View:
-        """From an expert's configuration and its grid of tokens."""
+        """The view from the configuration of an expert and its grid of tokens."""
         names = ("name", "image_size", "mean", "std", "fit", "resample", "max_tiles")
         return cls.of({"grid": list(grid), **{k: expert.to_dict()[k] for k in names}})
 
@@ -55,8 +55,8 @@ class View:
     def see(self, pictures: Sequence[Image.Image], tiled: bool = True) -> tuple[Tensor, list[Pair]]:
         """Views of RGB pictures, and the arrangement of each picture's tiles.
 
-        Returns (views, 3, H, W) float32, of each picture the whole and then its tiles in raster
-        order, and (down, across) for each picture, (1, 1) for no tiles.
+        Returns (views, 3, H, W) float32, for each picture the whole and then its tiles in raster
+        order, and (down, across) for each picture, (1, 1) without tiles.
         """
         crops: list[Image.Image] = []
         shapes: list[Pair] = []
@@ -84,7 +84,7 @@ class View:
         return pixels.to(torch.float32)
 
     def _padded(self, picture: Image.Image, size: Pair) -> Image.Image:
-        """In the middle of the smallest canvas of the shape of `size`, filled with the mean."""
+        """Centre on the smallest canvas with the aspect ratio of `size`, filled with the mean."""
         width, height = picture.size
         tall = max(height, -(-width * size[0] // size[1]))
         wide = max(width, -(-height * size[1] // size[0]))
@@ -110,11 +110,11 @@ class View:
 def arrangement(picture: Image.Image, size: Pair, most: int) -> Pair:
     """(down, across), at most `most` tiles of `size`, that fits a picture's shape and size best.
 
-    As LLaVA-NeXT chooses its resolution: the one that keeps most of the picture's pixels (scaled to
-    fit in, never up); of several that keep as many, the one with the fewest tiles.
+    Chosen as LLaVA-NeXT chooses its resolution: the arrangement that keeps most of the picture's
+    pixels (scaled to fit, never up), and among equals the one with the fewest tiles.
     """
     width, height = picture.size
-    best, found = -1, (1, 1)
+    best, best_tiles = -1, (1, 1)
     for down in range(1, most + 1):
         for across in range(1, most // down + 1):
             tall, wide = down * size[0], across * size[1]
@@ -122,5 +122,5 @@ def arrangement(picture: Image.Image, size: Pair, most: int) -> Pair:
             kept = min(int(height * scale) * int(width * scale), height * width)
             # The fewest tiles of several equals come first in this order.
             if kept > best:
-                best, found = kept, (down, across)
-    return found
+                best, best_tiles = kept, (down, across)
+    return best_tiles

@@ -28,18 +28,21 @@ def inputs(b=2, grid=(1, 6, 6), d=8, dk=5, q=4, seed=0, dtype=torch.float32):
     )
 
 
+# The fields of `VisualTokens` that are floating-point tensors.
+TENSORS = (
+    "features",
+    "keys",
+    "saliency",
+    "text_query",
+    "pre_projector",
+    "shallow_saliency",
+    "attention",
+)
+
+
 def sample(tokens, b):
     """Fields of sample b as float64 arrays, by name."""
-    names = (
-        "features",
-        "keys",
-        "saliency",
-        "text_query",
-        "pre_projector",
-        "shallow_saliency",
-        "attention",
-    )
-    return {name: getattr(tokens, name)[b].double().numpy() for name in names}
+    return {name: getattr(tokens, name)[b].double().numpy() for name in TENSORS}
 
 
 def check(reduction, b, expected):

@@ -41,8 +41,8 @@ def merged(x, groups, rule="mean", raster=True, size=None):
         elif rule == "add":
             out.append(x[a] + sum(size[i] * x[i] for i in rest) / sum(size[i] for i in rest))
         else:
-            every = [a, *rest]
-            out.append(sum(size[i] * x[i] for i in every) / sum(size[i] for i in every))
+            members = [a, *rest]
+            out.append(sum(size[i] * x[i] for i in members) / sum(size[i] for i in members))
         rows.append((a, sorted([a, *rest])))
     return rows, np.array(out)
 
@@ -138,10 +138,10 @@ def softmax(v):
     return e / e.sum()
 
 
-def mmtok(x, tower, query, keep, temperature=0.02, weight=0.5):
+def mmtok(x, vision, query, keep, temperature=0.02, weight=0.5):
     n = len(x)
     needs = [softmax(np.array([cos(q, v) for v in x]) / temperature) / len(query) for q in query]
-    needs += [weight * softmax(np.array([cos(c, v) for v in tower]) / 0.2) / n for c in tower]
+    needs += [weight * softmax(np.array([cos(c, v) for v in vision]) / 0.2) / n for c in vision]
     picked = []
     while len(picked) < keep:
         gains = [
@@ -187,7 +187,7 @@ def prumerge(x, keys, s, keep, released=False, neighbours=5):
 
 def tome(x, keys, keep):
     groups = [[i] for i in range(len(x))]
-    homes, values, key = list(range(len(x))), [*x], [*keys]
+    anchors, values, key = list(range(len(x))), [*x], [*keys]
     while len(groups) > keep:
         gone = min(len(groups) - keep, len(groups) // 2)
         even, odd = list(range(0, len(groups), 2)), list(range(1, len(groups), 2))
@@ -195,15 +195,15 @@ def tome(x, keys, keep):
         order = sorted(even, key=lambda i: (-cos(key[i], key[link[i]]), i))[:gone]
         new_values, new_key, new_groups = [*values], [*key], [list(g) for g in groups]
         for j in odd:
-            every = [j, *(i for i in order if link[i] == j)]
-            total = sum(len(groups[i]) for i in every)
-            new_values[j] = sum(len(groups[i]) * values[i] for i in every) / total
-            new_key[j] = sum(len(groups[i]) * key[i] for i in every) / total
-            new_groups[j] = [c for i in every for c in groups[i]]
+            members = [j, *(i for i in order if link[i] == j)]
+            total = sum(len(groups[i]) for i in members)
+            new_values[j] = sum(len(groups[i]) * values[i] for i in members) / total
+            new_key[j] = sum(len(groups[i]) * key[i] for i in members) / total
+            new_groups[j] = [c for i in members for c in groups[i]]
         stay = [i for i in range(len(groups)) if i not in order]
         values, key = [new_values[i] for i in stay], [new_key[i] for i in stay]
-        groups, homes = [new_groups[i] for i in stay], [homes[i] for i in stay]
-    rows = [(home, sorted(group)) for home, group in zip(homes, groups, strict=True)]
+        groups, anchors = [new_groups[i] for i in stay], [anchors[i] for i in stay]
+    rows = [(anchor, sorted(group)) for anchor, group in zip(anchors, groups, strict=True)]
     return rows, np.array(values)
 
 

@@ -12,19 +12,10 @@ from hypothesis import strategies as st
 from compress import reduce
 from compress.methods import METHODS, get_method, list_methods
 from compress.tokens import VisualTokens
-from tests.compress.methods.cases import inputs
-from tests.compress.methods.test_contracts import BEFORE, GRIDS
+from tests.compress.methods.cases import TENSORS, inputs
+from tests.compress.methods.test_contracts import GRIDS, PRE_LLM
 
 WIDE = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
-TENSORS = (
-    "features",
-    "keys",
-    "saliency",
-    "text_query",
-    "pre_projector",
-    "shallow_saliency",
-    "attention",
-)
 QUICK = settings(max_examples=15, deadline=None, derandomize=True)
 
 
@@ -34,7 +25,7 @@ def bare(tokens):
     return tokens.features, {name: getattr(tokens, name) for name in names}
 
 
-@pytest.mark.parametrize("name", BEFORE)
+@pytest.mark.parametrize("name", PRE_LLM)
 @given(grid=GRIDS, data=st.data())
 @QUICK
 def test_reduce_takes_counts_and_fractions(name, grid, data):
@@ -74,7 +65,7 @@ def test_grid_that_does_not_match(name, grid, extra, data):
             reduce(x, name, 1, **others | {"grid": short})
 
 
-@pytest.mark.parametrize("name", BEFORE)
+@pytest.mark.parametrize("name", PRE_LLM)
 @given(data=st.data())
 @QUICK
 def test_values_that_cannot_be_ranked(name, data):
@@ -87,7 +78,7 @@ def test_values_that_cannot_be_ranked(name, data):
         get_method(name).reduce(tokens, 5)
 
 
-@pytest.mark.parametrize("name", BEFORE)
+@pytest.mark.parametrize("name", PRE_LLM)
 @given(data=st.data())
 @QUICK
 def test_vectors_of_no_length(name, data):
@@ -104,7 +95,7 @@ def test_vectors_of_no_length(name, data):
     assert out.features.isfinite().all()
 
 
-@pytest.mark.parametrize("name", BEFORE)
+@pytest.mark.parametrize("name", PRE_LLM)
 @given(grid=GRIDS, kinds=st.lists(st.sampled_from(WIDE), min_size=7, max_size=7))
 @QUICK
 def test_every_field_of_a_type_of_its_own(name, grid, kinds):

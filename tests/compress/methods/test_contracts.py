@@ -1,4 +1,4 @@
-"""What all methods promise: shapes, types, conservation, batches, bad input."""
+"""Contracts of all methods: shapes, types, conservation, batches, bad input."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from compress.ops import windows
 from compress.tokens import VisualTokens
 from tests.compress.methods.cases import inputs, layer_tokens
 
-BEFORE = [name for name in list_methods() if not get_method(name).in_llm_only]
-INSIDE = [name for name in list_methods() if get_method(name).in_llm_only]
+PRE_LLM = [name for name in list_methods() if not get_method(name).in_llm_only]
+IN_LLM = [name for name in list_methods() if get_method(name).in_llm_only]
 RELEASED = [
     Duet(),
     Duet(variant="paper"),
@@ -39,7 +39,7 @@ GRIDS = st.tuples(st.integers(1, 5), st.integers(1, 6), st.integers(1, 6))
 QUICK = settings(max_examples=15, deadline=None, derandomize=True)
 
 
-@pytest.mark.parametrize("name", BEFORE)
+@pytest.mark.parametrize("name", PRE_LLM)
 @given(grid=GRIDS, batch=st.integers(1, 3), dtype=DTYPES, data=st.data())
 @QUICK
 def test_contract(name, grid, batch, dtype, data):
@@ -72,14 +72,16 @@ def test_contract(name, grid, batch, dtype, data):
     assert kept.max() <= levels
 
 
-@pytest.mark.parametrize("name", BEFORE)
+@pytest.mark.parametrize("name", PRE_LLM)
 @pytest.mark.parametrize("grid", [(1, 6, 6), (5, 2, 4)])
 def test_each_input_of_a_batch_gets_what_it_gets_alone(name, grid):
     tokens = inputs(b=3, grid=grid, seed=5)
     whole = get_method(name).reduce(tokens, 11)
     for b in range(3):
-        one = {k: v[b : b + 1] for k, v in vars(tokens).items() if isinstance(v, torch.Tensor)}
-        alone = get_method(name).reduce(VisualTokens(grid=grid, **one), 11)
+        sample_fields = {
+            k: v[b : b + 1] for k, v in vars(tokens).items() if isinstance(v, torch.Tensor)
+        }
+        alone = get_method(name).reduce(VisualTokens(grid=grid, **sample_fields), 11)
         part = whole.sample(b)
         assert torch.equal(part.anchor, alone.anchor)
         assert torch.equal(part.assign, alone.assign)
@@ -95,10 +97,10 @@ def test_released_variants_are_consistent(method):
             assert (out.anchor.diff(dim=1) > 0).all()
 
 
-@pytest.mark.parametrize("name", BEFORE)
+@pytest.mark.parametrize("name", PRE_LLM)
 @pytest.mark.parametrize("value", [0.0, 1.0])
-def test_equal_or_zero_cells(name, value):
-    # a blank image: all cells equal; zero-norm features and keys have no direction
+def test_equal_or_zero_tokens(name, value):
+    # a blank image: all tokens equal; zero-norm features and keys have no direction
     t = inputs(b=1)
     flat = {k: torch.full_like(v, value) for k, v in vars(t).items()
             if isinstance(v, torch.Tensor) and v.is_floating_point()}  # fmt: skip
@@ -107,21 +109,21 @@ def test_equal_or_zero_cells(name, value):
     assert torch.equal(out.features, torch.full_like(out.features, value))
 
 
-@pytest.mark.parametrize("name", BEFORE)
-def test_one_cell(name):
+@pytest.mark.parametrize("name", PRE_LLM)
+def test_one_token(name):
     tokens = inputs(grid=(1, 1, 1))
     out = get_method(name).reduce(tokens, 1)
     assert torch.equal(out.features, tokens.features)
 
 
-@pytest.mark.parametrize("name", BEFORE)
+@pytest.mark.parametrize("name", PRE_LLM)
 def test_bad_counts(name):
     for keep, error in ((0, ValueError), (37, ValueError), (2.0, TypeError), (True, TypeError)):
         with pytest.raises(error, match="keep"):
             get_method(name).reduce(inputs(), keep)
 
 
-@pytest.mark.parametrize("name", BEFORE)
+@pytest.mark.parametrize("name", PRE_LLM)
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_values_that_cannot_be_ranked(name, bad):
     tokens = inputs()
@@ -130,7 +132,7 @@ def test_values_that_cannot_be_ranked(name, bad):
         get_method(name).reduce(tokens, 5)
 
 
-@pytest.mark.parametrize("name", BEFORE)
+@pytest.mark.parametrize("name", PRE_LLM)
 def test_missing_fields_are_named(name):
     method = get_method(name)
     for need in method.needs:
@@ -144,8 +146,8 @@ def test_missing_fields_are_named(name):
         method.reduce(replace(inputs(), **{want: None}, **lack), 5).validate()
 
 
-@pytest.mark.parametrize("name", INSIDE)
-def test_nothing_to_reduce_before_the_language_model(name):
+@pytest.mark.parametrize("name", IN_LLM)
+def test_nothing_to_reduce_pre_llm(name):
     tokens = inputs()
     assert torch.equal(get_method(name).reduce(tokens, 36).features, tokens.features)
     with pytest.raises(ValueError, match="in the language model only"):
@@ -155,7 +157,7 @@ def test_nothing_to_reduce_before_the_language_model(name):
 @pytest.mark.parametrize("name", list_methods())
 @given(n=st.integers(1, 24), dtype=DTYPES, data=st.data())
 @QUICK
-def test_contract_inside(name, n, dtype, data):
+def test_contract_in_llm(name, n, dtype, data):
     count = data.draw(st.integers(0, n), label="count")
     full = layer_tokens(n)
     tokens = replace(full, hidden=full.hidden.to(dtype), text=full.text.to(dtype))
@@ -169,18 +171,18 @@ def test_contract_inside(name, n, dtype, data):
         get_method(name).reduce_in_llm(tokens, n + 1)
 
 
-@pytest.mark.parametrize("name", BEFORE)
+@pytest.mark.parametrize("name", PRE_LLM)
 def test_gradient_reaches_what_is_kept(name):
     tokens = inputs(b=1)
     x = tokens.features.clone().requires_grad_()
     out = get_method(name).reduce(replace(tokens, features=x), 7)
     out.features.square().sum().backward()
     reached = x.grad.abs().sum(2) > 0
-    held = torch.stack([out.assign, *out.more]).amax(0) >= 0
-    assert torch.equal(reached, held)
+    kept_mask = torch.stack([out.assign, *out.more]).amax(0) >= 0
+    assert torch.equal(reached, kept_mask)
 
 
-@pytest.mark.parametrize("name", BEFORE)
+@pytest.mark.parametrize("name", PRE_LLM)
 def test_long_videos_in_windows(name, monkeypatch):
     monkeypatch.setattr(windows, "WINDOW", 20)
     tokens = inputs(b=2, grid=(7, 2, 4))
@@ -208,7 +210,7 @@ def test_autocast_does_not_touch_the_choice():
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("name", BEFORE)
+@pytest.mark.parametrize("name", PRE_LLM)
 def test_same_on_cuda(name):
     tokens = inputs(grid=(2, 8, 8))
     moved = {k: v.cuda() for k, v in vars(tokens).items() if isinstance(v, torch.Tensor)}

@@ -1,4 +1,4 @@
-"""The example of docs/add-a-method.md works, and agrees with its reference."""
+"""The example of docs/add-a-method.md works and agrees with its reference."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a selection costs on a GPU: kernel launches, and looks of the host at a value."""
+"""The cost of a selection on a GPU: kernel launches, and values that the host reads."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 
 from compress.methods import get_method
 from tests.compress.methods.cases import inputs
-from tests.compress.methods.test_contracts import BEFORE
+from tests.compress.methods.test_contracts import PRE_LLM
 from tests.compress.ops.launches import as_on_gpu, looks
 
 KEEP = 192
@@ -21,7 +21,7 @@ def test_launches_at_a_third_of_576(name, monkeypatch):
     assert launches.count <= MOST[name], launches.by_name
 
 
-@pytest.mark.parametrize("name", sorted({*BEFORE} - {"pool", "downsample"}))
+@pytest.mark.parametrize("name", sorted({*PRE_LLM} - {"pool", "downsample"}))
 def test_at_most_three_launches_a_selection(name, monkeypatch):
     """Pooling fills its map on the host, which this count cannot tell from a launch."""
     counts = []
@@ -33,9 +33,9 @@ def test_at_most_three_launches_a_selection(name, monkeypatch):
 
 
 @pytest.mark.parametrize("check", [True, False])
-@pytest.mark.parametrize("name", BEFORE)
+@pytest.mark.parametrize("name", PRE_LLM)
 def test_one_look_at_most(name, check, monkeypatch):
     tokens = inputs(b=3, grid=(1, 12, 12))
-    with as_on_gpu(monkeypatch), looks(monkeypatch) as found:
+    with as_on_gpu(monkeypatch), looks(monkeypatch) as counts:
         get_method(name).reduce(tokens, 40, check=check)
-    assert dict(found) == ({"tolist": 1} if check else {})
+    assert dict(counts) == ({"tolist": 1} if check else {})

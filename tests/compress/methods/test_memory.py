@@ -1,4 +1,4 @@
-"""No method builds a table larger than cells x window, however long the video."""
+"""No method builds a table larger than tokens x window, however long the video."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from compress.methods import get_method, list_methods
 from compress.ops import similarity, windows
 from compress.tokens import LayerTokens, VisualTokens
 from tests.compress.methods.cases import inputs
-from tests.compress.methods.test_contracts import BEFORE
+from tests.compress.methods.test_contracts import PRE_LLM
 from tests.marks import later
 
-GRID, CELLS, WINDOW = (64, 4, 4), 1024, 64
-MOST = CELLS * WINDOW  # entries: a table of all cells by all cells would have 16 times as many
+GRID, TOKENS, WINDOW = (64, 4, 4), 1024, 64
+MOST = TOKENS * WINDOW  # entries: a table of all tokens by all tokens would have 16 times as many
 
 
 class Largest(TorchDispatchMode):
@@ -58,33 +58,33 @@ def video(still: bool) -> VisualTokens:
 
 
 @pytest.mark.parametrize("still", [False, *later(True)])
-@pytest.mark.parametrize("name", BEFORE)
-def test_before_the_language_model(name, still):
+@pytest.mark.parametrize("name", PRE_LLM)
+def test_pre_llm(name, still):
     tokens = video(still)
     with Largest() as largest, FlopCounterMode(display=False) as flops:
-        get_method(name).reduce(tokens, CELLS // 9)
+        get_method(name).reduce(tokens, TOKENS // 9)
     assert largest.entries <= MOST, largest.made_by
     # products of all pairs within windows, a few times over, never of all pairs
     assert flops.get_total_flops() <= 6 * 2 * MOST * 11
 
 
 @pytest.mark.parametrize("name", list_methods())
-def test_inside_the_language_model(name):
+def test_in_llm(name):
     full = video(still=True)
     g = torch.Generator().manual_seed(0)
     state = LayerTokens(
-        full.features, torch.ones(1, CELLS).long(), torch.arange(CELLS)[None], GRID,
-        scores=torch.rand(1, CELLS, generator=g), keys=full.keys, text=full.text_query,
+        full.features, torch.ones(1, TOKENS).long(), torch.arange(TOKENS)[None], GRID,
+        scores=torch.rand(1, TOKENS, generator=g), keys=full.keys, text=full.text_query,
         text_keys=torch.randn(1, 4, 5, generator=g), text_mask=torch.ones(1, 4).bool(),
     )  # fmt: skip
     with Largest() as largest:
-        get_method(name).reduce_in_llm(state, CELLS // 9)
+        get_method(name).reduce_in_llm(state, TOKENS // 9)
     assert largest.entries <= MOST, largest.made_by
 
 
 def test_the_probe_sees_a_full_table(monkeypatch):
     tokens = replace(video(still=False), grid=(1, 32, 32))
-    monkeypatch.setattr(windows, "WINDOW", CELLS)
+    monkeypatch.setattr(windows, "WINDOW", TOKENS)
     with Largest() as largest:
         get_method("divprune").reduce(tokens, 9)
-    assert largest.entries == CELLS**2
+    assert largest.entries == TOKENS**2

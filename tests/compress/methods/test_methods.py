@@ -127,7 +127,7 @@ def test_salient_rows_keep_the_last_real_token():
     assert Duet().salient_rows(text[:, :0], visual).shape == (1, 0)
 
 
-def test_inside_keeps_the_highest_scores_in_order():
+def test_in_llm_keeps_the_highest_scores_in_order():
     hidden = torch.randn(1, 5, 3)
     size, anchor = torch.tensor([[1, 4, 1, 1, 2]]), torch.tensor([[0, 2, 3, 6, 8]])
     scores = torch.tensor([[0.1, 0.3, 0.3, 0.0, 0.5]])
@@ -225,7 +225,7 @@ def test_against_reference(case, seed):
 
 
 @pytest.mark.parametrize("count", [3, 7, 12])
-def test_rules_inside_the_language_model(count):
+def test_in_llm_rules(count):
     t = layer_tokens()
     hidden, size = t.hidden.double().numpy(), t.size.numpy()
     for b in range(2):
@@ -292,10 +292,10 @@ def test_cascade_keeps_true_unions():
         assert (total.anchor.diff(dim=1) > 0).all()
         for b in range(2):
             for row in range(count):
-                cells = total.members(row, b)
-                assert len({int(c) // 16 for c in cells}) == 1  # a frame's clusters stay in it
+                members = total.members(row, b)
+                assert len({int(c) // 16 for c in members}) == 1  # a frame's clusters stay in it
                 torch.testing.assert_close(
-                    total.features[b, row], tokens.features[b, cells].mean(0)
+                    total.features[b, row], tokens.features[b, members].mean(0)
                 )
 
 

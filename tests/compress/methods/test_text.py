@@ -26,11 +26,11 @@ READERS = [name for name in list_methods() if "text_query" in get_method(name).w
 
 def without(tokens, width):
     """The first input, with no text: none given, of no width, or all padding."""
-    one = tokens.batch(slice(0, 1))
+    sample = tokens.batch(slice(0, 1))
     if width is None:
-        return replace(one, text_query=None, text_query_mask=None)
+        return replace(sample, text_query=None, text_query_mask=None)
     mask = torch.zeros(1, width, dtype=torch.bool)
-    return replace(one, text_query=one.text_query[:, :width], text_query_mask=mask)
+    return replace(sample, text_query=sample.text_query[:, :width], text_query_mask=mask)
 
 
 def test_readers_are_known():

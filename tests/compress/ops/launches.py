@@ -1,4 +1,4 @@
-"""Counts what an operation would cost on a GPU, on a CPU: kernel launches and looks at values."""
+"""Counts on a CPU what an operation costs on a GPU: kernel launches and reads of values."""
 
 from __future__ import annotations
 
@@ -56,8 +56,8 @@ class Kernels:
         self.launches.by_name[name] += 1
         with _disable_current_modes(), pytest.MonkeyPatch.context() as patch:
             patch.setattr(greedy, "_fused", lambda table: None)
-            found: torch.Tensor = loop(table, count)
-        return found
+            index: torch.Tensor = loop(table, count)
+        return index
 
     def volume(self, kernel: torch.Tensor, count: int) -> torch.Tensor:
         return self._once("triton volume", greedy.volume, kernel, count)
@@ -79,13 +79,13 @@ def as_on_gpu(patch: pytest.MonkeyPatch) -> Iterator[Launches]:
 @contextmanager
 def looks(patch: pytest.MonkeyPatch) -> Iterator[Counter[str]]:
     """Counts what would make the host wait for a GPU."""
-    found: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
 
     def counted(name: str) -> Any:
         own = getattr(torch.Tensor, name)
 
         def call(self: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-            found[name] += 1
+            counts[name] += 1
             return own(self, *args, **kwargs)
 
         return call
@@ -93,4 +93,4 @@ def looks(patch: pytest.MonkeyPatch) -> Iterator[Counter[str]]:
     with patch.context() as own:
         for name in LOOKS:
             own.setattr(torch.Tensor, name, counted(name))
-        yield found
+        yield counts

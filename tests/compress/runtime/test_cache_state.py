@@ -1,4 +1,4 @@
-"""What is kept of a prompt from one forward to the next."""
+"""The cache state, which is kept from one forward to the next."""
 
 from __future__ import annotations
 

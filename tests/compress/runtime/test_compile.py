@@ -28,7 +28,7 @@ def fresh_dynamo() -> Any:
 
 def decode(model: Any, cache: Any, length: int, rows: int, mask: torch.Tensor | None) -> Any:
     """Logits of three decoded tokens."""
-    found = []
+    outputs = []
     for step in range(3):
         if mask is not None:
             mask = torch.cat([mask, torch.ones(rows, 1, dtype=torch.int64)], dim=1)
@@ -39,8 +39,8 @@ def decode(model: Any, cache: Any, length: int, rows: int, mask: torch.Tensor | 
             position_ids=positions,
             past_key_values=cache,
         )
-        found.append(out.logits)
-    return torch.cat(found, dim=1)
+        outputs.append(out.logits)
+    return torch.cat(outputs, dim=1)
 
 
 @pytest.mark.parametrize(

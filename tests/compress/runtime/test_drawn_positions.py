@@ -1,4 +1,4 @@
-"""Schemes that draw, or settle on the layout, under a compression and in a recipe."""
+"""Schemes that draw or depend on the layout, under a compression and in a recipe."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ def test_a_recipe_with_automatic_increments_draws_nothing() -> None:
     try:
         for step in range(4):
             reducer.begin(step)
-            found = positions_of(reducer.compression, model)
+            actual = positions_of(reducer.compression, model)
             kept = reducer.compression.export()[0]["anchor"]
-            torch.testing.assert_close(found, 2 + (kept + 1) / 4, check_dtype=False)
+            torch.testing.assert_close(actual, 2 + (kept + 1) / 4, check_dtype=False)
     finally:
         reducer.compression.remove()

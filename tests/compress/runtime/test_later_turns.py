@@ -1,4 +1,4 @@
-"""A second picture in a later turn under M-RoPE, as users hand it over: the new ids only."""
+"""A second picture in a later turn under M-RoPE, for which users pass the new ids only."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ each_host = pytest.mark.parametrize("case", HOSTS, ids=lambda case: case.name)
 
 def positions_in(model: Any, run: Any) -> list[Tensor]:
     """(axes, S) positions that the rotary embedding is given in each forward of `run`."""
-    found: list[Tensor] = []
+    positions_seen: list[Tensor] = []
     rotary = model.model.language_model.rotary_emb
 
     def look(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
-        found.append(kwargs.get("position_ids", args[-1])[-3:, 0].float())
+        positions_seen.append(kwargs.get("position_ids", args[-1])[-3:, 0].float())
 
     handle = rotary.register_forward_pre_hook(look, with_kwargs=True)
     run()
     handle.remove()
-    return found
+    return positions_seen
 
 
 @each_host

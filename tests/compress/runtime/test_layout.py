@@ -55,7 +55,7 @@ def test_after_keeps_what_is_kept_in_order(data: st.DataObject) -> None:
         chosen = data.draw(st.lists(st.integers(0, count - 1), unique=True))
         if data.draw(st.booleans(), label="in order"):
             chosen.sort()
-        kept += [first + one for one in chosen]
+        kept += [first + element for element in chosen]
         counts.append(len(chosen))
     after, index, back = layout.after(torch.tensor(kept, dtype=torch.int64), counts)
     visual = {
@@ -68,8 +68,8 @@ def test_after_keeps_what_is_kept_in_order(data: st.DataObject) -> None:
     stands: dict[int, int] = {}
     for count in counts:
         part = kept[start : start + count]
-        for place, one in zip(sorted(part), part, strict=True):
-            stands[place] = one
+        for place, element in zip(sorted(part), part, strict=True):
+            stands[place] = element
         start += count
     for row in range(len(layout.mask)):
         real = layout.mask[row].nonzero().flatten().tolist()
@@ -91,11 +91,11 @@ def test_after_keeps_what_is_kept_in_order(data: st.DataObject) -> None:
         )
         standing = [c for c in real if (row, c) not in visual or visual[row, c] in stands]
         for column in real:
-            before = sum(one <= column for one in standing)
+            before = sum(element <= column for element in standing)
             assert int(back[row, column]) == first + max(before - 1, 0)
     # The new layout says where each kept token is, in its own order.
     places = [int(index[r, c]) for r, c in zip(after.rows, after.columns, strict=True)]
-    assert places == [int(layout.columns[one]) for one in kept]
+    assert places == [int(layout.columns[element]) for element in kept]
     assert after.lengths == [len(wanted) for _, wanted in wanted_rows]
 
 

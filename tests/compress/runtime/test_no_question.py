@@ -39,7 +39,7 @@ def test_a_prompt_that_ends_in_an_image(case: Case, name: str) -> None:
         asked = logits_of(model, case.inputs([other]))[0]
         for batch in ([sample, sample], [sample, other], [other, sample]):
             together = logits_of(model, case.inputs(batch))
-            wanted = torch.stack([alone if one is sample else asked for one in batch])
+            wanted = torch.stack([alone if member is sample else asked for member in batch])
             torch.testing.assert_close(together, wanted, **CLOSE)
     if name == "foveate":
         with torch.no_grad():
@@ -86,9 +86,9 @@ def test_a_training_batch_of_captions(case: Case, name: str) -> None:
     assert gradients and all(bool(gradient.isfinite().all()) for gradient in gradients)
     model.zero_grad()
     torch.testing.assert_close(loss, (alone[0].loss + alone[1].loss) / 2, rtol=1e-4, atol=1e-5)
-    for row, one in enumerate(alone):
-        length = one.logits.shape[1]
-        torch.testing.assert_close(together.logits[row, :length], one.logits[0], **CLOSE)
+    for row, single in enumerate(alone):
+        length = single.logits.shape[1]
+        torch.testing.assert_close(together.logits[row, :length], single.logits[0], **CLOSE)
 
 
 def test_the_question_is_read_where_there_is_one() -> None:
@@ -96,9 +96,9 @@ def test_the_question_is_read_where_there_is_one() -> None:
     case, method = HOSTS[0], Foveate(relevant=5.0)
     model, kept = case.model(), []
     for seed in (1, 2):
-        one = case.sample((3, ("image", "a")), seed=0)
+        sample = case.sample((3, ("image", "a")), seed=0)
         question = case.sample((6,), seed=10 + seed).ids
         with compress(model, method, budget=16) as c:
-            answer(model, case.inputs([Sample(torch.cat([one.ids, question]), one.shown)]))
+            answer(model, case.inputs([Sample(torch.cat([sample.ids, question]), sample.shown)]))
             kept.append(c.export()[0]["anchor"])
     assert not torch.equal(*kept)

@@ -1,4 +1,4 @@
-"""Samples that hold an image and nothing else."""
+"""Samples of nothing but an image."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.marks import later
 from tests.tiny import CASES, Case, Sample
 
 METHODS: dict[str, Method] = {
-    "duet": Duet(),
+    "duet": Duet(variant="released"),
     "duet, all": Duet(query="all"),
     "pyramiddrop": PyramidDrop(),
     "fastv": FastV(),
@@ -62,10 +62,10 @@ def test_in_a_batch(case: Case, name: str) -> None:
         alone = [answer(model, case.inputs([sample])).logits for sample in batch]
         with torch.no_grad():
             right = model(**case.inputs(batch, "right")).logits
-    for row, one in enumerate(alone):
-        found = torch.stack([step[row] for step in together])
-        torch.testing.assert_close(found, torch.cat(one), **CLOSE)
-        torch.testing.assert_close(right[row, len(batch[row].ids) - 1], one[0][0], **CLOSE)
+    for row, single in enumerate(alone):
+        actual = torch.stack([step[row] for step in together])
+        torch.testing.assert_close(actual, torch.cat(single), **CLOSE)
+        torch.testing.assert_close(right[row, len(batch[row].ids) - 1], single[0][0], **CLOSE)
 
 
 def test_a_caption_without_any_prompt_is_not_predicted_from_itself() -> None:

@@ -1,4 +1,4 @@
-"""A plan takes what `reduce` returns, and says of it what an attached compression does."""
+"""A plan takes the result of `reduce`, and gives the positions of an attached compression."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ def test_a_plan_takes_the_reduction_of_one_input() -> None:
     draw = torch.Generator().manual_seed(0)
     features = torch.randn(2, 64, 8, generator=draw)
     layout = plan([Text(3), Image((8, 8)), Text(7)], scheme=V2PE(1 / 4))
-    one = reduce(features[:1], "divprune", 16, grid=(8, 8))
-    reduced = layout.after({1: one})
+    reduction = reduce(features[:1], "divprune", 16, grid=(8, 8))
+    reduced = layout.after({1: reduction})
     assert len(reduced) == 3 + 16 + 7
     positions = torch.as_tensor(reduced.positions)[3:19, 0, 0]
-    torch.testing.assert_close(positions, 2 + (one.anchor[0] + 1) / 4, check_dtype=False)
+    torch.testing.assert_close(positions, 2 + (reduction.anchor[0] + 1) / 4, check_dtype=False)
     with pytest.raises((PositionError, ValueError), match=r"(?i)batch|inputs|one"):
         layout.after({1: reduce(features, "divprune", 16, grid=(8, 8))})
 
@@ -31,5 +31,5 @@ def test_an_attached_compression_follows_the_plan() -> None:
     with torch.no_grad(), compress(model, "divprune", 16, positions=V2PE(1 / 4)) as c:
         model(**CASE.inputs([sample]))
         exported = c.export()[0]
-    found = exported["positions"][:, 0, 0]
-    torch.testing.assert_close(found, 2 + (exported["anchor"] + 1) / 4, check_dtype=False)
+    actual = exported["positions"][:, 0, 0]
+    torch.testing.assert_close(actual, 2 + (exported["anchor"] + 1) / 4, check_dtype=False)

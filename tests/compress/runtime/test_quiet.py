@@ -1,4 +1,4 @@
-"""What a compression asks of an accelerator: few waits in prefill, none in decoding."""
+"""A compression synchronises rarely in prefill, and never in decoding."""
 
 from __future__ import annotations
 

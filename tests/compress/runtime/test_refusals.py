@@ -1,4 +1,4 @@
-"""What is refused, with a sentence that names the cause, and what goes on after a compression."""
+"""Unsupported uses are refused with a sentence that names the cause."""
 
 from __future__ import annotations
 
@@ -85,8 +85,8 @@ def test_a_shortened_cache_without_its_compression() -> None:
     with pytest.raises(CompressionError, match=r"compress"):
         model.generate(input_ids=NEXT, attention_mask=mask, past_key_values=cache, max_new_tokens=1)
     with compress(model, BOTH, budget=16):
-        found = model(input_ids=NEXT, past_key_values=cache).logits
-    torch.testing.assert_close(found, wanted, **CLOSE)
+        actual = model(input_ids=NEXT, past_key_values=cache).logits
+    torch.testing.assert_close(actual, wanted, **CLOSE)
 
 
 @torch.no_grad()

@@ -46,15 +46,17 @@ def test_many_query_rows_on_many_tokens(name: str, monkeypatch: pytest.MonkeyPat
     model = tiny.llava()
     # 24 images of 64 tokens, then text: the largest tensor of the stock forward has 4,096 x 64.
     given = tiny.batch([tiny.prompt([3] + [1] * 23 + [2500])], tiny.pixels(24))
-    found = []
+    results = []
     for bound in (None, BOUND):
         if bound is not None:
             monkeypatch.setattr("compress.runtime.scores.LOGITS", bound)
             monkeypatch.setattr("compress.ops.similarity.PAIRS", bound)
         with compress(model, METHODS[name], budget=16) as c, torch.no_grad(), Largest() as largest:
             logits = model(**given, logits_to_keep=1).logits
-        found.append((logits, [one["anchor"] for one in c.export()], c.report().reduced.layers))
+        results.append(
+            (logits, [entry["anchor"] for entry in c.export()], c.report().reduced.layers)
+        )
     assert largest.elements <= BOUND
-    torch.testing.assert_close(found[0][0], found[1][0], rtol=1e-4, atol=1e-5)
-    assert all(torch.equal(a, b) for a, b in zip(found[0][1], found[1][1], strict=True))
-    assert found[0][2] == found[1][2]
+    torch.testing.assert_close(results[0][0], results[1][0], rtol=1e-4, atol=1e-5)
+    assert all(torch.equal(a, b) for a, b in zip(results[0][1], results[1][1], strict=True))
+    assert results[0][2] == results[1][2]

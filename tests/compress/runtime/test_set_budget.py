@@ -1,4 +1,4 @@
-"""Another budget on a compression that stays attached."""
+"""`set_budget` on an attached compression."""
 
 from __future__ import annotations
 

@@ -29,13 +29,13 @@ def quick_switching() -> Iterator[None]:
 
 def answers(model: Any, given: dict[str, Any], rounds: int) -> list[Any]:
     """Greedy ids of each round, or the error in its place."""
-    found: list[Any] = []
+    results: list[Any] = []
     for _ in range(rounds):
         try:
-            found.append(model.generate(**given, max_new_tokens=3, do_sample=False))
+            results.append(model.generate(**given, max_new_tokens=3, do_sample=False))
         except Exception as error:
-            found.append(error)
-    return found
+            results.append(error)
+    return results
 
 
 @pytest.mark.usefixtures("quick_switching")
@@ -57,13 +57,15 @@ def test_each_thread_gets_its_own_answers(case: Case, method: str | None) -> Non
     try:
         wanted = [answers(model, given, 1)[0] for given in prompts]
         with ThreadPoolExecutor(len(prompts)) as pool:
-            found = list(pool.map(work, prompts))
+            results = list(pool.map(work, prompts))
     finally:
         if c is not None:
             c.remove()
-    for expected, of_thread in zip(wanted, found, strict=True):
-        for one in of_thread:
-            if isinstance(one, Exception):
-                assert isinstance(one, CompressionError) and "thread" in str(one), repr(one)
+    for expected, of_thread in zip(wanted, results, strict=True):
+        for result in of_thread:
+            if isinstance(result, Exception):
+                assert isinstance(result, CompressionError) and "thread" in str(result), repr(
+                    result
+                )
             else:
-                assert torch.equal(one, expected)
+                assert torch.equal(result, expected)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.compress import zero3
+from tests.compress.runtime import zero3_worker
 
 
 def finished(processes: list[subprocess.Popen[bytes]], limit: float) -> list[int | None]:
@@ -32,7 +32,7 @@ def finished(processes: list[subprocess.Popen[bytes]], limit: float) -> list[int
 
 # Families with one method, and one family with images of two sizes with all of them.
 RUNS = [(name, "stages") for name in ("llava", "qwen3_vl", "foveate")]
-RUNS += [("qwen2_vl", method) for method in zero3.METHODS if method != "stages"]
+RUNS += [("qwen2_vl", method) for method in zero3_worker.METHODS if method != "stages"]
 
 
 @pytest.mark.slow
@@ -46,9 +46,16 @@ def test_zero3_with_images_on_one_process_only(name: str, method: str, tmp_path:
         own = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_PORT": 0}
         environment = os.environ | {key: str(value) for key, value in own.items()}
         environment |= {"MASTER_ADDR": "127.0.0.1", "DS_ACCELERATOR": "cpu"}
-        command = [sys.executable, "-m", "tests.compress.zero3", name, method, str(tmp_path)]
+        command = [
+            sys.executable,
+            "-m",
+            "tests.compress.runtime.zero3_worker",
+            name,
+            method,
+            str(tmp_path),
+        ]
         processes.append(subprocess.Popen(command, env=environment))
     assert finished(processes, limit=240) == [0, 0]
     distributed = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
-    together = zero3.one_process(name, method)
+    together = zero3_worker.one_process(name, method)
     torch.testing.assert_close(torch.stack(distributed, 1), together, rtol=1e-4, atol=1e-4)

@@ -11,10 +11,10 @@ from tests.eval.fixtures import scored
 
 def test_gqa(tmp_path: Path) -> None:
     data, media = fixtures.gqa(tmp_path)
-    found = scored(GQA(data, media), {"20100": "Yes.", "20101": "Left", "20102": "shirt"})
-    assert [s.score.value for s in found] == [1.0, 1.0, 0.0]
-    assert found[0].sample.groups == {"structural": "verify", "semantic": "rel"}
-    assert GQA(data, media).score(found[2].sample, "tshirt").value == 1.0
+    answers = scored(GQA(data, media), {"20100": "Yes.", "20101": "Left", "20102": "shirt"})
+    assert [s.score.value for s in answers] == [1.0, 1.0, 0.0]
+    assert answers[0].sample.groups == {"structural": "verify", "semantic": "rel"}
+    assert GQA(data, media).score(answers[2].sample, "tshirt").value == 1.0
 
 
 def test_faults_are_told_by_row(tmp_path: Path) -> None:

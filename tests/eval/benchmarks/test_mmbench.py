@@ -64,10 +64,10 @@ def test_chinese_file(tmp_path: Path) -> None:
 def test_rolls_are_built_as_the_files_that_have_them(tmp_path: Path) -> None:
     rows = mmbench_rows(tmp_path)
     built = written(tmp_path, rows).load()
-    found = written(tmp_path, rolls(rows)).load()
-    assert not built.problems + found.problems
+    loaded = written(tmp_path, rolls(rows)).load()
+    assert not built.problems + loaded.problems
     assert len(built.samples) == 4 + 3 + 2 + 4
-    for a, b in zip(built.samples, found.samples, strict=True):
+    for a, b in zip(built.samples, loaded.samples, strict=True):
         assert (a.key, a.prompt, a.answer, a.options) == (b.key, b.prompt, b.answer, b.options)
         assert a.options[a.answer] == b.options[b.answer]
         assert a.media == b.media

@@ -14,13 +14,13 @@ from tests.eval.fixtures import scored
 
 def test_scienceqa(tmp_path: Path) -> None:
     data, media = fixtures.scienceqa(tmp_path)
-    found = scored(ScienceQA(data, media), {"4": "The answer is B.", "5": "no"})
-    assert [(s.sample.key, s.score.value) for s in found] == [("4", 1.0), ("5", 0.0)]
-    assert found[0].sample.prompt == (
+    answers = scored(ScienceQA(data, media), {"4": "The answer is B.", "5": "no"})
+    assert [(s.sample.key, s.score.value) for s in answers] == [("4", 1.0), ("5", 0.0)]
+    assert answers[0].sample.prompt == (
         "Context: It is round.\nWhich one is it?\nA. circle\nB. ring\nC. star\n"
         "Answer with the option's letter from the given choices directly."
     )
-    assert found[1].sample.groups == {"subject": "social science", "grade": "grade 4"}
+    assert answers[1].sample.groups == {"subject": "social science", "grade": "grade 4"}
     with pytest.raises(DataError, match=r"no 'val' in .*; found test, train"):
         ScienceQA(data, media, split="val").load()
 

@@ -15,12 +15,12 @@ from tests.eval.fixtures import SHORT, scored
 
 def test_textvqa(tmp_path: Path) -> None:
     data, media, ocr = fixtures.textvqa(tmp_path)
-    found = scored(TextVQA(data, media), {"34602": "k7.", "34603": "K 7", "34604": "Nokia"})
+    answers = scored(TextVQA(data, media), {"34602": "k7.", "34603": "K 7", "34604": "Nokia"})
     # "K 7" was given by 2, "nokia" by 1: whoever is left out, at most so many others agree.
     expected = [1.0, (8 * 2 / 3 + 2 * 1 / 3) / 10, 9 * (1 / 3) / 10]
-    assert [s.score.value for s in found] == pytest.approx(expected)
-    assert found[0].score.read == "k7"
-    assert found[0].sample.prompt == "What does the sign say?" + SHORT
+    assert [s.score.value for s in answers] == pytest.approx(expected)
+    assert answers[0].score.read == "k7"
+    assert answers[0].sample.prompt == "What does the sign say?" + SHORT
     (with_tokens, *_) = TextVQA(data, media, ocr).load().samples
     assert with_tokens.prompt == "What does the sign say?\nReference OCR token: K7, EXIT" + SHORT
 
@@ -28,9 +28,9 @@ def test_textvqa(tmp_path: Path) -> None:
 def test_textvqa_without_answers_is_handed_in(tmp_path: Path) -> None:
     data, media, _ = fixtures.textvqa(tmp_path, answers=False)
     benchmark = TextVQA(data, media)
-    found = [Scored(s, "The K7", benchmark.score(s, "The K7")) for s in benchmark.load().samples]
-    assert [s.score.value for s in found] == [None] * 3
-    (path,) = benchmark.export(found, tmp_path)
+    answers = [Scored(s, "The K7", benchmark.score(s, "The K7")) for s in benchmark.load().samples]
+    assert [s.score.value for s in answers] == [None] * 3
+    (path,) = benchmark.export(answers, tmp_path)
     assert json.loads(path.read_text())[0] == {"question_id": 34602, "answer": "k7"}
 
 

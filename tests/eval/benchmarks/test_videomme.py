@@ -1,4 +1,4 @@
-"""Video-MME: the files' forms, prompts, subtitles, frames, scoring, the official result file."""
+"""Video-MME: forms of files, prompts, subtitles, frames, scoring, the official result file."""
 
 from __future__ import annotations
 

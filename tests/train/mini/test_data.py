@@ -1,4 +1,4 @@
-"""What the embedded model is shown in training is what it sees in use."""
+"""The embedded model gets the same inputs in training as in use."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from tests.marks import later
+from tests.train.mini.conftest import COUNTS
 from train.mini.data import (
     ASKED,
     IMAGE,
@@ -28,17 +29,6 @@ from vlm.embedded import mini
 from vlm.embedded.scenes import FIELDS, clip_questions, make_clip, make_scene, questions
 
 STEPS = 25
-COUNTS = {IMAGE: 6, VIDEO: 3}
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("drawn")
-
-
-@pytest.fixture(scope="module")
-def data(folder: Path) -> dict[str, Drawn]:
-    return {kind: Drawn.prepare(kind, folder, count) for kind, count in COUNTS.items()}
 
 
 @pytest.mark.parametrize("axes", ["mrope", *later("1d")])
@@ -57,9 +47,9 @@ def test_training_shows_a_question_as_the_processor_does(
     batch = pack([turns], where[None], after)
     lm = model.model.language_model
     with torch.no_grad():
-        one = processor(**{f"{kind}s": [shown]}, text=f"<{kind}>")
-        pixels = one["pixel_values" if kind == IMAGE else "pixel_values_videos"]
-        found = getattr(model.model, f"get_{kind}_features")(pixels).pooler_output[0]
+        media_inputs = processor(**{f"{kind}s": [shown]}, text=f"<{kind}>")
+        pixels = media_inputs["pixel_values" if kind == IMAGE else "pixel_values_videos"]
+        features = getattr(model.model, f"get_{kind}_features")(pixels).pooler_output[0]
         words = lm.get_input_embeddings()
         prefix = batch.positions.shape[2] - len(where) - batch.ids.shape[1]
         parts = [{"type": kind}, {"type": "text", "text": asked[0].text}]
@@ -69,7 +59,7 @@ def test_training_shows_a_question_as_the_processor_does(
         full = processor(**{f"{kind}s": [shown]}, text=text)
         head = words(full["input_ids"][:, :prefix])
         hidden = lm(
-            inputs_embeds=torch.cat([head, found[None], words(batch.ids)], dim=1),
+            inputs_embeds=torch.cat([head, features[None], words(batch.ids)], dim=1),
             attention_mask=batch.mask,
             position_ids=batch.positions if axes == "mrope" else batch.positions[0],
         ).last_hidden_state
@@ -83,8 +73,8 @@ def test_training_shows_a_question_as_the_processor_does(
             inputs = processor(**{f"{kind}s": [shown]}, text=text)
             alone = model(**inputs).logits[0, prefix + len(where) :]
             assert inputs["input_ids"][0, prefix + len(where) :].tolist() == ids[: len(alone)]
-            mine = together[start : start + len(alone)]
-            torch.testing.assert_close(mine, alone, rtol=1e-3, atol=1e-4)
+            actual = together[start : start + len(alone)]
+            torch.testing.assert_close(actual, alone, rtol=1e-3, atol=1e-4)
             start += len(ids)
 
 
@@ -120,8 +110,8 @@ def test_the_first_of_a_lesson_are_shown_as_symbols(data: dict[str, Drawn]) -> N
     for kind, fields in ((IMAGE, {"colour", "shape"}), (VIDEO, {"colour"})):
         half = shown[kind].shape[1] // 2
         assert set(shown[kind][:, half:].flatten().tolist()) == {PIXELS, STRANGE}
-        found = set(shown[kind][:, :half].flatten().tolist())
-        assert found == {SYMBOLS, *(names.index(field) for field in fields)}
+        kinds_shown = set(shown[kind][:, :half].flatten().tolist())
+        assert kinds_shown == {SYMBOLS, *(names.index(field) for field in fields)}
 
 
 def test_what_is_strange_is_not_told(data: dict[str, Drawn]) -> None:
@@ -145,7 +135,7 @@ def test_a_mosaic_shows_what_its_labels_say(data: dict[str, Drawn]) -> None:
     drawn = data[IMAGE]
     pixels, fields = drawn.mosaics(5, np.random.default_rng(0))
     assert pixels.shape == (5, 96, 96, 3) and fields.shape == (5, len(FIELDS), 144)
-    side, width, found = mini.GRID // 4, 24, set()
+    side, width, sources = mini.GRID // 4, 24, set()
     for number in range(5):
         for row, column in np.ndindex(4, 4):
             at = np.s_[row * width : (row + 1) * width, column * width : (column + 1) * width]
@@ -154,10 +144,10 @@ def test_a_mosaic_shows_what_its_labels_say(data: dict[str, Drawn]) -> None:
             ]
             cells = np.arange(144).reshape(12, 12)
             inside = cells[row * side : (row + 1) * side, column * side : (column + 1) * side]
-            mine = fields[number][:, inside.ravel()].numpy()
-            np.testing.assert_array_equal(mine, drawn.labels[source][:, inside.ravel()])
-            found.add(source)
-    assert len(found) > 2
+            actual = fields[number][:, inside.ravel()].numpy()
+            np.testing.assert_array_equal(actual, drawn.labels[source][:, inside.ravel()])
+            sources.add(source)
+    assert len(sources) > 2
 
 
 def test_what_is_slow_to_learn_is_asked_more_often() -> None:
@@ -165,7 +155,7 @@ def test_what_is_slow_to_learn_is_asked_more_often() -> None:
         [turns_of(kind, 1, np.random.default_rng(0), True, 0.0, rounds) for rounds in (1, 4)]
         for kind in (IMAGE, VIDEO)
     )
-    for one, four in (once, often):
-        assert len(one) < len(four) and len({tuple(ids) for ids, _ in four}) == len(four)
+    for single, four in (once, often):
+        assert len(single) < len(four) and len({tuple(ids) for ids, _ in four}) == len(four)
     plain = turns_of(IMAGE, 1, np.random.default_rng(0), False, 0.0)
     assert len(plain) == len(once[0]) - 1  # no caption

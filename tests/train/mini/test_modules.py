@@ -1,4 +1,4 @@
-"""Symbols stand for what a scene holds."""
+"""Symbols represent the content of a scene."""
 
 from __future__ import annotations
 

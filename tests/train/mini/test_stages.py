@@ -1,4 +1,4 @@
-"""Stages of training, going on after a cut, and the mean of a round's ends."""
+"""Stages of training, resuming, and the mean of the weights of a round."""
 
 from __future__ import annotations
 
@@ -13,26 +13,12 @@ import torch
 from train.mini import stages
 from train.mini.data import (
     ASKED,
-    IMAGE,
     UNKNOWN,
-    VIDEO,
     Drawn,
 )
 from train.mini.stages import STAGES, Trainer
 from vlm.embedded import mini
 from vlm.embedded.scenes import FIELDS, cell_labels, make_scene
-
-COUNTS = {IMAGE: 6, VIDEO: 3}
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("drawn")
-
-
-@pytest.fixture(scope="module")
-def data(folder: Path) -> dict[str, Drawn]:
-    return {kind: Drawn.prepare(kind, folder, count) for kind, count in COUNTS.items()}
 
 
 def trainer(folder: Path, data: dict[str, Drawn], axes: mini.Axes = "mrope") -> Trainer:
@@ -41,17 +27,17 @@ def trainer(folder: Path, data: dict[str, Drawn], axes: mini.Axes = "mrope") -> 
 
 
 def test_a_field_that_is_not_known_is_left_out_of_the_distance(tmp_path: Path) -> None:
-    found = trainer(tmp_path, {})
+    untrained = trainer(tmp_path, {})
     colour, shape = (list(FIELDS).index(field) for field in ASKED)
     labels = torch.from_numpy(cell_labels(make_scene(3)))[None].repeat(2, 1, 1)
-    said = found.symbols(labels).detach()
-    assert found._apart(said, labels) == 0
-    said[1] += list(found.symbols.parameters())[shape][5]
-    assert found._apart(said, labels) > 0.01
+    said = untrained.symbols(labels).detach()
+    assert untrained._apart(said, labels) == 0
+    said[1] += list(untrained.symbols.parameters())[shape][5]
+    assert untrained._apart(said, labels) > 0.01
     labels[1, shape] = UNKNOWN
-    assert found._apart(said, labels) < 1e-6
-    said[1] += list(found.symbols.parameters())[colour][5]
-    assert found._apart(said, labels) > 0.01
+    assert untrained._apart(said, labels) < 1e-6
+    said[1] += list(untrained.symbols.parameters())[colour][5]
+    assert untrained._apart(said, labels) > 0.01
 
 
 @pytest.mark.slow

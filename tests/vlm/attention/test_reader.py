@@ -1,4 +1,4 @@
-"""Reading one vision layer: values, and what happens with threads, nesting and layers unseen."""
+"""Reading one vision layer: values, threads, nested captures, and layers that did not run."""
 
 from __future__ import annotations
 
@@ -19,11 +19,16 @@ BY_NAME = {case.name: case for case in CASES}
 
 def shown(case: Case) -> list[tuple[str, str, int]]:
     """The images of all samples of a case."""
-    return [one for sample in case.samples() for one in sample.shown if one[0] == "image"]
+    return [
+        visual_input
+        for sample in case.samples()
+        for visual_input in sample.shown
+        if visual_input[0] == "image"
+    ]
 
 
 def image_call(case: Case, images: list[tuple[str, str, int]]) -> dict[str, Any]:
-    return case.media("image", [one[1:] for one in images])
+    return case.media("image", [image[1:] for image in images])
 
 
 def run(case: Case, call: dict[str, Any]) -> tuple[Any, Any]:
@@ -54,9 +59,9 @@ def test_all_inputs_of_a_call_at_once(case: Case) -> None:
     with torch.no_grad():
         alone = [encode(case.model(), case, *image) for image in images]
     for name, values in (("saliency", saliency), ("keys", keys)):
-        expected = torch.cat([one.fields[name] for one in alone])
+        expected = torch.cat([single.fields[name] for single in alone])
         # The reference marks separators by -1.
-        separators = torch.cat([one.source for one in alone]) < 0
+        separators = torch.cat([single.source for single in alone]) < 0
         values = values.reshape(len(expected), -1)
         expected = expected.reshape(len(expected), -1)
         torch.testing.assert_close(values[~separators], expected[~separators], atol=1e-5, rtol=1e-4)
@@ -155,7 +160,7 @@ def test_frames_are_told_from_the_grids() -> None:
     for handle in handles:
         handle.remove()
     read = capture.heads(adapter.inputs("video", call))
-    assert [tuple(one.shape) for one in read.attention()] == [(64, 64)] * 3
+    assert [tuple(attention_map.shape) for attention_map in read.attention()] == [(64, 64)] * 3
     assert len(read.segments) == 1  # neighbours of one length
 
 
@@ -193,9 +198,9 @@ def test_chunks_bound_the_logits(monkeypatch: pytest.MonkeyPatch) -> None:
     weights = Segments.weights
 
     def measured(self: Segments, *slices: slice) -> Tensor:
-        found = weights(self, *slices)
-        sizes.append(found.numel())
-        return found
+        actual = weights(self, *slices)
+        sizes.append(actual.numel())
+        return actual
 
     monkeypatch.setattr(Segments, "weights", measured)
     monkeypatch.setattr(heads, "LOGITS", 60)
@@ -211,5 +216,5 @@ def test_a_class_token_that_is_not_there() -> None:
 def test_a_prefix_is_no_row() -> None:
     read = SegmentHeads([segments()], has_class_token=True, prefix=2)
     assert read.saliency("auto").shape == (15,) and read.keys().shape == (15, 4)
-    assert [one.shape for one in read.attention()] == [(5, 5)] * 3
+    assert [attention_map.shape for attention_map in read.attention()] == [(5, 5)] * 3
     assert torch.equal(read.saliency("auto"), segments().from_class_token()[:, 2:].flatten())

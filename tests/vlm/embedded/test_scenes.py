@@ -1,4 +1,4 @@
-"""Scenes and clips: deterministic, splits apart, answers true, labels where the things are."""
+"""Scenes and clips: deterministic, with disjoint splits, true answers and right labels."""
 
 from __future__ import annotations
 
@@ -70,8 +70,8 @@ def test_what_is_held_out_never_comes_in_training() -> None:
             assert scene.sign is not None and held_out_text(scene.sign.text)
             assert scene.photo in PHOTOS[split]
     for names in (PHOTOS, FONTS):
-        every = [name for split in SPLITS for name in names[split]]
-        assert len(every) == len(set(every))
+        all_names = [name for split in SPLITS for name in names[split]]
+        assert len(all_names) == len(set(all_names))
 
 
 def right_answer(scene: Scene, question: Question) -> str:
@@ -102,13 +102,13 @@ def right_answer(scene: Scene, question: Question) -> str:
 
 
 def test_only_training_signs_vary_in_size_and_weight() -> None:
-    found = {
+    signs = {
         split: {(s.size, s.stroke) for k in range(60) if (s := make_scene(k, split).sign)}
         for split in SPLITS
     }
-    assert len(found["train"]) > 20
-    assert len({stroke for _, stroke in found["train"]}) > 10
-    assert len(found["val"]) == 1 and found["val"] == found["test"]
+    assert len(signs["train"]) > 20
+    assert len({stroke for _, stroke in signs["train"]}) > 10
+    assert len(signs["val"]) == 1 and signs["val"] == signs["test"]
 
 
 def test_answers_are_true() -> None:
@@ -138,22 +138,22 @@ def test_labels_lie_where_the_pixels_are() -> None:
     labels = dict(zip(FIELDS, cell_labels(scene), strict=True))
     pixels = np.asarray(draw(scene)).astype(int).reshape(12, 8, 12, 8, 3).mean((1, 3))
     for item in scene.items:
-        mine = (labels["colour"] == list(COLOURS).index(item.colour) + 1) & (
+        matches = (labels["colour"] == list(COLOURS).index(item.colour) + 1) & (
             labels["shape"] == SHAPES.index(item.shape) + 1
         )
-        assert mine.any() and item.row in labels["row"][mine]
+        assert matches.any() and item.row in labels["row"][matches]
         if item.shape != "ring":
             cell = pixels[int(item.y // 8), int(item.x // 8)]
             assert np.abs(cell - COLOURS[item.colour]).max() < 110
     assert scene.sign is not None and scene.dot is not None
-    found = labels["character"][labels["character"] > 0]
-    assert "".join(CHARACTERS[k - 1] for k in found) == scene.sign.text
+    characters = labels["character"][labels["character"] > 0]
+    assert "".join(CHARACTERS[k - 1] for k in characters) == scene.sign.text
     (dot,) = np.flatnonzero(labels["kind"] == 3)
     assert (dot // 12, dot % 12) == (scene.dot.y // 8, scene.dot.x // 8)
     clip = make_clip(0)
-    every = clip_labels(clip)
-    assert every.shape == (len(FIELDS), FRAMES * 144)
-    assert np.array_equal(every[:, 144:288], cell_labels(clip.frames[1]))
+    frame_labels = clip_labels(clip)
+    assert frame_labels.shape == (len(FIELDS), FRAMES * 144)
+    assert np.array_equal(frame_labels[:, 144:288], cell_labels(clip.frames[1]))
 
 
 def test_a_choice_has_the_answer_once_and_things_that_are_shown() -> None:
@@ -164,13 +164,13 @@ def test_a_choice_has_the_answer_once_and_things_that_are_shown() -> None:
         asked = [(q, list(scene.items)) for q in questions(scene, rng)]
         asked += [(q, items_of(clip)) for q in clip_questions(clip, rng)]
         for question, shown in asked:
-            found = options(question, shown, rng)
-            assert found.count(question.answer) == 1 and len(set(found)) == len(found)
-            assert len(found) == {"relation": 2, "order": 3}.get(question.category, 4)
+            choices = options(question, shown, rng)
+            assert choices.count(question.answer) == 1 and len(set(choices)) == len(choices)
+            assert len(choices) == {"relation": 2, "order": 3}.get(question.category, 4)
             if question.category == "place":
                 places = {f"row {i.row} column {i.column}" for i in shown}
-                assert len(set(found) & places) == min(4, len(places))
-            form = multiple_choice(question, found)
+                assert len(set(choices) & places) == min(4, len(places))
+            form = multiple_choice(question, choices)
             assert f"{form.answer}. {question.answer}" in form.text.splitlines()
             letters.append(form.answer)
     assert all(letters.count(letter) > len(letters) / 8 for letter in "ABCD")

@@ -35,11 +35,11 @@ def stock(expert):
     pixels = encoders.pixels(expert)
     extra = {}
     if family == "mae":
-        cells = expert.grid[0] * expert.grid[1]
-        extra["noise"] = torch.arange(cells, dtype=torch.float32).expand(2, -1)
+        count = expert.grid[0] * expert.grid[1]
+        extra["noise"] = torch.arange(count, dtype=torch.float32).expand(2, -1)
     if family == "siglip2":
-        cells = expert.grid[0] * expert.grid[1]
-        extra["pixel_attention_mask"] = torch.ones(2, cells, dtype=torch.long)
+        count = expert.grid[0] * expert.grid[1]
+        extra["pixel_attention_mask"] = torch.ones(2, count, dtype=torch.long)
         extra["spatial_shapes"] = torch.tensor([list(expert.grid)] * 2)
         pixels = _patches(pixels, config.patch_size)
     with torch.no_grad():
@@ -52,12 +52,12 @@ def _patches(pixels, size):
     """Patch by patch, pixel by pixel, channels last: written out."""
     rows = []
     for image in pixels:
-        cells = []
+        patches = []
         for top in range(0, image.shape[1], size):
             for left in range(0, image.shape[2], size):
                 patch = image[:, top : top + size, left : left + size]
-                cells.append(patch.permute(1, 2, 0).flatten())
-        rows.append(torch.stack(cells))
+                patches.append(patch.permute(1, 2, 0).flatten())
+        rows.append(torch.stack(patches))
     return torch.stack(rows)
 
 
@@ -98,8 +98,8 @@ def test_saliency_is_the_attention_of_the_scoring_layer(family):
     output = expert(encoders.pixels(expert))
     maps = stock(expert).attentions[expert.config.scoring_layer]
     if family == "sam":
-        cells = expert.grid[0] * expert.grid[1]
-        maps = maps.view(2, -1, cells, cells)
+        count = expert.grid[0] * expert.grid[1]
+        maps = maps.view(2, -1, count, count)
     mean = maps.mean(1)
     expected = mean.mean(1) if family in RECEIVED else mean[:, 0, 1:]
     torch.testing.assert_close(output.saliency, expected, atol=1e-6, rtol=1e-4)
@@ -118,8 +118,8 @@ def test_received_saliency_in_parts_is_the_whole(family, rows, monkeypatch):
     expert = encoders.expert(family, saliency="received")
     pixels = encoders.pixels(expert)
     whole = expert(pixels).saliency
-    cells = expert.grid[0] * expert.grid[1]
-    monkeypatch.setattr(heads, "LOGITS", rows * 2 * 2 * (cells + 1))
+    count = expert.grid[0] * expert.grid[1]
+    monkeypatch.setattr(heads, "LOGITS", rows * 2 * 2 * (count + 1))
     torch.testing.assert_close(expert(pixels).saliency, whole, atol=1e-6, rtol=1e-5)
 
 

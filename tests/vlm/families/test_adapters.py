@@ -1,4 +1,4 @@
-"""What adapters tell of inputs, tokens and layers."""
+"""Adapters: inputs, tokens and layers."""
 
 from __future__ import annotations
 
@@ -19,9 +19,14 @@ EACH = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def calls(case: Case) -> list[tuple[str, dict[str, Any]]]:
     """All inputs of a case's samples in one call a kind."""
     adapter = adapter_of(case.model())
-    shown = [one for sample in case.samples() for one in sample.shown]
-    kinds = [kind for kind in adapter.kinds if any(one[0] == kind for one in shown)]
-    return [(k, case.media(k, [one[1:] for one in shown if one[0] == k])) for k in kinds]
+    shown = [visual_input for sample in case.samples() for visual_input in sample.shown]
+    kinds = [
+        kind for kind in adapter.kinds if any(visual_input[0] == kind for visual_input in shown)
+    ]
+    return [
+        (k, case.media(k, [visual_input[1:] for visual_input in shown if visual_input[0] == k]))
+        for k in kinds
+    ]
 
 
 @EACH
@@ -33,7 +38,7 @@ def test_pooling_all_inputs_is_pooling_each(case: Case) -> None:
         whole = adapter.pool(inputs, rows)
         parts = rows.split([item.rows for item in inputs])
         each = [adapter.pool([item], part) for item, part in zip(inputs, parts, strict=True)]
-        assert [len(one) for one in each] == [item.count for item in inputs]
+        assert [len(pooled) for pooled in each] == [item.count for item in inputs]
         torch.testing.assert_close(whole, torch.cat(each))
         torch.testing.assert_close(adapter.pool(inputs, rows[:, 0]), whole[:, 0])
         for item, tokens in zip(inputs, each, strict=True):

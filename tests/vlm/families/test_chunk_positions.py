@@ -49,14 +49,14 @@ def test_a_batch_of_images_and_videos(name: str, side: str) -> None:
     inputs = case.inputs(case.samples(), side)
     if name == "qwen2_5_vl":
         inputs["second_per_grid_ts"] = torch.tensor([1.0, 2.0])
-    found, mask = ask(case, inputs), inputs["attention_mask"].bool()
-    assert found is not None and found.dtype == torch.float64
+    actual, mask = ask(case, inputs), inputs["attention_mask"].bool()
+    assert actual is not None and actual.dtype == torch.float64
     expected = stock_positions(case.model(), inputs)
-    assert torch.equal(found[mask], expected[mask])
-    assert (found[~mask] == 0).all()
+    assert torch.equal(actual[mask], expected[mask])
+    assert (actual[~mask] == 0).all()
     if name == "qwen2_5_vl":  # seconds count
         inputs["second_per_grid_ts"] = torch.tensor([1.0, 1.0])
-        assert not torch.equal(ask(case, inputs), found)
+        assert not torch.equal(ask(case, inputs), actual)
 
 
 @pytest.mark.parametrize("name", QWEN)
@@ -83,9 +83,9 @@ def test_a_row_of_padding_alone(name: str) -> None:
     inputs = case.inputs([case.sample((2, ("image", "b"), 3))])
     more = {k: torch.cat([inputs[k], torch.zeros_like(inputs[k])]) for k in
             ("input_ids", "attention_mask", "mm_token_type_ids")}  # fmt: skip
-    found, alone = ask(case, inputs | more), ask(case, inputs)
-    assert found is not None and alone is not None
-    assert torch.equal(found[0], alone[0]) and (found[1] == 0).all()
+    actual, alone = ask(case, inputs | more), ask(case, inputs)
+    assert actual is not None and alone is not None
+    assert torch.equal(actual[0], alone[0]) and (actual[1] == 0).all()
 
 
 def test_what_the_stock_model_places_as_text() -> None:
@@ -123,13 +123,13 @@ def test_foveate_with_mrope(side: str) -> None:
     inputs = dict(processor(images=pictures, text=texts, padding=True, return_tensors="pt"))
     ids, mask = inputs.pop("input_ids"), inputs.pop("attention_mask").bool()
     adapter = adapter_of(model)
-    found = adapter.chunk_positions(ids, mask, inputs)
+    actual = adapter.chunk_positions(ids, mask, inputs)
     with compress(model, "duet", budget=1.0):  # without one, the model looks positions up
         expected = stock_positions(
             model, {"input_ids": ids, "attention_mask": mask.long(), **inputs}
         )
-    assert found is not None and found.dtype == torch.float64
-    assert not torch.equal(found[..., 1], found[..., 2])
-    assert torch.equal(found[mask], expected[mask])
+    assert actual is not None and actual.dtype == torch.float64
+    assert not torch.equal(actual[..., 1], actual[..., 2])
+    assert torch.equal(actual[mask], expected[mask])
     encoded = {"image": adapter.core.get_image_features(**inputs)}
-    assert torch.equal(found, adapter.chunk_positions(ids, mask, {"mm_encoder_outputs": encoded}))
+    assert torch.equal(actual, adapter.chunk_positions(ids, mask, {"mm_encoder_outputs": encoded}))

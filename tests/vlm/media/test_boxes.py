@@ -1,4 +1,4 @@
-"""Open groups of pictures: frames are exact all the same; reading the tables."""
+"""Open groups of pictures: exact frames, and reading of the tables."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Mangled files: each is read, or refused with MediaError; the process neither dies nor hangs.
+"""Damaged files are read, or refused with MediaError. The process neither dies nor hangs.
 
 A crash of this process would end the test run; a hang in Pillow would too (there is no time-out
 around it). A crash or hang of FFmpeg must arrive as MediaError through the decoder's child.

@@ -1,4 +1,4 @@
-"""Images, paths, sampling and videos: what is read, and what each bad input is told."""
+"""Images: what is read, paths, and the error for each bad input."""
 
 from __future__ import annotations
 

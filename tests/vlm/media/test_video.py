@@ -1,4 +1,4 @@
-"""Videos: the frames that come back, their times, and what each bad file is told."""
+"""Videos: frames, times, and the error for each bad file."""
 
 from __future__ import annotations
 

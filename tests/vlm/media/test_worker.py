@@ -1,4 +1,4 @@
-"""The process that decodes: used again, killed, replaced, limited in memory."""
+"""The decoding process: reused, killed, replaced, and limited in memory."""
 
 from __future__ import annotations
 

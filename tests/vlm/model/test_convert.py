@@ -45,11 +45,11 @@ def inputs(processor, texts=TEXTS, side="left"):
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_logits_are_bit_equal(stock, ours, side):
     batch = inputs(stock[1], side=side)
-    found = ours(**batch, output_hidden_states=True)
+    actual = ours(**batch, output_hidden_states=True)
     expected = stock[0](**batch, output_hidden_states=True)
-    assert torch.equal(found.logits, expected.logits)
-    assert torch.equal(found.image_hidden_states, expected.image_hidden_states)
-    assert torch.equal(found.hidden_states[1], expected.hidden_states[1])
+    assert torch.equal(actual.logits, expected.logits)
+    assert torch.equal(actual.image_hidden_states, expected.image_hidden_states)
+    assert torch.equal(actual.hidden_states[1], expected.hidden_states[1])
 
 
 def test_and_back_again(stock, ours, tmp_path):
@@ -58,9 +58,9 @@ def test_and_back_again(stock, ours, tmp_path):
     to_llava(again).save_pretrained(tmp_path / "stock")
     back = hf.LlavaForConditionalGeneration.from_pretrained(tmp_path / "stock")
     expected = stock[0].state_dict()
-    found = back.state_dict()
-    assert list(found) == list(expected)
-    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    state = back.state_dict()
+    assert list(state) == list(expected)
+    assert all(torch.equal(state[name], expected[name]) for name in expected)
     batch = inputs(stock[1])
     assert torch.equal(back(**batch).logits, stock[0](**batch).logits)
     assert back.config.vision_feature_layer == stock[0].config.vision_feature_layer
@@ -79,8 +79,8 @@ def test_the_loss_and_its_gradients(stock, ours):
         (stock[0].model.multi_modal_projector.linear_2, ours.model.fusion.second),
         (stock[0].lm_head, ours.lm_head),
     ]
-    for theirs, mine in pairs:
-        assert torch.equal(theirs.weight.grad, mine.weight.grad)
+    for theirs, actual in pairs:
+        assert torch.equal(theirs.weight.grad, actual.weight.grad)
     assert all(w.grad is None for w in ours.model.experts.parameters())  # frozen by default
 
 
@@ -107,12 +107,13 @@ def test_features_handed_in(stock, ours):
     batch = inputs(stock[1])
     pixels = batch.pop("pixel_values")
     theirs = stock[0].get_image_features(pixels, return_dict=True)
-    mine = ours.get_image_features(pixels)
+    own_features = ours.get_image_features(pixels)
     assert all(
-        torch.equal(a, b) for a, b in zip(mine.pooler_output, theirs.pooler_output, strict=True)
+        torch.equal(a, b)
+        for a, b in zip(own_features.pooler_output, theirs.pooler_output, strict=True)
     )
-    found = ours(**batch, mm_encoder_outputs={"image": theirs}).logits
-    assert torch.equal(found, stock[0](**batch, mm_encoder_outputs={"image": theirs}).logits)
+    actual = ours(**batch, mm_encoder_outputs={"image": theirs}).logits
+    assert torch.equal(actual, stock[0](**batch, mm_encoder_outputs={"image": theirs}).logits)
 
 
 def test_the_parts_are_where_hooks_look_for_them(stock, ours):
@@ -140,9 +141,9 @@ def test_the_parts_are_where_hooks_look_for_them(stock, ours):
 def test_the_processor_of_a_stock_llava(stock, ours):
     processor = FoveateProcessor.from_llava(stock[1], ours.config)
     batch = inputs(stock[1])
-    found = inputs(processor)
-    assert set(found) == set(batch)
-    assert all(torch.equal(found[name], batch[name]) for name in batch)
+    actual = inputs(processor)
+    assert set(actual) == set(batch)
+    assert all(torch.equal(actual[name], batch[name]) for name in batch)
     messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What"}]}]
     assert processor.apply_chat_template(messages) == stock[1].apply_chat_template(messages)
 

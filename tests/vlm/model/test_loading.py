@@ -1,4 +1,4 @@
-"""Checkpoints that are not what they should be: one clear error, nothing run."""
+"""Invalid checkpoints give one clear error, and none of their code runs."""
 
 from __future__ import annotations
 

@@ -27,16 +27,16 @@ def batch(processor, texts=TEXTS, **kwargs):
 
 def by_hand(model, ids):
     """Positions of one unpadded row: 16 CLIP tokens one by one, 16 of SAM by rows of 4."""
-    found, cursor, ids = [], 0, ids.tolist()
+    positions, cursor, ids = [], 0, ids.tolist()
     while ids:
         if ids[0] != model.config.image_token_id:
-            found.append(cursor)
+            positions.append(cursor)
             cursor, ids = cursor + 1, ids[1:]
             continue
-        found += [cursor + i for i in range(16)]
-        found += [cursor + 16 + i // 4 for i in range(16)]
+        positions += [cursor + i for i in range(16)]
+        positions += [cursor + 16 + i // 4 for i in range(16)]
         cursor, ids = cursor + 20, ids[32:]
-    return torch.tensor([found], dtype=torch.float32), cursor
+    return torch.tensor([positions], dtype=torch.float32), cursor
 
 
 def reference(model, ids, features):
@@ -84,8 +84,8 @@ def test_decoding_goes_on_where_the_plan_ends(built, side):
         prompt = inputs["input_ids"][row][inputs["attention_mask"][row].bool()]
         ids = torch.cat([prompt, out.sequences[row, -5:-1]])
         expected = reference(model, ids, own)[-5:]
-        found = torch.stack(out.logits, dim=1)[row]
-        torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-3)
+        actual = torch.stack(out.logits, dim=1)[row]
+        torch.testing.assert_close(actual, expected, atol=1e-4, rtol=1e-3)
     again = model.generate(**inputs, **how, use_cache=False)
     assert torch.equal(again, out.sequences)
 
@@ -117,7 +117,7 @@ def test_a_second_turn_on_the_cached_first(built):
     past = out.past_key_values.get_seq_length()
     new_ids = torch.cat([out.sequences[:, past:], more["input_ids"]], dim=1)
     mask = [first["attention_mask"], torch.ones(2, 3, dtype=torch.long), more["attention_mask"]]
-    found = model(
+    actual = model(
         input_ids=new_ids,
         attention_mask=torch.cat(mask, dim=1),
         past_key_values=out.past_key_values,
@@ -131,7 +131,7 @@ def test_a_second_turn_on_the_cached_first(built):
         real = torch.cat(mask, dim=1)[row].bool()
         expected = reference(model, ids[row][real], own[row])
         count = int(more["attention_mask"][row].sum())
-        torch.testing.assert_close(found[row, -count:], expected[-count:], atol=1e-4, rtol=1e-3)
+        torch.testing.assert_close(actual[row, -count:], expected[-count:], atol=1e-4, rtol=1e-3)
 
 
 @torch.no_grad()
@@ -139,8 +139,8 @@ def test_step_by_step_equals_generate_with_a_static_cache(built):
     model, processor = built
     inputs = batch(processor)
     how = {"max_new_tokens": 4, "do_sample": False, "eos_token_id": -1}
-    found = model.generate(**inputs, **how, cache_implementation="static")
-    assert torch.equal(found, model.generate(**inputs, **how))
+    actual = model.generate(**inputs, **how, cache_implementation="static")
+    assert torch.equal(actual, model.generate(**inputs, **how))
 
 
 @torch.no_grad()
@@ -168,10 +168,10 @@ def test_the_plan_is_there_for_others_to_use(built):
     model, processor = built
     inputs = batch(processor, TEXTS[:1])
     outputs = {"image": model.get_image_features(inputs["pixel_values"])}
-    (found,) = model.model.plan(inputs["input_ids"], inputs["attention_mask"], outputs)
+    (row_plan,) = model.model.plan(inputs["input_ids"], inputs["attention_mask"], outputs)
     at, cursor = by_hand(model, inputs["input_ids"][0])
-    assert found.positions[:, 0, 0].tolist() == at[0].tolist()
-    assert found.next_position == cursor
+    assert row_plan.positions[:, 0, 0].tolist() == at[0].tolist()
+    assert row_plan.next_position == cursor
 
 
 @torch.no_grad()
@@ -207,7 +207,7 @@ def test_training_with_schemes_has_gradients_of_the_reference(built):
     inputs = batch(processor, TEXTS[:1])
     weight = model.model.fusion.second.weight
     losses = []
-    for found in (
+    for logits in (
         model(**inputs).logits[0],
         reference(
             model,
@@ -215,7 +215,7 @@ def test_training_with_schemes_has_gradients_of_the_reference(built):
             model.get_image_features(inputs["pixel_values"]).pooler_output,
         ),
     ):
-        loss = found.float().logsumexp(-1).mean()
+        loss = logits.float().logsumexp(-1).mean()
         losses.append(torch.autograd.grad(loss, weight)[0])
     torch.testing.assert_close(*losses, atol=1e-5, rtol=1e-3)
 
@@ -281,19 +281,19 @@ def test_rows_and_columns_in_a_host_with_three_axes():
     model = encoders.randomise(FoveateForConditionalGeneration(config), std=0.25).eval()
     processor = FoveateProcessor.for_model(config, mini.build_tokenizer())
     inputs = processor(images=models.picture(), text="a <image> b")
-    found = models.logits(model, inputs)[0]
+    actual = models.logits(model, inputs)[0]
     ids = inputs["input_ids"][0]
     first = int((ids == model.config.image_token_id).nonzero()[0])
     rest = len(ids) - first - 16
-    cells = torch.cartesian_prod(torch.tensor([0]), torch.arange(4), torch.arange(4)) + first
+    places = torch.cartesian_prod(torch.tensor([0]), torch.arange(4), torch.arange(4)) + first
     text_before, after = torch.arange(first), torch.arange(rest) + first + 4
-    at = torch.cat([text_before[:, None].expand(-1, 3), cells, after[:, None].expand(-1, 3)])
+    at = torch.cat([text_before[:, None].expand(-1, 3), places, after[:, None].expand(-1, 3)])
     embeds = model.get_input_embeddings()(ids)
     tokens = model.get_image_features(inputs["pixel_values"]).pooler_output[0]
     embeds[first : first + 16] = tokens
     hidden = model.model.language_model(inputs_embeds=embeds[None], position_ids=at.T[:, None])
     expected = model.lm_head(hidden.last_hidden_state)[0]
-    torch.testing.assert_close(found, expected, atol=5e-5, rtol=1e-3)
+    torch.testing.assert_close(actual, expected, atol=5e-5, rtol=1e-3)
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
@@ -308,14 +308,14 @@ def test_packed_samples_get_what_they_get_alone(built, attention):
         for text, a, b in zip(texts, (0, 1, 3, 3), (1, 3, 3, 4), strict=True)
     ]
     packed = processor(images=pictures)
-    packed["input_ids"] = torch.cat([one["input_ids"] for one in alone], dim=1)
-    lengths = [one["input_ids"].shape[1] for one in alone]
+    packed["input_ids"] = torch.cat([single["input_ids"] for single in alone], dim=1)
+    lengths = [single["input_ids"].shape[1] for single in alone]
     packed["position_ids"] = torch.cat([torch.arange(n) for n in lengths])[None]
     model.set_attn_implementation(attention)
     try:
-        found = model(**packed, use_cache=False).logits[0].split(lengths)
-        for one, logits in zip(alone, found, strict=True):
-            torch.testing.assert_close(logits, model(**one).logits[0], atol=5e-5, rtol=1e-3)
+        actual = model(**packed, use_cache=False).logits[0].split(lengths)
+        for single, logits in zip(alone, actual, strict=True):
+            torch.testing.assert_close(logits, model(**single).logits[0], atol=5e-5, rtol=1e-3)
     finally:
         model.set_attn_implementation("sdpa")
 

@@ -83,8 +83,8 @@ def test_crop_is_what_clip_does():
     )
     picture = models.picture(0, (37, 61))
     expected = stock(picture, return_tensors="pt")["pixel_values"]
-    found = processor(fit="crop", mean=[0.5] * 3, std=stock.image_std)(images=picture)
-    assert torch.equal(found["pixel_values"], expected)
+    actual = processor(fit="crop", mean=[0.5] * 3, std=stock.image_std)(images=picture)
+    assert torch.equal(actual["pixel_values"], expected)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Training on two processes, one of which has no pictures: ZeRO-3 says what ZeRO-2 says."""
+"""Training on two processes, one without pictures: ZeRO-3 gives the losses of ZeRO-2."""
 
 from __future__ import annotations
 
@@ -41,6 +41,6 @@ def train(stage, tmp_path):
 
 @pytest.mark.slow
 def test_ranks_without_pictures(tmp_path):
-    found = train(3, tmp_path)
-    assert found == pytest.approx(train(2, tmp_path), abs=2e-4)
-    assert found[-1] < found[0]
+    actual = train(3, tmp_path)
+    assert actual == pytest.approx(train(2, tmp_path), abs=2e-4)
+    assert actual[-1] < actual[0]

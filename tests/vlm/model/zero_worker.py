@@ -1,4 +1,4 @@
-"""One process of `test_model_zero`: a few steps on batches of which some have no pictures.
+"""One process of `test_zero`: a few steps on batches, some without pictures.
 
     python -m tests.vlm.model.zero_worker STAGE
 

@@ -2,7 +2,7 @@
 
 A scene holds 5 to 8 coloured shapes, a tiny dot and a sign with two characters, each in its own
 slot of a 4 x 4 arrangement, over a photograph or a shaded ground. A clip is a video of 4 such
-pictures with 2 shapes each. Everything follows from a seed. The splits are disjoint by
+pictures with 2 shapes each. Everything is determined by a seed. The splits are disjoint by
 construction: the colour-shape pairs of `held_out_pair`, the sign texts of `held_out_text`, and some
 photographs and fonts are never drawn for training.
 """

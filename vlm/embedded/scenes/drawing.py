@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 from vlm.embedded.scenes.scene import COLOURS, IMAGE_SIZE, SHAPES, Clip, Item, Scene, Sign
 
 _OVERSAMPLE = 3
-_BRIGHTEST = 130  # of what lies behind the things
+_BRIGHTEST = 130  # of the background
 
 
 def draw(scene: Scene, size: int = IMAGE_SIZE) -> Image.Image:
@@ -114,7 +114,7 @@ def _draw_sign(pen: ImageDraw.ImageDraw, sign: Sign, scale: float) -> None:
     pen.rounded_rectangle([v * scale for v in plate], radius=2 * scale, fill=(225, 220, 200))
     font, stroke = _font(sign.font, round(sign.size * scale)), sign.stroke * scale
     for character, (x, y) in zip(sign.text, sign.centres, strict=True):
-        # By the middle of its ink: fonts differ in where they put the baseline.
+        # Centred by its ink, as fonts differ in the position of the baseline.
         left, top, right, bottom = pen.textbbox((0, 0), character, font=font)
         at = x * scale - (left + right) / 2, y * scale - (top + bottom) / 2
         pen.text(at, character, fill=(20, 20, 25), font=font, stroke_width=stroke)

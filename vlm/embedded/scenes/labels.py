@@ -1,4 +1,4 @@
-"""What each cell of a picture shows, as the training of the vision encoder is told."""
+"""Labels of each grid cell of a picture, for the training of the vision encoder."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ FIELDS = {
 
 
 def cell_labels(scene: Scene, grid: int = 12, threshold: float = 0.12) -> np.ndarray:
-    """(fields, grid * grid) int64, in the order of `FIELDS`, cells in raster order.
+    """(fields, grid * grid) int64, in the order of `FIELDS`, grid cells in raster order.
 
-    A cell shows an item that covers at least `threshold` of its area.
+    A grid cell shows an item that covers at least `threshold` of its area.
     """
     cell = IMAGE_SIZE // grid
     out = {name: np.zeros((grid, grid), dtype=np.int64) for name in FIELDS}

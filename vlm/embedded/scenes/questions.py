@@ -12,7 +12,7 @@ from vlm.embedded.scenes.scene import CHARACTERS, COLOURS, FRAMES, SHAPES, SLOTS
 
 CATEGORIES = ("attribute", "place", "relation", "count", "small", "reading", "order")
 LETTERS = "ABCD"
-# Word -> what is largest of what it is true of.
+# Word -> the coordinate that is larger for the item which it describes.
 _MOST: dict[str, Callable[[Item], int]] = {
     "left": lambda item: -item.column,
     "right": lambda item: item.column,
@@ -38,15 +38,15 @@ def questions(scene: Scene, rng: np.random.Generator) -> list[Question]:
 
 def clip_questions(clip: Clip, rng: np.random.Generator) -> list[Question]:
     """Which of three things is seen first, and which of three last."""
-    found = []
+    asked = []
     for word in ("first", "last"):
         frames = rng.choice(FRAMES, 3, replace=False).tolist()
         shapes = [_pick(rng, clip.frames[k].items).shape for k in frames]
         answer = shapes[frames.index(min(frames) if word == "first" else max(frames))]
         a, b, c = shapes
         text = f"Which is seen {word}, the {a}, the {b} or the {c}?"
-        found.append(Question("order", text, answer))
-    return found
+        asked.append(Question("order", text, answer))
+    return asked
 
 
 def _attribute(scene: Scene, rng: np.random.Generator) -> Question | None:
@@ -69,18 +69,18 @@ def _place(scene: Scene, rng: np.random.Generator) -> Question | None:
 
 def _relation(scene: Scene, rng: np.random.Generator) -> Question | None:
     names = _names(scene.items)
-    found = [
-        (word, one, other)
-        for one, item in names
+    relations = [
+        (word, subject, other)
+        for subject, item in names
         for other, beside in names
         for word, most in _MOST.items()
         if most(item) > most(beside)
     ]
-    if not found:
+    if not relations:
         return None
-    word, one, other = found[int(rng.integers(len(found)))]
-    a, b = (one, other) if rng.random() < 0.5 else (other, one)
-    return Question("relation", f"Which is {word}, {a} or {b}?", one.removeprefix("the "))
+    word, subject, other = relations[int(rng.integers(len(relations)))]
+    a, b = (subject, other) if rng.random() < 0.5 else (other, subject)
+    return Question("relation", f"Which is {word}, {a} or {b}?", subject.removeprefix("the "))
 
 
 def _count(scene: Scene, rng: np.random.Generator) -> Question:
@@ -88,7 +88,7 @@ def _count(scene: Scene, rng: np.random.Generator) -> Question:
     colours = [item.colour for item in scene.items]
     counts = [(shapes.count(s), f"{s}es" if s == "cross" else f"{s}s") for s in SHAPES]
     counts += [(colours.count(c), f"{c} objects") for c in COLOURS]
-    # Uniform over the numbers first: otherwise "1" would be right most of the time.
+    # Draw the number first, uniformly; otherwise the answer would mostly be "1".
     wanted = int(rng.choice(sorted({n for n, _ in counts if n <= 4})))
     names = [name for n, name in counts if n == wanted]
     name = names[int(rng.integers(len(names)))]
@@ -119,7 +119,7 @@ def _unique(items: Sequence[Item], attribute: str) -> list[Item]:
 
 
 def _names(items: Sequence[Item]) -> list[tuple[str, Item]]:
-    """What the items can be called without a doubt."""
+    """Names that identify the items without ambiguity."""
     names = [(f"the {i.shape}", i) for i in _unique(items, "shape")]
     return names + [(f"the {i.colour} object", i) for i in _unique(items, "colour")]
 
@@ -133,7 +133,7 @@ def _named(items: Sequence[Item], rng: np.random.Generator) -> tuple[str, Item]:
 
 
 def caption(scene: Scene) -> str:
-    """Everything the scene shows, in raster order: the dense text that ties cells to words."""
+    """All that the scene shows, in raster order, which relates every grid cell to words."""
     parts = [
         (i.row, i.column, f"{i.colour} {i.shape} row {i.row} column {i.column}")
         for i in scene.items
@@ -155,7 +155,7 @@ def clip_caption(clip: Clip) -> str:
 
 
 def candidates(text: str) -> list[str]:
-    """What a question offers to choose from: "..., the star or the heart?"."""
+    """The candidates that a question names: "..., the star or the heart?"."""
     return re.findall(r"the ([a-z ]+?)(?:,| or|\?)", text)
 
 
@@ -175,10 +175,10 @@ def multiple_choice(question: Question, choices: Sequence[str]) -> Question:
 def options(
     question: Question, shown: Sequence[Item], rng: np.random.Generator, count: int = 4
 ) -> list[str]:
-    """`count` options at most, the right one among them, in drawn order.
+    """At most `count` options with the right one among them, in random order.
 
-    shown: the items of the picture or the video. The wrong options are, where there are enough of
-    them, things that are shown too, so that knowing what is there does not answer where it is.
+    shown: the items of the picture or the video. The wrong options are taken from these first, so
+    that knowing which items are shown is not enough to find the answer.
     """
     answer = question.answer
     words = answer.split()

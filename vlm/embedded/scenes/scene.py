@@ -1,4 +1,4 @@
-"""What a scene or a clip holds, drawn from a seed."""
+"""The content of a scene or a clip, drawn from a seed."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ SLOTS = 4  # slots per side
 SLOT = IMAGE_SIZE // SLOTS  # pixels
 FRAMES = 4  # of a clip, a second apart
 
-# Photographs of scikit-image and fonts of matplotlib, by split; "" is Pillow's own font. Every
-# split but the training one has photographs alone.
+# Photographs of scikit-image and fonts of matplotlib, by split; "" is Pillow's own font. Only the
+# training split has backgrounds other than photographs.
 PHOTOS: dict[Split, tuple[str, ...]] = {
     "train": ("astronaut.png", "coffee.png", "rocket.jpg", "brick.png", "motorcycle_left.png"),
     "val": ("gravel.png", "hubble_deep_field.jpg"),
@@ -64,8 +64,8 @@ FONTS: dict[Split, tuple[str, ...]] = {
 class Item:
     """One coloured shape; `row` and `column` are 1-based slots, centre and radius are pixels.
 
-    outline: its corners' distances from the centre, in radii, where it is drawn as no shape that
-    has a name.
+    outline: distances of the corners from the centre, in radii, for an item drawn as a shape that
+    has no name.
     """
 
     shape: str
@@ -80,7 +80,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Dot:
-    """One small disc, about a quarter of a cell."""
+    """One small disc, about a quarter of a grid cell."""
 
     colour: str
     row: int
@@ -105,7 +105,7 @@ class Sign:
 
 @dataclass(frozen=True)
 class Scene:
-    """What a picture shows; `draw` and `questions` follow from it alone.
+    """The content of a picture, from which `draw` and `questions` work.
 
     photo: the photograph behind it, or None for a shaded ground. background: a seed.
     """
@@ -238,6 +238,6 @@ def _sign(rng: np.random.Generator, slot: int, split: Split) -> Sign:
     sign = Sign(text, row + 1, column + 1, ((x - 4.75, y), (x + 4.75, y)), font)
     if split != "train":
         return sign
-    # More letterings than there are fonts to learn from: other fonts are read in the end.
+    # There are few fonts for training. Sizes and weights are varied, to generalise to other fonts.
     size, stroke = rng.uniform(11.0, 13.5), max(0.0, rng.uniform(-0.3, 0.4))
     return replace(sign, size=float(size), stroke=float(stroke))

@@ -1,4 +1,4 @@
-"""The attachment on a stock LLaVA, beside the contracts that `test_matrix.py` holds for all."""
+"""Attaching to a stock LLaVA, besides the contracts of all families in `test_matrix.py`."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ def test_half_precision(model: Any) -> None:
         assert b.dtype == torch.bfloat16 and bool(b.isfinite().all())
         return float((a - b.float())[given["attention_mask"] == 1].abs().mean())
 
-    # The same cells, so that the choice is not what is compared.
+    # The same tokens are kept, so that selection is not what is compared.
     assert gap("uniform", 16) < 2 * gap("uniform", 64)
 
 
@@ -165,8 +165,8 @@ def test_text_after_the_image_stands_where_it_stood(model: Any) -> None:
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_a_scheme_in_the_place_of_home(case: Any) -> None:
-    """Each family's inputs can be planned; one position per cell changes what is said."""
+def test_a_scheme_in_place_of_original_positions(case: Any) -> None:
+    """Inputs of each family can be planned; one position a token changes the answer."""
     model, given = case.model(), case.inputs(case.samples())
     logits = []
     for positions in ("original", V2PE(1 / 16)):

@@ -1,4 +1,4 @@
-"""Beside other tools on the same model: key/value presses, LoRA, torch.compile, device maps."""
+"""Compression with other tools on the same model: presses, LoRA, torch.compile, device maps."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.tiny import CASES, Case
 from vlm.families import adapter_of
 
 LLAVA = CASES[0]
-BEFORE = Duet(layers=(), ratios=())
+PRE_LLM = Duet(layers=(), ratios=())
 BOTH = Duet(layers=(1, 3), ratios=(0.6, 0.3))
 each_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 
@@ -74,12 +74,12 @@ def check_pressed(case: Case, method: Any, attention: str, pressed: Callable[[An
         for step, wanted in enumerate(together[1:]):
             place = torch.tensor([[len(sample.ids) + step]])
             ids = together[step].argmax(-1)
-            # The sequence has its home positions; the stock model sees a cache and a position.
+            # The sequence has its original positions; the stock model sees a cache and a position.
             out = model(input_ids=ids, past_key_values=twin, position_ids=place).logits
             torch.testing.assert_close(wanted, out, **CLOSE)
 
 
-@pytest.mark.parametrize("method", [BEFORE, BOTH, PyramidDrop(layers=(1, 2), ratio=0.5)])
+@pytest.mark.parametrize("method", [PRE_LLM, BOTH, PyramidDrop(layers=(1, 2), ratio=0.5)])
 def test_a_press_at_once(method: Any) -> None:
     check_pressed(LLAVA, method, "sdpa", press)
 
@@ -91,11 +91,11 @@ def test_kvpress_at_once() -> None:
 
     class Press(kvpress.KnormPress):  # type: ignore[misc, name-defined]
         def forward_hook(self, module: Any, args: Any, kwargs: Any, output: Any) -> Any:
-            held = kwargs["past_key_values"].get_seq_length(module.layer_idx)
-            more = {"cache_position": torch.arange(held)}
+            length = kwargs["past_key_values"].get_seq_length(module.layer_idx)
+            more = {"cache_position": torch.arange(length)}
             return super().forward_hook(module, args, kwargs | more, output)
 
-    for method in (BEFORE, BOTH):
+    for method in (PRE_LLM, BOTH):
         check_pressed(LLAVA, method, "sdpa", Press(compression_ratio=0.5))
 
 
@@ -103,7 +103,7 @@ def test_a_press_on_a_padded_batch_is_refused() -> None:
     """It removes by head, so that padding and text cannot be told apart afterwards."""
     model, given = LLAVA.model(), LLAVA.inputs(LLAVA.samples())
     with (
-        compress(model, BEFORE, budget=16),
+        compress(model, PRE_LLM, budget=16),
         press(model),
         pytest.raises(ValueError, match=r"another tool removes.*without padding"),
     ):
@@ -169,7 +169,7 @@ def guarded() -> Iterator[None]:
     torch._dynamo.reset()
 
 
-def towers(model: Any, case: Case) -> list[Any]:
+def vision_encoders(model: Any, case: Case) -> list[Any]:
     return [model.model.get_submodule(path) for path in case.vision]
 
 
@@ -177,36 +177,36 @@ def towers(model: Any, case: Case) -> list[Any]:
 @each_case
 @pytest.mark.slow
 @pytest.mark.usefixtures("guarded")
-def test_a_compiled_vision_tower(case: Case) -> None:
+def test_a_compiled_vision_encoder(case: Case) -> None:
     """Compressed first, compiled then: the layers that give scores are seen."""
     model, given = case.fresh(), case.inputs(case.samples())
     with compress(model, BOTH, budget=case.budget), torch.no_grad():
         plain = model(**given).logits
-        for tower in towers(model, case):
-            tower.compile(backend="eager")
+        for encoder in vision_encoders(model, case):
+            encoder.compile(backend="eager")
         torch.testing.assert_close(model(**given).logits, plain, **CLOSE)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["llava", "qwen2_5_vl"])
-def test_a_vision_tower_that_was_compiled_before(name: str) -> None:
+def test_a_vision_encoder_that_was_compiled_before(name: str) -> None:
     """Its layers may run unseen: right all the same, or refused."""
     case = next(case for case in CASES if case.name == name)
     model, given = case.fresh(), case.inputs(case.samples())
     torch._dynamo.reset()
     with compress(model, BOTH, budget=case.budget), torch.no_grad():
         plain = model(**given).logits
-    for tower in towers(model, case):
-        tower.compile(backend="eager")
+    for encoder in vision_encoders(model, case):
+        encoder.compile(backend="eager")
     with torch.no_grad():
         model(**given)
     with compress(model, BOTH, budget=case.budget), torch.no_grad():
         try:
-            found = model(**given).logits
+            actual = model(**given).logits
         except RuntimeError as error:
             assert "compress() first" in str(error)
         else:
-            torch.testing.assert_close(found, plain, **CLOSE)
+            torch.testing.assert_close(actual, plain, **CLOSE)
     torch._dynamo.reset()
 
 
@@ -230,8 +230,8 @@ def test_a_compiled_model_decodes(cache: str) -> None:
     with compress(model, BOTH, budget=16):
         plain = logits_of(model, given)
         model.compile(backend="eager")
-        found = logits_of(model, given, cache_implementation=cache, disable_compile=True)
-        torch.testing.assert_close(found, plain, **CLOSE)
+        actual = logits_of(model, given, cache_implementation=cache, disable_compile=True)
+        torch.testing.assert_close(actual, plain, **CLOSE)
 
 
 # ------------------------------------------------------------------ devices
@@ -242,21 +242,21 @@ def device_map(
 ) -> dict[str, Any]:
     """Where each decoder layer is to be, by number, and what is not within them, by name."""
     numbers = {id(layer): number for number, layer in enumerate(adapter_of(model).layers)}
-    found: dict[str, Any] = {}
+    devices: dict[str, Any] = {}
 
     def walk(module: Any, name: str) -> None:
         if id(module) in numbers:
-            found[name] = of_layer(numbers[id(module)])
+            devices[name] = of_layer(numbers[id(module)])
         elif any(id(part) in numbers for part in module.modules()):
             for own, _ in module.named_parameters(name, recurse=False):
-                found[own] = of_rest(own)
+                devices[own] = of_rest(own)
             for own, child in module.named_children():
                 walk(child, f"{name}.{own}" if name else own)
         else:
-            found[name] = of_rest(name)
+            devices[name] = of_rest(name)
 
     walk(model, "")
-    return found
+    return devices
 
 
 @some_cases
@@ -274,8 +274,8 @@ def test_weights_that_are_elsewhere_between_calls(case: Case, tmp_path: Path) ->
     model = accelerate.dispatch_model(model, parts, main_device="cpu", offload_dir=tmp_path)
     assert {p.device.type for p in model.parameters()} == {"cpu", "meta"}
     with compress(model, BOTH, budget=case.budget):
-        found = logits_of(model, given)
-    torch.testing.assert_close(found, plain, **CLOSE)
+        actual = logits_of(model, given)
+    torch.testing.assert_close(actual, plain, **CLOSE)
 
 
 @pytest.mark.gpu
@@ -290,8 +290,8 @@ def test_two_devices(case: Case) -> None:
     parts = device_map(model, lambda number: 0 if number < 2 else "cpu", lambda name: 0)
     model = accelerate.dispatch_model(model, parts, main_device=0)
     with compress(model, BOTH, budget=case.budget):
-        found = logits_of(model, {name: x.cuda() for name, x in given.items()})
-    torch.testing.assert_close(found.cpu(), plain, rtol=1e-3, atol=1e-3)
+        actual = logits_of(model, {name: x.cuda() for name, x in given.items()})
+    torch.testing.assert_close(actual.cpu(), plain, rtol=1e-3, atol=1e-3)
 
 
 def test_a_press_leaves_what_it_did_not_touch() -> None:

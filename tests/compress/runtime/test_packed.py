@@ -16,16 +16,16 @@ from tests.tiny import CASES, Case, Sample
 
 # The other plans the positions of whole rows by itself; training refuses to pack for it.
 PACKING = [case for case in CASES if case.name != "foveate"]
-STAGES = duet(layers=(1, 3), ratios=(0.6, 0.3))
+BOTH = duet(layers=(1, 3), ratios=(0.6, 0.3))
 SALIENT = duet(layers=(1, 3), ratios=(0.6, 0.3), query="salient")
 BY_FAMILY: dict[str, tuple[Method, float, Any]] = {
     "keep all": (Random(), 1.0, "original"),
-    "stages": (STAGES, 0.3, "original"),
+    "both": (BOTH, 0.3, "original"),
 }
 OTHER: dict[str, tuple[Method, float, Any]] = {
     "salient": (SALIENT, 0.3, "original"),
-    "compact": (STAGES, 0.3, "compact"),
-    "v2pe": (STAGES, 0.3, V2PE(1 / 4)),
+    "compact": (BOTH, 0.3, "compact"),
+    "v2pe": (BOTH, 0.3, V2PE(1 / 4)),
 }
 
 
@@ -45,21 +45,21 @@ def check(case: Case, method: Method, budget: float, positions: Any, attention: 
     samples = [*case.samples(), case.sample([6], seed=9)]
     row = Sample(
         torch.cat([sample.ids for sample in samples]),
-        tuple(one for sample in samples for one in sample.shown),
+        tuple(visual_input for sample in samples for visual_input in sample.shown),
     )
     packed: dict[str, Any] = case.inputs([row])
     del packed["attention_mask"]
     packed["position_ids"] = torch.cat([places(case, model, s) for s in samples], dim=-1)
     labels = [torch.full_like(sample.ids, -100) for sample in samples]
-    for mine, sample in zip(labels, samples, strict=True):
-        mine[-1] = sample.ids[-1]
+    for sample_labels, sample in zip(labels, samples, strict=True):
+        sample_labels[-1] = sample.ids[-1]
     with compress(model, method, budget, positions=positions), torch.no_grad():
-        found = model(**packed, labels=torch.cat(labels)[None], use_cache=False).logits[0]
+        actual = model(**packed, labels=torch.cat(labels)[None], use_cache=False).logits[0]
         wanted = [
-            model(**case.inputs([s]), labels=mine[None], use_cache=False).logits[0]
-            for s, mine in zip(samples, labels, strict=True)
+            model(**case.inputs([s]), labels=sample_labels[None], use_cache=False).logits[0]
+            for s, sample_labels in zip(samples, labels, strict=True)
         ]
-    for got, alone in zip(found.split([len(x) for x in wanted]), wanted, strict=True):
+    for got, alone in zip(actual.split([len(x) for x in wanted]), wanted, strict=True):
         torch.testing.assert_close(got, alone, **CLOSE)
 
 

@@ -1,4 +1,4 @@
-"""Loss and gradients under a compression; the same module calls on every process of ZeRO-3."""
+"""Loss and gradients under a compression."""
 
 from __future__ import annotations
 
@@ -35,9 +35,11 @@ def labelled(case: Case, side: str = "right") -> tuple[list[Sample], dict[str, T
 
 
 def gradients(model: Any) -> dict[str, Tensor]:
-    found = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+    gradients_by_name = {
+        n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None
+    }
     model.zero_grad()
-    return found
+    return gradients_by_name
 
 
 @some_cases
@@ -50,7 +52,7 @@ def test_loss_and_gradients_equal_a_reduced_sequence(case: Case, side: str) -> N
         out = model(**given)
         out.loss.backward()
     assert out.logits.shape[:2] == given["labels"].shape
-    found, total = gradients(model), torch.zeros(())
+    actual, total = gradients(model), torch.zeros(())
     for sample in samples:
         # The choice in training is that of the token before the answer.
         prompt = Sample(sample.ids[:-3], sample.shown)
@@ -63,7 +65,7 @@ def test_loss_and_gradients_equal_a_reduced_sequence(case: Case, side: str) -> N
     wanted = gradients(model)
     largest = max(float(g.abs().max()) for g in wanted.values())
     for name, gradient in wanted.items():
-        torch.testing.assert_close(found[name], gradient, rtol=1e-3, atol=2e-5 * largest)
+        torch.testing.assert_close(actual[name], gradient, rtol=1e-3, atol=2e-5 * largest)
 
 
 def test_text_right_after_an_image_is_predicted_from_it() -> None:
@@ -102,7 +104,7 @@ def test_pretraining_prompts_without_a_question(query: str) -> None:
         torch.testing.assert_close(out.loss, wanted, rtol=1e-5, atol=1e-5)
 
 
-def test_gradients_reach_the_merged_cells() -> None:
+def test_gradients_reach_the_merged_tokens() -> None:
     case = CASES[0]
     model, given = case.model(), case.inputs(case.samples()[:1])
     image = given["pixel_values"].requires_grad_()

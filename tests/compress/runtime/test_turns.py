@@ -1,4 +1,4 @@
-"""What follows a reduced prompt: second turns, caches of other kinds, assisted decoding."""
+"""After a reduced prompt: second turns, caches of other kinds, assisted decoding."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.marks import some_cases
 from tests.tiny import CASES, FIRST_WORD, IMAGE_TOKEN, Case
 
 LLAVA = CASES[0]
-BEFORE = duet(layers=(), ratios=())
+PRE_LLM = duet(layers=(), ratios=())
 BOTH = duet(layers=(1, 3), ratios=(0.6, 0.3))
 each_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 
@@ -38,11 +38,11 @@ def masked(*parts: dict[str, torch.Tensor]) -> torch.Tensor:
 def test_a_second_turn_of_text(case: Case) -> None:
     """On the cache of a padded batch: the new ids with the whole mask give what one prompt gives.
 
-    Before the language model only: inside it, what the second turn says would rank the image.
+    Pre-LLM only: in the LLM, the second turn would rank the tokens of the image.
     """
     model, samples = case.model(), case.samples()
     turns = [text_of(case, 4, seed) for seed in range(10, 10 + len(samples))]
-    with compress(model, BEFORE, budget=case.budget), torch.no_grad():
+    with compress(model, PRE_LLM, budget=case.budget), torch.no_grad():
         first = answer(model, case.inputs(samples), suppress_tokens=list(range(FIRST_WORD)))
         said = first.sequences[:, -NEW:]
         for row, (sample, turn) in enumerate(zip(samples, turns, strict=True)):
@@ -63,9 +63,9 @@ def test_a_second_turn_of_text(case: Case) -> None:
             torch.testing.assert_close(second[row], wanted[0], **CLOSE)
 
 
-@pytest.mark.parametrize("method", [BEFORE, BOTH, PyramidDrop(layers=(1, 2), ratio=0.5)])
+@pytest.mark.parametrize("method", [PRE_LLM, BOTH, PyramidDrop(layers=(1, 2), ratio=0.5)])
 def test_new_images_in_a_second_turn(method: Any) -> None:
-    """Two turns with an image each. Ranked inside the model, each image keeps what its own turn
+    """Two turns with an image each. Ranked in the LLM, each image keeps what its own turn
     asks for: the cache of every layer has its own length, and later turns see all of it."""
     model = LLAVA.model()
     one, two = LLAVA.sample((3, ("image", "a"), 5)), LLAVA.sample((4, ("image", "b"), 6), seed=1)
@@ -81,7 +81,7 @@ def test_new_images_in_a_second_turn(method: Any) -> None:
         assert c.report().reduced.layers == counts
         again = [layer.keys.shape[2] for layer in cache.layers]
         assert again == [8 + 10 + 2 * count + NEW - 1 for count in counts]
-        if method is BEFORE:
+        if method is PRE_LLM:
             ids = torch.cat([one.ids, two.ids])
             both = LLAVA.inputs([type(one)(ids, one.shown + two.shown)])
             torch.testing.assert_close(
@@ -117,16 +117,16 @@ def test_a_later_image_under_m_rope_gets_its_grid_from_a_scheme() -> None:
     one, two = case.sample((3, ("image", "a"), 5)), case.sample((4, ("image", "b"), 6), seed=1)
     ids = torch.cat([one.ids, two.ids])
     both = type(one)(ids, one.shown + two.shown)
-    with compress(model, BEFORE, budget=case.budget, positions=MRoPE()), torch.no_grad():
+    with compress(model, PRE_LLM, budget=case.budget, positions=MRoPE()), torch.no_grad():
         at_once = model(**case.inputs([both])).logits[:, -1]
         cache = DynamicCache()
         model(**case.inputs([one]), past_key_values=cache)
         whole = torch.ones(1, len(ids), dtype=torch.int64)
         turns = model(**(case.inputs([two]) | {"attention_mask": whole}), past_key_values=cache)
         torch.testing.assert_close(turns.logits[:, -1], at_once, **CLOSE)
-    with compress(model, BEFORE, budget=case.budget), torch.no_grad():
-        home = model(**case.inputs([both])).logits[:, -1]
-    torch.testing.assert_close(at_once, home, **CLOSE)
+    with compress(model, PRE_LLM, budget=case.budget), torch.no_grad():
+        expected = model(**case.inputs([both])).logits[:, -1]
+    torch.testing.assert_close(at_once, expected, **CLOSE)
 
 
 @pytest.mark.parametrize("padded", [False, True])
@@ -203,7 +203,7 @@ def test_a_cache_that_was_reset_is_new() -> None:
 @some_cases
 def test_a_static_cache_equals_a_dynamic_one(case: Case) -> None:
     model, given = case.model(), case.inputs(case.samples())
-    for method in (BEFORE, BOTH):
+    for method in (PRE_LLM, BOTH):
         with compress(model, method, budget=case.budget):
             dynamic = logits_of(model, given)
             static = logits_of(model, given, cache_implementation="static", disable_compile=True)
@@ -213,15 +213,15 @@ def test_a_static_cache_equals_a_dynamic_one(case: Case) -> None:
 def test_a_second_turn_on_a_static_cache() -> None:
     model, samples = LLAVA.model(), LLAVA.samples()
     with compress(model, BOTH, budget=16), torch.no_grad():
-        found = []
+        results = []
         for cache in (DynamicCache(), StaticCache(model.config.text_config, max_cache_len=256)):
             options = {"past_key_values": cache, "disable_compile": True}
             first = answer(model, LLAVA.inputs(samples[:1]), **options)
             ids = torch.cat([first.sequences[:, -1:], torch.tensor([[9, 10]])], dim=1)
             mask = torch.ones(1, len(samples[0].ids) + NEW + 2, dtype=torch.int64)
             given = {"input_ids": ids, "attention_mask": mask}
-            found.append(logits_of(model, given, **options))
-    torch.testing.assert_close(*found, **CLOSE)
+            results.append(logits_of(model, given, **options))
+    torch.testing.assert_close(*results, **CLOSE)
 
 
 class Rounded(QuantizedLayer):
@@ -246,19 +246,19 @@ def test_a_quantised_cache(case: Case) -> None:
     model, given = case.model(), case.inputs(case.samples())
     with compress(model, BOTH, budget=case.budget), torch.no_grad():
         plain = logits_of(model, given)
-        found = logits_of(model, given, past_key_values=rounded())
-    torch.testing.assert_close(found, plain, rtol=1e-2, atol=1e-2)
+        actual = logits_of(model, given, past_key_values=rounded())
+    torch.testing.assert_close(actual, plain, rtol=1e-2, atol=1e-2)
 
 
 def test_visual_inputs_on_a_quantised_cache_are_refused() -> None:
     """Those of a later turn cannot be ranked by keys that it does not show."""
-    model, one = LLAVA.model(), LLAVA.samples()[0]
+    model, sample = LLAVA.model(), LLAVA.samples()[0]
     with compress(model, BOTH, budget=16), torch.no_grad():
         cache = rounded()
-        model(**LLAVA.inputs([one]), past_key_values=cache)
-        whole = torch.ones(1, 2 * len(one.ids), dtype=torch.int64)
+        model(**LLAVA.inputs([sample]), past_key_values=cache)
+        whole = torch.ones(1, 2 * len(sample.ids), dtype=torch.int64)
         with pytest.raises(ValueError, match="DynamicCache"):
-            model(**(LLAVA.inputs([one]) | {"attention_mask": whole}), past_key_values=cache)
+            model(**(LLAVA.inputs([sample]) | {"attention_mask": whole}), past_key_values=cache)
 
 
 # ------------------------------------------------------------------ ways to generate
@@ -272,7 +272,7 @@ def test_prompt_lookup_equals_greedy(case: Case) -> None:
     for sample in case.samples():
         ids = torch.cat([sample.ids, sample.ids[-1:], torch.tensor([9, 8, 9, 8, 9])])
         given = case.inputs([type(sample)(ids, sample.shown)])
-        for method in (BEFORE, BOTH):
+        for method in (PRE_LLM, BOTH):
             with compress(model, method, budget=case.budget):
                 greedy = answer(model, given, max_new_tokens=8)
                 looked = answer(model, given, max_new_tokens=8, prompt_lookup_num_tokens=3)
@@ -304,7 +304,7 @@ def test_a_crop_into_the_prompt_is_refused() -> None:
 
 def test_chunked_prefill_that_splits_an_image_is_refused() -> None:
     model, given = LLAVA.model(), LLAVA.inputs(LLAVA.samples()[:1])
-    with compress(model, BEFORE, budget=16):
+    with compress(model, PRE_LLM, budget=16):
         with pytest.raises(ValueError, match="placeholder"):
             answer(model, given, prefill_chunk_size=16)
         whole = logits_of(model, given)
@@ -328,8 +328,8 @@ def test_a_later_turn_does_not_mind_another_conversation(name: str) -> None:
     case = next(case for case in CASES if case.name == name)
     model, samples = case.model(), case.samples()
     turn = torch.tensor([[9, 10, 11]])
-    with compress(model, BEFORE, budget=case.budget):
-        found = []
+    with compress(model, PRE_LLM, budget=case.budget):
+        results = []
         for others in ([], samples[1:]):
             first = answer(model, case.inputs(samples[:1]))
             if others:
@@ -338,5 +338,5 @@ def test_a_later_turn_does_not_mind_another_conversation(name: str) -> None:
             mask = torch.ones(1, len(samples[0].ids) + NEW + 3, dtype=torch.int64)
             cache = first.past_key_values
             given = {"input_ids": ids, "attention_mask": mask, "past_key_values": cache}
-            found.append(logits_of(model, given))
-    assert torch.equal(*found)
+            results.append(logits_of(model, given))
+    assert torch.equal(*results)

@@ -1,4 +1,4 @@
-"""The model as a family of its own: what attaches to a LLaVA attaches to it."""
+"""Compression of the model of several experts, which is a family of its own."""
 
 from __future__ import annotations
 
@@ -36,15 +36,15 @@ def test_one_expert_is_reduced_as_stock_llava_is(method):
     encoders.randomise(stock, std=0.15)
     ours = from_llava(stock)
     inputs = ask(processor, padding=True, return_tensors="pt")
-    found = []
+    results = []
     for model in (stock, ours):
         generator = torch.Generator().manual_seed(0)
         with compress(model, method, budget=20, generator=generator) as c:
             logits = models.logits(model, inputs)
             ids = model.generate(**inputs, max_new_tokens=4, do_sample=False)
-            found.append((logits, ids, str(c.settings.allocation(144))))
-    torch.testing.assert_close(found[0][0], found[1][0], atol=1e-5, rtol=1e-4)
-    assert torch.equal(found[0][1], found[1][1]) and found[0][2] == found[1][2]
+            results.append((logits, ids, str(c.settings.allocation(144))))
+    torch.testing.assert_close(results[0][0], results[1][0], atol=1e-5, rtol=1e-4)
+    assert torch.equal(results[0][1], results[1][1]) and results[0][2] == results[1][2]
 
 
 @pytest.mark.parametrize("fusion", sorted(FUSIONS))

@@ -1,4 +1,7 @@
-"""One process of the ZeRO-3 test: `python -m tests.compress.zero3 FAMILY METHOD FOLDER`."""
+"""One process of the ZeRO-3 test.
+
+python -m tests.compress.runtime.zero3_worker FAMILY METHOD FOLDER
+"""
 
 from __future__ import annotations
 
@@ -54,15 +57,15 @@ def one_process(name: str, method: str) -> Tensor:
     case = case_of(name)
     model = case.fresh()
     optimizer = torch.optim.SGD(model.parameters(), lr=RATE)
-    found = []
+    loss_rows = []
     with compress(model, METHODS[method], budget=budget_of(case)):
         for step in range(STEPS):
             losses = torch.stack([model(**batch(case, step, rank)).loss for rank in range(2)])
             losses.mean().backward()
-            found.append(losses.detach())
+            loss_rows.append(losses.detach())
             optimizer.step()
             optimizer.zero_grad()
-    return torch.stack(found)
+    return torch.stack(loss_rows)
 
 
 def main(name: str, method: str, folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""What methods are handed inside the language model, on models of two kinds of positions."""
+"""In-LLM reductions, on models of two kinds of positions."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ METHODS: dict[str, Method] = {
     "recycled": SparseVLM(layers=(1, 3), counts=(0.7, 0.3)),
     "keys": DART(visual=2, text=2),
     "merged": Cascade(layers=(1, 2, 3), ratio=0.6),
-    "merged inside": Cascade(before=False, layers=(1, 3)),
+    "merged in the LLM": Cascade(before=False, layers=(1, 3)),
     "biased": ToMe(proportional_attention=True),
     "biased, in stages": Foveate(relevant=0.0, purity=0.0, layers=(0.25, 0.75), ratios=(0.6, 0.3)),
 }
@@ -54,14 +54,14 @@ def test_equals_a_full_forward(case: Case, name: str, attention: str) -> None:
     with compress(model, method, budget=0.4) as c:
         together = answer(model, case.inputs(samples))
         sizes = [reduction.size for _, _, reduction in c.steps(0)]
-    if name in ("recycled", "merged", "merged inside", "biased", "biased, in stages"):
+    if name in ("recycled", "merged", "merged in the LLM", "biased", "biased, in stages"):
         assert int(sizes[-1].max()) > 1
     for row, sample in enumerate(samples):
         with torch.no_grad():
             prefix = reference.reduce_prompt(model, case, method, 0.4, sample)
             ids, logits = reference.greedy(model, prefix, NEW)
-        found = torch.stack(together.logits, 1)[row]
-        torch.testing.assert_close(found, logits, **CLOSE)
+        actual = torch.stack(together.logits, 1)[row]
+        torch.testing.assert_close(actual, logits, **CLOSE)
         assert torch.equal(together.sequences[row, -NEW:], ids)
 
 

@@ -38,12 +38,14 @@ def logits(case: Case, slots: Any, positions: Any = "original") -> Tensor:
 
 @pytest.mark.parametrize(("case", "scheme"), [(LLAVA, Sequential()), (QWEN, MRoPE())])
 @pytest.mark.parametrize("slots", [2, PPE(2, "strided")])
-def test_slots_at_home_are_those_of_the_plan(case: Case, scheme: Any, slots: Any) -> None:
-    found = logits(case, slots)
+def test_slots_at_original_positions_are_those_of_the_plan(
+    case: Case, scheme: Any, slots: Any
+) -> None:
+    actual = logits(case, slots)
     mask = case.inputs(case.samples())["attention_mask"].bool()
     wanted = logits(case, slots, scheme)
-    torch.testing.assert_close(found[mask], wanted[mask], **CLOSE)
-    assert not torch.allclose(found[mask], logits(case, 1)[mask], **CLOSE)
+    torch.testing.assert_close(actual[mask], wanted[mask], **CLOSE)
+    assert not torch.allclose(actual[mask], logits(case, 1)[mask], **CLOSE)
 
 
 def test_slots_that_cannot_be() -> None:
@@ -60,9 +62,9 @@ def test_a_plan_takes_what_reduce_returns() -> None:
     """The batch of one as it is; of a larger batch one sample."""
     features = torch.randn(2, 16, 8, generator=torch.Generator().manual_seed(0))
     dense = plan([Text(3), Image((4, 4)), Text(2)])
-    one = reduce(features[:1], "divprune", 5, grid=(4, 4))
-    made = dense.after({1: one}, PPE(2))
-    assert torch.equal(made.index_in_segment[made.rows(1)], one.anchor[0])
+    reduction = reduce(features[:1], "divprune", 5, grid=(4, 4))
+    made = dense.after({1: reduction}, PPE(2))
+    assert torch.equal(made.index_in_segment[made.rows(1)], reduction.anchor[0])
     both = reduce(features, "divprune", 5, grid=(4, 4))
     again = dense.after({1: both.sample(0)}, PPE(2))
     assert torch.equal(again.positions, made.positions)

@@ -1,4 +1,4 @@
-"""Input that is wrong, or at the edge of what there can be, on every family."""
+"""Wrong inputs and edge cases, on every family."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_an_unknown_family_names_the_known_ones() -> None:
     assert "'blip_2'" in message
     assert all(kind in message for family in ADAPTERS for kind in family.model_types)
     page = next(word for word in message.split() if word.endswith(".md"))
-    assert (Path(__file__).parents[2] / page).is_file()
+    assert (Path(__file__).parents[3] / page).is_file()
 
 
 @each_case
@@ -83,7 +83,7 @@ def test_a_prompt_with_no_image(case: Case) -> None:
 
 @each_case
 @pytest.mark.parametrize("budget", [1, 0.001])
-def test_an_image_with_too_few_cells_for_the_budget(case: Case, budget: float) -> None:
+def test_an_image_with_too_few_tokens_for_the_budget(case: Case, budget: float) -> None:
     """The nearest budget that can be reached is taken and reported; it is never none at all."""
     model, given = case.model(), case.inputs(case.samples())
     with compress(model, BOTH, budget=budget) as c:
@@ -95,13 +95,13 @@ def test_an_image_with_too_few_cells_for_the_budget(case: Case, budget: float) -
 
 
 @each_case
-def test_images_with_fewer_cells_than_the_budget(case: Case) -> None:
+def test_images_with_fewer_tokens_than_the_budget(case: Case) -> None:
     """A count that an image does not have leaves it whole; where no image can have it, it is
     refused at once."""
     model, given = case.model(), case.inputs(case.samples())
-    cells = adapter_of(model).image_tokens
-    if cells is not None:
-        with pytest.raises(ValueError, match=rf"budget is 100000.*1\.\.{cells}"):
+    count = adapter_of(model).image_tokens
+    if count is not None:
+        with pytest.raises(ValueError, match=rf"budget is 100000.*1\.\.{count}"):
             compress(model, BOTH, budget=100_000)
         return
     with torch.no_grad():
@@ -161,7 +161,7 @@ def test_half_precision(case: Case) -> None:
         assert b.dtype == torch.bfloat16 and bool(b.isfinite().all())
         return float((a - b.float()).abs().mean())
 
-    # The same cells, so that the choice is not what is compared.
+    # The same tokens are kept, so that selection is not what is compared.
     assert gap(case.budget) < 2 * gap(1.0)
     half.activation_checkpointing_enable({"use_reentrant": False})
     with compress(half.train(), BOTH, budget=case.budget):

@@ -1,4 +1,4 @@
-"""Long videos end to end: decoded, encoded and reduced in chunks, then asked about."""
+"""Long videos end to end: decoded, encoded and reduced in chunks, then used for questions."""
 
 from __future__ import annotations
 
@@ -47,9 +47,9 @@ def test_the_size_of_the_chunks_changes_nothing(built, total):
         torch.testing.assert_close(video.features, videos[0].features, atol=1e-5, rtol=1e-4)
         for a, b in zip(video.kept, videos[0].kept, strict=True):
             assert torch.equal(a.places, b.places) and torch.equal(a.size, b.size)
-    cells = videos[0].dense // 30
+    per_frame = videos[0].dense // 30
     assert len(videos[0]) == 40 if total else 24 <= len(videos[0]) <= 40
-    assert videos[0].most <= 40 + 4 * cells < videos[0].dense
+    assert videos[0].most <= 40 + 4 * per_frame < videos[0].dense
 
 
 @torch.no_grad()
@@ -60,12 +60,12 @@ def test_with_all_tokens_it_is_the_dense_model(built):
     video = stream_video(model, processor, chunks(2, few), "duet", 10**6)
     assert len(video) == video.dense and video.times is None
     given = video_prompt(model, processor, text(token), [video], positions="original")
-    found = model(**given).logits
+    actual = model(**given).logits
     if token == "<video>":
         dense = processor(videos=[few], text=text(token))
     else:
         dense = processor(images=list(few), text=text(token * 5), return_tensors="pt")
-    torch.testing.assert_close(found, model(**dense).logits, atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(actual, model(**dense).logits, atol=1e-4, rtol=1e-3)
 
 
 @pytest.mark.parametrize("positions", ["compact", "original", V2PE(1 / 16)])
@@ -163,12 +163,12 @@ def test_prompts_that_do_not_fit(built):
 
 def test_a_question_is_the_query():
     model, processor = models.build(("clip",))
-    found = [
+    results = [
         stream_video(model, processor, chunks(8), "cdpruner", 20, question=question)
         for question in ("What colour is the star", "How many")
     ]
-    assert isinstance(found[0], LongVideo)
-    assert not torch.equal(found[0].kept[0].places, found[1].kept[0].places)
+    assert isinstance(results[0], LongVideo)
+    assert not torch.equal(results[0].kept[0].places, results[1].kept[0].places)
 
 
 def test_other_families_are_refused():

@@ -1,4 +1,4 @@
-"""Videos reduced as they come: bounds, shares, chunks, sizes."""
+"""Videos reduced while they are read: bounds, shares, chunks, sizes."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from compress.tokens import VisualTokens
 from tests.marks import later
 
 H, W, D = 2, 3, 8
-CELLS = H * W
-INSIDE = ("dart", "fastv", "pyramiddrop", "sparsevlm")
-METHODS = [name for name in list_methods() if name not in INSIDE]
+TOKENS = H * W
+IN_LLM = ("dart", "fastv", "pyramiddrop", "sparsevlm")
+METHODS = [name for name in list_methods() if name not in IN_LLM]
 
 
 def video(frames, seed=0):
     g = torch.Generator().manual_seed(seed)
-    n = frames * CELLS
+    n = frames * TOKENS
     return VisualTokens(
         torch.randn(1, n, D, generator=g),
         (frames, H, W),
@@ -35,7 +35,7 @@ def fed(tokens, chunk, *args, **kwargs):
     frames = tokens.grid[0]
     for start in range(0, frames, chunk):
         count = min(chunk, frames - start)
-        stream.add(tokens.fold([start * CELLS], (count, H, W)))
+        stream.add(tokens.fold([start * TOKENS], (count, H, W)))
     return stream
 
 
@@ -46,7 +46,7 @@ def query():
 @pytest.mark.parametrize("total", [40, *later(None)])
 @pytest.mark.parametrize("name", METHODS)
 def test_any_method_and_any_chunks_give_the_same(name, total):
-    found = []
+    results = []
     for chunk in (1, 3, 7, 40):
         generator = torch.Generator().manual_seed(0)
         stream = fed(
@@ -59,14 +59,14 @@ def test_any_method_and_any_chunks_give_the_same(name, total):
             text_query=query(),
             generator=generator,
         )
-        found.append(stream.result())
-        assert stream.most <= 24 + 4 * CELLS
-    for other in found[1:]:
+        results.append(stream.result())
+        assert stream.most <= 24 + 4 * TOKENS
+    for other in results[1:]:
         for field in ("features", "places", "size", "keys", "saliency"):
-            assert torch.equal(getattr(found[0], field), getattr(other, field))
-    count = len(found[0])
+            assert torch.equal(getattr(results[0], field), getattr(other, field))
+    count = len(results[0])
     assert count == 24 if total else 0.6 * 24 <= count <= 24
-    order = found[0].places @ torch.tensor([CELLS, W, 1])
+    order = results[0].places @ torch.tensor([TOKENS, W, 1])
     if name not in ("chatunivi", "vcast"):  # rows of several scales; of several frames at once
         assert (order.diff() > 0).all()
 
@@ -79,9 +79,9 @@ def test_no_more_is_held_than_budget_and_window(window, total):
         stream = Stream("uniform", budget, window=window, total=total)
         for frame in range(61):
             stream.add(video(1, frame))
-            assert len(stream) <= budget + window * CELLS
+            assert len(stream) <= budget + window * TOKENS
             assert len(stream.result()) <= budget
-        assert stream.most <= budget + window * CELLS
+        assert stream.most <= budget + window * TOKENS
 
 
 def test_a_known_length_uses_the_whole_budget_and_reduces_once():
@@ -91,7 +91,7 @@ def test_a_known_length_uses_the_whole_budget_and_reduces_once():
     assert torch.bincount(kept.places[:, 0] // 4, minlength=10).tolist() == [3] * 10
     expected = []
     for start in range(0, 40, 4):
-        part = tokens.fold([start * CELLS], (4, H, W))
+        part = tokens.fold([start * TOKENS], (4, H, W))
         reduced = get_method("uniform").reduce(part, 3)
         expected.append(reduced.features[0])
     assert torch.equal(kept.features, torch.cat(expected))
@@ -100,7 +100,7 @@ def test_a_known_length_uses_the_whole_budget_and_reduces_once():
 @pytest.mark.parametrize("frames", [23, 64, 200])
 def test_parts_of_a_video_of_unknown_length_have_equal_shares(frames):
     kept = fed(video(frames), 3, "divprune", 60, window=4).result()
-    assert 0.7 * 60 <= len(kept) <= 60 or frames * CELLS <= 60
+    assert 0.7 * 60 <= len(kept) <= 60 or frames * TOKENS <= 60
     halves = (kept.places[:, 0] < frames // 2).sum() / len(kept)
     assert 0.4 <= halves <= 0.6
 
@@ -110,7 +110,7 @@ def test_merging_again_and_again_conserves_the_weighted_sum(method, window):
     tokens = video(50)
     tokens = VisualTokens(tokens.features.double(), tokens.grid, keys=tokens.keys)
     kept = fed(tokens, 6, method, 12, window=window).result()
-    assert kept.size.sum() == 50 * CELLS and kept.size.max() > 3 * CELLS
+    assert kept.size.sum() == 50 * TOKENS and kept.size.max() > 3 * TOKENS
     total = (kept.features * kept.size[:, None]).sum(0)
     torch.testing.assert_close(total, tokens.features[0].sum(0), atol=1e-9, rtol=0)
 

@@ -28,7 +28,7 @@ def test_draws_a_sheet(photo: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     assert Image.open(out).size == (2 * 346 + 10, 58 + 224 + 40 + 20)
 
 
-def test_one_method_is_reported_stage_by_stage(
+def test_one_method_is_reported_layer_by_layer(
     photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main([str(photo), "--budget", "1/3", "--out", str(tmp_path / "one.png")]) == 0
