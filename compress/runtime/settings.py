@@ -11,6 +11,7 @@ import torch
 from compress.budget import Allocation, resolve_budget
 from compress.errors import CompressionError
 from compress.methods import Method
+from compress.runtime.stages import LOCAL, RECURRENT, allocate, check_stages, stage_layers
 from positions import PPE, ChannelTable, Scheme
 from vlm.families import ModelAdapter
 
@@ -53,8 +54,9 @@ class Settings:
             budget = self.budget
             if isinstance(budget, Integral):
                 budget = min(int(budget), dense)
+            stages = stage_layers(self.adapter, self.method, self.scores_in_llm)
             depth = len(self.adapter.layers)
-            self._allocations[dense] = self.method.allocate(dense, depth, budget)
+            self._allocations[dense] = allocate(self.method, (dense, depth), budget, stages)
         return self._allocations[dense]
 
     def reads(self, field_name: str) -> bool:
@@ -70,6 +72,28 @@ class Settings:
     def one_axis(self) -> bool:
         """Whether the model's rotary embedding reads one position per token, and not t, h and w."""
         return ChannelTable.of(self.adapter.rotary).axes == 1
+
+    @cached_property
+    def is_local(self) -> bool:
+        """Whether some decoder layers see only the nearest positions."""
+        return any(kind in LOCAL for kind in self.adapter.layer_kinds)
+
+    @cached_property
+    def is_mixed(self) -> bool:
+        """Whether layers differ in kind, or see more than what came before: the stock model's own
+        mask, made of padding alone, does not serve then."""
+        return set(self.adapter.layer_kinds) != {"full_attention"} or self.adapter.has_blocks
+
+    @cached_property
+    def is_recurrent(self) -> bool:
+        """Whether some decoder layers carry a state from token to token."""
+        return any(kind in RECURRENT for kind in self.adapter.layer_kinds)
+
+    @property
+    def ordered(self) -> bool:
+        """Whether tokens enter the language model in the order of their anchors: those of an input
+        have no order for attention, but they do for a state that is carried from token to token."""
+        return self.method.ordered or self.is_recurrent
 
     @property
     def proportional_attention(self) -> bool:
@@ -121,15 +145,20 @@ class Settings:
                 f"{method!r} needs a vision encoder that takes smaller pictures, and family "
                 f"{self.adapter.name!r} has none: give its processor a smaller picture instead"
             )
-        config = language_model.config
-        sliding = getattr(config, "sliding_window", None) is not None
-        stock = ["sliding_attention" if sliding else "full_attention"]
-        kinds = set(getattr(config, "layer_types", None) or stock)
-        if kinds != {"full_attention"}:
+        kinds = set(self.adapter.layer_kinds)
+        unknown = kinds - {"full_attention", *LOCAL, *RECURRENT}
+        if unknown:
             raise CompressionError(
-                f"{type(language_model).__name__} has layers of the kinds {sorted(kinds)}: only "
-                "full attention can lose tokens on the way"
+                f"{type(language_model).__name__} has decoder layers of kind "
+                f"{', '.join(map(repr, sorted(unknown)))}, whose masks are not known: expected "
+                f"{', '.join(map(repr, ('full_attention', *LOCAL, *RECURRENT)))}"
             )
+        if self.is_local and not self.one_axis:
+            raise CompressionError(
+                f"{type(language_model).__name__} has local attention, which is measured in "
+                "positions, and places tokens on three axes: expected one or the other"
+            )
+        check_stages(self.adapter, method, self.scores_in_llm)
         if method.proportional_attention and not self.proportional_attention:
             raise CompressionError(
                 f"{method!r} adds log(size) to attention logits, which attention implementation "

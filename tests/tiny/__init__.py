@@ -13,6 +13,7 @@ from torch import Tensor
 
 from tests.tiny.base import FIRST_WORD, IMAGE_TOKEN, PAD, VIDEO_TOKEN, WORDS, Case, Sample
 from tests.tiny.foveate import Foveate
+from tests.tiny.gemma3 import Gemma3
 from tests.tiny.internvl import InternVL
 from tests.tiny.llava import Llava
 from tests.tiny.llava_next import LlavaNext
@@ -36,6 +37,7 @@ CASES: tuple[Case, ...] = (
     VideoLlava(),
     Mistral3(),
     Foveate(),
+    Gemma3(),
 )  # fmt: skip
 
 __all__ = ["CASES", "FIRST_WORD", "IMAGE_TOKEN", "PAD", "VIDEO_TOKEN", "WORDS", "Case", "Sample"]

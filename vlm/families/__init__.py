@@ -8,6 +8,7 @@ from torch import nn
 
 from vlm.families.base import ModelAdapter, UnknownFamily
 from vlm.families.foveate import FoveateAdapter
+from vlm.families.gemma3 import Gemma3
 from vlm.families.internvl import InternVL
 from vlm.families.llava import Llava
 from vlm.families.llava_next import LlavaNext
@@ -31,6 +32,7 @@ ADAPTERS: tuple[type[ModelAdapter], ...] = (
     InternVL,
     SmolVLM,
     Mistral3,
+    Gemma3,
     FoveateAdapter,
 )
 
