@@ -98,8 +98,9 @@ def _allocated(
     for plan in method.plans(dense, depth):
         counts = []
         for entering in range(1, dense + 1):
-            schedule, left = plan(entering).schedule, [entering] * depth
-            for layer, count in schedule:
+            planned = plan(entering)
+            left = [planned.keep] * depth
+            for layer, count in planned.schedule:
                 near = min(abs(stage - layer) for stage in stages)
                 stage = layer + near if layer + near in stages else layer - near
                 left[stage:] = [count] * (depth - stage)

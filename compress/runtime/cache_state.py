@@ -249,9 +249,9 @@ class CacheState:
         self.dense -= lost
         self.held = length
 
-    def extend(self, count: int, new: Tensor | None, places: Tensor) -> None:
+    def extend(self, count: int, new: Tensor | None, places: Tensor | None) -> None:
         """Take in `count` text tokens. new: (B, count) bool, False at padding; None if all are
-        real. places: (B, count) float64, their positions."""
+        real. places: (B, count) float64, their positions, read if spans have some."""
         for span in self.spans:
             span.extend(count, new, places)
         self.dense += count

@@ -108,12 +108,12 @@ class ForwardContext:
     """One forward of a model under a compression: made at the model's door, gone at its end.
 
     labels, logits_to_keep: as the model was given them. ids: (B, S) of a call that brings visual
-    inputs, else None; media: the core's keyword arguments; positions_given: whether the caller
-    gave position ids. encoded: visual inputs by kind. state: of the cache that the call came with.
-    arguments: what replaces the language model's keyword arguments. layer_arguments: for each
-    decoder layer what replaces its own; None where nothing does. table: positions of the new
-    tokens, None where the stock ones hold. prefill: the prompt that is being reduced. zero3: keeps
-    processes alike under ZeRO-3, None elsewhere.
+    inputs, else None; media: the core's keyword arguments; positions_given: whether the caller gave
+    position ids; mask: the attention mask as the core was given it. encoded: visual inputs by kind.
+    state: of the cache that the call came with. arguments: what replaces the language model's
+    keyword arguments. layer_arguments: for each decoder layer what replaces its own; None where
+    nothing does. table: positions of the new tokens, None where the stock ones hold. prefill: the
+    prompt that is being reduced. zero3: keeps processes alike under ZeRO-3, None elsewhere.
     """
 
     settings: Settings
@@ -124,6 +124,7 @@ class ForwardContext:
     ids: Tensor | None = None
     media: Mapping[str, Any] = field(default_factory=dict)
     positions_given: bool = False
+    mask: Any = None
     encoded: dict[str, Encoded] = field(default_factory=dict)
     cache: Any = None
     state: CacheState | None = None

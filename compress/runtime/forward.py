@@ -50,7 +50,7 @@ def read_call(
     Raises CompressionError for visual inputs without ids, or made before the compression.
     """
     ids, embeds = kwargs.get("input_ids"), kwargs.get("inputs_embeds")
-    context.cache = kwargs.get("past_key_values")
+    context.cache, context.mask = kwargs.get("past_key_values"), kwargs.get("attention_mask")
     context.positions_given = kwargs.get("position_ids") is not None
     if context.cache is not None:
         context.state = CacheState.of(context.cache)
@@ -154,7 +154,8 @@ def continue_on_cache(
     start = state.length
     context.arguments = {"attention_mask": None}
     if given is not None and not _placed_by_caller(context, kwargs, count):
-        state.extend(count, new, positions_of(given, state.rows)[..., 0])
+        local = context.settings.is_local
+        state.extend(count, new, positions_of(given, state.rows)[..., 0] if local else None)
     else:
         positions = _place_text(context, given, new, count)
         state.extend(count, new, positions[..., 0])
@@ -221,6 +222,8 @@ def enter_language_model(context: ForwardContext, kwargs: dict[str, Any]) -> Non
     zero3 = context.zero3
     if zero3 is not None:
         kwargs["inputs_embeds"] = zero3.tie(kwargs["inputs_embeds"])
+    # Some cores make four-dimensional masks of the one that they are given.
+    kwargs = kwargs | {"attention_mask": context.mask}
     if context.ids is not None:
         begin_prefill(context, kwargs)
     prefill, embeds = context.prefill, kwargs["inputs_embeds"]

@@ -13,6 +13,7 @@ from compress import CompressionError, compress
 from compress.methods import Duet, Random
 from positions import V2PE
 from tests.compress.common import CLOSE, NEW, answer, fingerprint
+from tests.marks import each_case
 from tests.tiny import CASES
 from vlm.families import UnknownFamily
 
@@ -163,7 +164,7 @@ def test_text_after_the_image_stands_where_it_stood(model: Any) -> None:
             assert torch.equal(got, torch.arange(36.0))
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+@each_case
 def test_a_scheme_in_the_place_of_home(case: Any) -> None:
     """Each family's inputs can be planned; one position per cell changes what is said."""
     model, given = case.model(), case.inputs(case.samples())

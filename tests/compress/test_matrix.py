@@ -16,6 +16,7 @@ from compress import compress
 from compress.methods import DART, DivPrune, Duet, FastV, Foveate, Method, PyramidDrop, SparseVLM
 from tests import reference
 from tests.compress.common import CLOSE, NEW, answer, duet, fingerprint
+from tests.marks import each_case
 from tests.tiny import CASES, Case
 
 # What a reduction can be: dropping or merging before the language model, dropping in it, both.
@@ -48,7 +49,8 @@ def product() -> Iterator[Any]:
     for row, case in enumerate(CASES):
         for column, shape in enumerate(SHAPES):
             for kind, attention in enumerate(ATTENTION):
-                quick = (row + column) % 4 == 0 and (row // 4 + column) % 2 == kind
+                quick = case.quick and (row + column) % 4 == 0
+                quick = quick and (row // 4 + column) % 2 == kind
                 marks = [] if quick else [pytest.mark.slow]
                 name = f"{case.name}-{shape}-{attention}"
                 yield pytest.param(case, shape, attention, id=name, marks=marks)
@@ -74,12 +76,12 @@ def mixed_product() -> Iterator[Any]:
     ]
     for row, case in enumerate(of_several):
         for column, name in enumerate(MIXED):
-            marks = [] if row % len(MIXED) == column else [pytest.mark.slow]
+            quick = case.quick and row % len(MIXED) == column
+            marks = [] if quick else [pytest.mark.slow]
             yield pytest.param(case, name, id=f"{case.name}-{name}", marks=marks)
 
 
 MATRIX = list(product())
-each_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 
 
 @pytest.mark.parametrize(("case", "shape", "attention"), MATRIX)

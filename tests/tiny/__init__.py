@@ -21,6 +21,7 @@ from tests.tiny.llava_onevision import LlavaOnevision
 from tests.tiny.mistral3 import Mistral3
 from tests.tiny.qwen2_5_vl import Qwen2_5VL
 from tests.tiny.qwen2_vl import Qwen2VL
+from tests.tiny.qwen3_5 import Qwen3_5, Qwen3_5Moe
 from tests.tiny.qwen3_vl import Qwen3VL
 from tests.tiny.smolvlm import SmolVLM
 from tests.tiny.video_llava import VideoLlava
@@ -38,6 +39,8 @@ CASES: tuple[Case, ...] = (
     Mistral3(),
     Foveate(),
     Gemma3(),
+    Qwen3_5(),
+    Qwen3_5Moe(),
 )  # fmt: skip
 
 __all__ = ["CASES", "FIRST_WORD", "IMAGE_TOKEN", "PAD", "VIDEO_TOKEN", "WORDS", "Case", "Sample"]

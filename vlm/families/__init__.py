@@ -16,6 +16,7 @@ from vlm.families.llava_onevision import LlavaOnevision
 from vlm.families.mistral3 import Mistral3
 from vlm.families.qwen2_5_vl import Qwen2_5VL
 from vlm.families.qwen2_vl import Qwen2VL
+from vlm.families.qwen3_5 import Qwen3_5
 from vlm.families.qwen3_vl import Qwen3VL
 from vlm.families.smolvlm import SmolVLM
 from vlm.families.video_llava import VideoLlava
@@ -33,6 +34,7 @@ ADAPTERS: tuple[type[ModelAdapter], ...] = (
     SmolVLM,
     Mistral3,
     Gemma3,
+    Qwen3_5,
     FoveateAdapter,
 )
 
