@@ -1,8 +1,10 @@
 """A slow, obvious reduced forward for one unpadded sample: no hooks, no cache, eager attention.
 
-It is written from the formulas and shares no code with the package beyond the method's own choice
-on bare tensors, which `tests/compress/methods/test_methods.py` checks against numpy. What the
-vision side saw is read by `tests/reference_vision.py`.
+The stock decoder layers run one by one on the tokens that are left, under a mask that is written
+here from its definition; an attention function of the tests' own gives the attention map and keys.
+No code is shared with the package beyond the method's own choice on bare tensors, which
+`tests/compress/methods/test_methods.py` checks against numpy. What the vision side saw is read by
+`tests/reference_vision.py`.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from torch import Tensor
 from compress.methods import Method
 from compress.ops.windows import deal
 from compress.tokens import LayerTokens, VisualTokens
-from tests.reference_vision import Seen, encode
+from tests.reference_vision import MAPS, Seen, encode
 from tests.tiny import IMAGE_TOKEN, VIDEO_TOKEN, Case, Sample
 
 TOKEN = {"image": IMAGE_TOKEN, "video": VIDEO_TOKEN}
@@ -27,7 +29,8 @@ class Tokens:
     """What stands in a sequence: hidden states (S, D), positions (S, A) on A axes, number of the
     visual input or -1 (S,), the dense token that each stands for (S,), tokens merged in it (S,),
     whether it is text after the first visual input (S,), whether it ranks the visual ones (S,),
-    and what DeepStack adds after each layer, (S, D)."""
+    where it stood in the dense prompt (S,), its block of two-way attention or -1 (S,), and what
+    DeepStack adds after each layer, (S, D)."""
 
     h: Tensor
     positions: Tensor
@@ -36,41 +39,79 @@ class Tokens:
     size: Tensor
     after: Tensor
     asking: Tensor
+    place: Tensor
+    block: Tensor
     deep: list[Tensor] = field(default_factory=list)
 
     def take(self, index: Tensor) -> Tokens:
         parts = (self.h, self.positions, self.image, self.index, self.size, self.after, self.asking)
+        parts += (self.place, self.block)
         return Tokens(*(part[index] for part in parts), [x[index] for x in self.deep])
 
 
 @dataclass
 class Prefix:
-    """A reduced prompt, where the next token stands, the method, and for each visual input its
-    tokens in each decoder layer and its grid."""
+    """A reduced prompt, where the next token stands, the tokens that it had, the method, and for
+    each visual input its tokens in each decoder layer and its grid."""
 
     tokens: Tokens
     following: int
+    dense: int
     method: Method
     counts: list[tuple[int, ...]]
     grids: list[tuple[int, int, int]]
 
 
 def counts_of(
-    method: Method, budget: int | float, dense: list[int], depth: int, leading: int
+    method: Method,
+    budget: int | float,
+    dense: list[int],
+    depth: int,
+    leading: int,
+    stages: tuple[int, ...],
 ) -> list[tuple[int, ...]]:
     """Tokens of each visual input of one sample in each decoder layer.
+
+    stages: the layers before which tokens can leave.
 
     Each input has the allocation of its own size; one with fewer tokens than a budget that is a
     count keeps all. leading: inputs that stand before any text. The last of these keeps at least
     one token in every layer, since that token predicts the first word, or the answer.
     """
     counts = [
-        method.allocate(n, depth, min(budget, n) if isinstance(budget, int) else budget).counts
+        _allocated(method, n, depth, min(budget, n) if isinstance(budget, int) else budget, stages)
         for n in dense
     ]
     if leading:
         counts[leading - 1] = tuple(max(count, 1) for count in counts[leading - 1])
     return counts
+
+
+def _allocated(
+    method: Method, dense: int, depth: int, budget: int | float, stages: tuple[int, ...]
+) -> tuple[int, ...]:
+    """Tokens in each layer, each pair of a schedule at the nearest layer that can take it."""
+    own = method.allocate(dense, depth, budget)
+    if all(layer in stages for layer, _ in own.schedule):
+        return own.counts
+    target, best = budget if isinstance(budget, int) else budget * dense, None
+    for plan in method.plans(dense, depth):
+        counts = []
+        for entering in range(1, dense + 1):
+            planned = plan(entering)
+            left = [planned.keep] * depth
+            for layer, count in planned.schedule:
+                near = min(abs(stage - layer) for stage in stages)
+                stage = layer + near if layer + near in stages else layer - near
+                left[stage:] = [count] * (depth - stage)
+            counts.append(tuple(left))
+        one = min(counts, key=lambda c: (abs(sum(c) / depth - target), sum(c)))
+        if sum(counts[0]) <= target * depth <= sum(counts[-1]):
+            return one
+        if best is None or abs(sum(one) - target * depth) < abs(sum(best) - target * depth):
+            best = one
+    assert best is not None
+    return best
 
 
 def reduce_input(
@@ -155,7 +196,14 @@ def reduce_prompt(
     visual = {place for input_places in places for place in input_places}
     first_word = next((i for i in range(len(sample.ids)) if i not in visual), len(sample.ids))
     leading = sum(max(input_places) < first_word for input_places in places)
-    counts = counts_of(method, budget, [len(s.tokens) for s in seen], len(lm.layers), leading)
+    depth = len(lm.layers)
+    back = int(method.scored_by == "previous")
+    whole = range(depth) if case.stages == (1, 2, 3) else case.stages
+    stages = tuple(n for n in range(1, depth) if n - back in whole)
+    if not method.in_llm_needs & {"scores", "keys", "text_keys"}:
+        stages = tuple(range(1, depth))
+    dense = [len(s.tokens) for s in seen]
+    counts = counts_of(method, budget, dense, depth, leading, stages)
     layers = max(len(s.deep) for s in seen)
     nothing = [torch.zeros_like(words[0])] * layers
     # Each token: where it stands, the place whose position it has, embedding, DeepStack layers,
@@ -172,6 +220,10 @@ def reduce_prompt(
     for number, ((kind, variant, _), s) in enumerate(zip(sample.shown, seen, strict=True)):
         keep = counts[number][0]
         x, members, anchors = reduce_input(model, case, method, keep, s, kind, variant, query)
+        if case.recurrent:  # a state is carried from token to token: their order matters
+            order = sorted(range(len(anchors)), key=lambda i: anchors[i])
+            x, members = x[order], [members[i] for i in order]
+            anchors = [anchors[i] for i in order]
         own = [places[number][anchor] for anchor in anchors]
         for row, (stands, group, anchor) in enumerate(
             zip(sorted(own), members, anchors, strict=True)
@@ -190,6 +242,8 @@ def reduce_prompt(
         torch.tensor(size),
         after,
         torch.zeros_like(after),
+        torch.tensor(own_at),
+        _blocks(case, sample)[list(own_at)],
         [torch.stack([features[n] for features in deep]) for n in range(layers)],
     )
     rule = method.query_rows
@@ -205,7 +259,18 @@ def reduce_prompt(
         views = case.views(kind, variant)
         whole = len(views) == 1 and len(views[0][1]) == len(s.tokens)
         grids.append(views[0][0] if whole else (1, 1, len(s.tokens)))
-    return Prefix(tokens, following, method, counts, grids)
+    return Prefix(tokens, following, len(sample.ids), method, counts, grids)
+
+
+def _blocks(case: Case, sample: Sample) -> Tensor:
+    """(S,): the number of the run of image tokens that each token is in, or -1; all -1 where
+    attention is causal."""
+    blocks, number = [], -1
+    for place, token in enumerate(sample.ids.tolist()):
+        image = case.two_way and token == IMAGE_TOKEN
+        number += int(image and (place == 0 or sample.ids[place - 1] != IMAGE_TOKEN))
+        blocks.append(number if image else -1)
+    return torch.tensor(blocks)
 
 
 def _places(case: Case, sample: Sample) -> list[list[int]]:
@@ -222,28 +287,55 @@ def _places(case: Case, sample: Sample) -> list[list[int]]:
 # ------------------------------------------------------------------ the language model
 
 
-def attention(model: Any, layer: Any, tokens: Tokens, biased: bool) -> tuple[Tensor, Tensor]:
-    """Every head's whole causal attention map, (heads, S, S), and rotated keys (heads, S, d).
+@dataclass
+class LayerRun:
+    """What a decoder layer made: hidden states (S, D), and of attention every head's map,
+    (heads, S, S), and its rotated keys, (key heads, S, d)."""
+
+    hidden: Tensor
+    weights: Tensor = field(default_factory=lambda: torch.empty(0))
+    keys: Tensor = field(default_factory=lambda: torch.empty(0))
+
+
+def run_layer(model: Any, number: int, tokens: Tokens, biased: bool) -> LayerRun:
+    """One stock decoder layer on the tokens that are left.
 
     biased: whether the log of the tokens merged in a key is added to its logits.
     """
-    block, width, positions = layer.self_attn, layer.self_attn.head_dim, tokens.positions
-    normed = layer.input_layernorm(tokens.h)
+    lm, layer, h = language_model(model), language_model(model).layers[number], tokens.h[None]
+    kind = (getattr(lm.config, "layer_types", None) or ["full_attention"] * len(lm.layers))[number]
+    positions = tokens.positions
     places = positions.T[:, None] if positions.shape[1] > 1 else positions.T
-    cos, sin = language_model(model).rotary_emb(tokens.h[None], position_ids=places)
-
-    def heads(x: Tensor, norm: str) -> Tensor:
-        x = x.unflatten(-1, (-1, width))
-        x = (getattr(block, norm)(x) if hasattr(block, norm) else x).transpose(0, 1)
-        a, b = x.chunk(2, -1)
-        return x * cos[0] + torch.cat([-b, a], -1) * sin[0]
-
-    q, k = heads(block.q_proj(normed), "q_norm"), heads(block.k_proj(normed), "k_norm")
-    logits = q @ k.repeat_interleave(q.shape[0] // k.shape[0], 0).transpose(1, 2) * width**-0.5
+    by_kind = {"layer_type": kind} if hasattr(lm.rotary_emb, "layer_types") else {}
+    rotary = lm.rotary_emb(h, position_ids=places, **by_kind)
+    if kind == "linear_attention":
+        out = layer(h, position_embeddings=rotary, attention_mask=None)
+        return LayerRun(out[0])
+    added = torch.where(_sees(lm.config, kind, tokens), 0.0, -torch.inf)
     if biased:
-        logits = logits + tokens.size.log()
-    above = torch.ones(logits.shape[1:], dtype=torch.bool).triu(1)
-    return logits.masked_fill(above, -torch.inf).softmax(-1), k
+        added = added + tokens.size.log()
+    stock, lm.config._attn_implementation = lm.config._attn_implementation, "recorded"
+    MAPS.clear()
+    try:
+        out = layer(h, position_embeddings=rotary, attention_mask=added[None, None])
+    finally:
+        lm.config._attn_implementation = stock
+    ((key, weights),) = MAPS[layer.self_attn]
+    return LayerRun(out[0], weights[0], key[0])
+
+
+def _sees(config: Any, kind: str, tokens: Tokens) -> Tensor:
+    """(S, S) bool: whether each token attends to each other."""
+    there = torch.arange(len(tokens.h))
+    sees = there <= there[:, None]
+    sees |= (tokens.block == tokens.block[:, None]) & (tokens.block >= 0)
+    if kind == "sliding_attention":
+        # As many tokens of the dense sequence as the model was trained to see.
+        sees &= tokens.place[:, None] - tokens.place < config.sliding_window
+    if kind == "chunked_attention":
+        chunk = tokens.place // config.attention_chunk_size
+        sees &= chunk == chunk[:, None]
+    return sees
 
 
 def forward(model: Any, prefix: Prefix, new: Tensor | None = None) -> tuple[Tensor, list[int]]:
@@ -256,21 +348,15 @@ def forward(model: Any, prefix: Prefix, new: Tensor | None = None) -> tuple[Tens
     tokens = _with(prefix, model.get_input_embeddings()(new))
     biased, lengths = prefix.method.proportional_attention is not False, []
     entered = tokens
-    for number, layer in enumerate(lm.layers):
+    for number in range(len(lm.layers)):
         counts = [layer_counts[number] for layer_counts in prefix.counts]
         here = [int((tokens.image == image).sum()) for image in range(len(counts))]
         if counts != here:
             previous = prefix.method.scored_by == "previous"
-            scorer = lm.layers[number - 1] if previous else layer
-            weights, keys = attention(model, scorer, entered if previous else tokens, biased)
-            tokens = _stage(prefix, tokens, counts, weights, keys)
+            scorer, seen = (number - 1, entered) if previous else (number, tokens)
+            tokens = _stage(prefix, tokens, counts, run_layer(model, scorer, seen, biased))
         entered = tokens
-        weight, _ = attention(model, layer, tokens, biased)
-        value = layer.self_attn.v_proj(layer.input_layernorm(tokens.h))
-        value = value.unflatten(-1, (-1, layer.self_attn.head_dim)).transpose(0, 1)
-        value = value.repeat_interleave(weight.shape[0] // value.shape[0], 0)
-        h = tokens.h + layer.self_attn.o_proj((weight @ value).transpose(0, 1).flatten(1))
-        h = h + layer.mlp(layer.post_attention_layernorm(h))
+        h = run_layer(model, number, tokens, biased).hidden
         if number < len(tokens.deep):
             h = h + tokens.deep[number]
         tokens = replace(tokens, h=h)
@@ -291,16 +377,16 @@ def _with(prefix: Prefix, new: Tensor) -> Tokens:
         torch.cat([tokens.size, torch.ones_like(none)]),
         torch.cat([tokens.after, no]),
         torch.cat([tokens.asking, no]),
+        torch.cat([tokens.place, prefix.dense + torch.arange(count)]),
+        torch.cat([tokens.block, none]),
         [torch.cat([x, torch.zeros_like(new)]) for x in tokens.deep],
     )
 
 
-def _stage(
-    prefix: Prefix, tokens: Tokens, counts: list[int], weights: Tensor, keys: Tensor
-) -> Tokens:
+def _stage(prefix: Prefix, tokens: Tokens, counts: list[int], scorer: LayerRun) -> Tokens:
     """The tokens that are left after each input was reduced to its count."""
-    scores = weights.mean(0)[tokens.asking].mean(0)
-    flat_keys = keys.transpose(0, 1).flatten(1)
+    scores = scorer.weights.mean(0)[tokens.asking].mean(0)
+    flat_keys = scorer.keys.transpose(0, 1).flatten(1)
     stay = (tokens.image < 0).nonzero().flatten().tolist()
     source = {}
     h, size, deep = tokens.h.clone(), tokens.size.clone(), [x.clone() for x in tokens.deep]

@@ -31,17 +31,19 @@ class Seen:
     source: Tensor
 
 
-_MAPS: dict[Any, list[tuple[Tensor, Tensor]]] = {}
+MAPS: dict[Any, list[tuple[Tensor, Tensor]]] = {}
 
 
 def _recorded(
     module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **options: Any
 ) -> tuple[Tensor, Tensor]:
-    logits = query @ key.transpose(-1, -2) * options["scaling"]
+    groups = query.shape[1] // key.shape[1]
+    own, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+    logits = query @ own.transpose(-1, -2) * options["scaling"]
     if attention_mask is not None:
         logits = logits + attention_mask
     weights = logits.float().softmax(-1)
-    _MAPS.setdefault(module, []).append((key, weights))
+    MAPS.setdefault(module, []).append((key, weights))
     return (weights.to(value.dtype) @ value).transpose(1, 2).contiguous(), weights
 
 
@@ -51,10 +53,10 @@ ALL_MASK_ATTENTION_FUNCTIONS.register("recorded", eager_mask)
 
 @contextmanager
 def recorded(case: Case, model: Any) -> Iterator[None]:
-    """Every attention map of the vision side, in `_MAPS` by attention module."""
+    """Every attention map of the vision side, in `MAPS` by attention module."""
     encoders = [model.model.get_submodule(path) for path in case.vision]
     before = [encoder.config._attn_implementation for encoder in encoders]
-    _MAPS.clear()
+    MAPS.clear()
     for encoder in encoders:
         encoder.config._attn_implementation = "recorded"
     try:
@@ -68,7 +70,7 @@ def by_row(case: Case, kind: str, layer: int, name: str, rule: str = "auto") -> 
     """A field of one vision layer, by row of the encoder."""
     first = int(case.has_cls and not case.keeps_cls(kind))
     parts = []
-    for key, weights in list(_MAPS.values())[layer]:
+    for key, weights in list(MAPS.values())[layer]:
         if name == "keys":
             parts.append(key.mean(1)[:, first:].flatten(0, 1))
         elif case.has_cls and rule != "received":
@@ -133,7 +135,7 @@ def encode_experts(
     keys, saliency = [], []
     for path in case.vision:
         encoder = model.model.get_submodule(path)
-        own = [seen for module, seen in _MAPS.items() if module in set(encoder.modules())]
+        own = [seen for module, seen in MAPS.items() if module in set(encoder.modules())]
         ((key, weights),) = own[layer]
         first = int(hasattr(encoder.embeddings, "class_embedding"))
         asked = weights[:, :, :1] if first else weights

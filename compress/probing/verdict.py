@@ -161,11 +161,18 @@ class Probe:
         exponent = math.log2(max(gone[0], 1e-9) / max(halved[0], 1e-9))
         return tuple(steps), min(max(exponent, 1.0), 6.0)
 
-    def allocate(self, method: Method, dense: int, budget: int | float) -> Allocation:
+    def allocate(
+        self,
+        method: Method,
+        dense: int,
+        budget: int | float,
+        stages: Sequence[int] | None = None,
+    ) -> Allocation:
         """The allocation of `budget` under the schedule that loses least by this probe.
 
         Schedules with up to two pairs are compared; none drops all tokens before the horizon.
-        dense, budget: as in `Method.allocate`.
+        dense, budget: as in `Method.allocate`. stages: the decoder layers before which tokens can
+        leave, from 1 on; None if all can.
 
         Raises CompressionError for a method that does not take a schedule from outside.
         """
@@ -173,7 +180,8 @@ class Probe:
         if target == dense:
             return Allocation(dense, self.depth, dense)
         self.check(method)
-        ratios = self._best(target / dense)
+        layers = range(1, self.depth) if stages is None else stages
+        ratios = self._best(target / dense, layers)
 
         def plan(count: int) -> Allocation:
             pairs: Schedule = tuple((layer, int(count * ratio)) for layer, ratio in ratios)
@@ -191,13 +199,13 @@ class Probe:
                 "so it takes no schedule but its own; expected a method that reduces before it"
             )
 
-    def _best(self, share: float) -> tuple[tuple[int, float], ...]:
+    def _best(self, share: float, layers: Sequence[int]) -> tuple[tuple[int, float], ...]:
         """Pairs (layer, ratio) with the least damage at a mean share of the dense tokens."""
         weights, exponent = self.damage
         up_to = [0.0, *accumulate(weights)]
         best: tuple[tuple[int, float], ...] = ()
         least = math.inf
-        for pairs in self._schedules():
+        for pairs in self._schedules(layers):
             starts = [0, *(layer for layer, _ in pairs), self.depth]
             ratios = [1.0, *(ratio for _, ratio in pairs)]
             spans = list(zip(pairwise(starts), ratios, strict=True))
@@ -211,10 +219,10 @@ class Probe:
                 best, least = pairs, loss
         return best
 
-    def _schedules(self) -> Iterator[tuple[tuple[int, float], ...]]:
-        """All schedules of up to two pairs, shorter ones first."""
-        steps = [(layer, ratio) for layer in range(1, self.depth) for ratio in RATIOS]
-        steps += [(layer, 0.0) for layer in range(self.horizon, self.depth)]
+    def _schedules(self, layers: Sequence[int]) -> Iterator[tuple[tuple[int, float], ...]]:
+        """All schedules of up to two pairs at some layers, shorter ones first."""
+        steps = [(layer, ratio) for layer in layers for ratio in RATIOS]
+        steps += [(layer, 0.0) for layer in layers if layer >= self.horizon]
         yield ()
         yield from ((step,) for step in steps)
         for first, second in combinations(sorted(steps), 2):

@@ -30,7 +30,9 @@ class Span:
     valid: (B, >= length) bool, False at padding, None where no row has any. bias: (B, >= length)
     float32, what is added to the attention logits of each key, None where that is 0 everywhere.
     samples: (B, length) int64, which of the samples packed in a row a token belongs to; None
-    where a row is one sample. Tensors may be longer than `length`: room for tokens to come.
+    where a row is one sample. places: (B, length) float64, the position of each token, where some
+    layers see the nearest positions alone. Tensors may be longer than `length`: room for tokens to
+    come.
     """
 
     first: int
@@ -38,6 +40,7 @@ class Span:
     valid: Tensor | None = None
     bias: Tensor | None = None
     samples: Tensor | None = None
+    places: Tensor | None = None
     _added: Tensor | None = field(default=None, repr=False)
 
     @property
@@ -72,9 +75,12 @@ class Span:
             self._added = added
         return self._added[:, : self.length]
 
-    def extend(self, count: int, new: Tensor | None) -> None:
-        """Take in `count` tokens. new: (B, count) bool, False at padding; None if all are real."""
+    def extend(self, count: int, new: Tensor | None, places: Tensor | None = None) -> None:
+        """Take in `count` tokens. new: (B, count) bool, False at padding; None if all are real.
+        places: (B, count) float64, their positions, read if the span has some."""
         start, self.length = self.length, self.length + count
+        if self.places is not None and places is not None:
+            self.places = torch.cat([self.places, places.to(self.places)], dim=1)
         if new is not None:
             # Nothing is written in place: a tensor may be of an inference mode that is over.
             valid = self.valid
@@ -97,7 +103,7 @@ class Span:
         """Forget the last `count` tokens."""
         self.length -= count
         self._added = None
-        for name in ("valid", "bias"):
+        for name in ("valid", "bias", "places"):
             tensor = getattr(self, name)
             if tensor is not None:
                 setattr(self, name, tensor[:, : self.length].clone())
@@ -138,7 +144,7 @@ class CacheState:
     def __deepcopy__(self, memo: dict[int, Any]) -> CacheState:
         copied = CacheState(
             [
-                Span(s.first, s.length, *map(_clone, (s.valid, s.bias, s.samples)))
+                Span(s.first, s.length, *map(_clone, (s.valid, s.bias, s.samples, s.places)))
                 for s in self.spans
             ],
             self.rows,
@@ -170,8 +176,12 @@ class CacheState:
         """Make this the state of `cache`, as it is after a prefill."""
         self.held = cache_length(cache)
         if not is_static(cache):
-            lengths = [int(cache.get_seq_length(n)) for n in range(len(cache.layers))]
-            self.pressed = any(n != self.span(i).length for i, n in enumerate(lengths))
+            lengths = {
+                number: layer.get_seq_length()
+                for number, layer in enumerate(cache.layers)
+                if hasattr(layer, "get_seq_length")  # linear attention has no sequence
+            }
+            self.pressed = any(int(n) != self.span(i).length for i, n in lengths.items())
         setattr(cache, _ON_CACHE, self)
         _FILLED.setdefault(self.core, weakref.WeakSet()).add(cache)
 
@@ -239,11 +249,11 @@ class CacheState:
         self.dense -= lost
         self.held = length
 
-    def extend(self, count: int, new: Tensor | None) -> None:
+    def extend(self, count: int, new: Tensor | None, places: Tensor | None) -> None:
         """Take in `count` text tokens. new: (B, count) bool, False at padding; None if all are
-        real."""
+        real. places: (B, count) float64, their positions, read if spans have some."""
         for span in self.spans:
-            span.extend(count, new)
+            span.extend(count, new, places)
         self.dense += count
         self.trailing += count
         if new is None:
@@ -294,7 +304,7 @@ def is_static(cache: Any) -> bool:
 
 
 def cache_length(cache: Any) -> int:
-    """Tokens in the first layer of a cache."""
+    """Tokens in the first layer of a cache that holds a sequence."""
     return int(cache.get_seq_length())
 
 

@@ -16,6 +16,7 @@ from compress.runtime.encoded import Encoded
 from compress.runtime.layout import BatchLayout
 from compress.runtime.prompt import PlacedInput
 from compress.runtime.settings import Settings
+from compress.runtime.tensors import gather
 from compress.runtime.zero3 import Zero3Symmetry
 from compress.tokens import Reduction
 from positions import PositionTable
@@ -37,7 +38,10 @@ class PrefillState:
     for each column that the model was given the one that stands for it now; None while all are
     there. cached: the state that the cache came with, None where it held nothing of ours; past:
     tokens that it held in its first layer. table: positions of the new tokens. entered:
-    hidden states and rotary of the layer before, where a method is scored by it.
+    hidden states and rotary of the layer before, where a method is scored by it. index: (B, W')
+    int64, which of the W tokens that entered are left, None while all are. places: (B, W') float64,
+    their positions, where some layers see the nearest positions alone. blocks: (B, W') int64, as
+    `ModelAdapter.attention_blocks`.
     """
 
     inputs: list[PlacedInput]
@@ -60,6 +64,10 @@ class PrefillState:
     table: PositionTable = field(init=False)
     entry_layout: BatchLayout = field(init=False)
     entered: tuple[Tensor, Any] | None = None
+    index: Tensor | None = None
+    places: Tensor | None = None
+    blocks: Tensor | None = None
+    _rotary: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.now, self.entry_layout = self.first, self.layout
@@ -69,8 +77,23 @@ class PrefillState:
         """(T,) int64: dense tokens in each visual token."""
         return torch.cat([reduction.size[0] for reduction in self.now])
 
-    def follow(self, reductions: list[Reduction], back: Tensor) -> None:
-        """Take in reductions of the tokens that were left. back: see `BatchLayout.after`."""
+    def rotary_of(self, kind: str, rotary: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """cos and sin of the tokens that are left. rotary: of all that entered, (B or 1, W, d), as
+        the model hands them to a layer of `kind`."""
+        if self.index is None:
+            return rotary
+        if kind not in self._rotary:
+            self._rotary[kind] = (gather(rotary[0], self.index), gather(rotary[1], self.index))
+        return self._rotary[kind]
+
+    def follow(self, reductions: list[Reduction], index: Tensor, back: Tensor) -> None:
+        """Take in reductions of the tokens that were left. index, back: see `BatchLayout.after`."""
+        self.index = index if self.index is None else self.index.gather(1, index)
+        self._rotary = {}
+        if self.places is not None:
+            self.places = self.places.gather(1, index)
+        if self.blocks is not None:
+            self.blocks = self.blocks.gather(1, index)
         self.query = back.gather(1, self.query)
         self.text = back[self.text_rows[:, None], self.text]
         self.back = back if self.back is None else back.gather(1, self.back)
@@ -85,12 +108,12 @@ class ForwardContext:
     """One forward of a model under a compression: made at the model's door, gone at its end.
 
     labels, logits_to_keep: as the model was given them. ids: (B, S) of a call that brings visual
-    inputs, else None; media: the core's keyword arguments; positions_given: whether the caller
-    gave position ids. encoded: visual inputs by kind. state: of the cache that the call came with.
-    arguments: what replaces the language model's keyword arguments. layer_arguments: for each
-    decoder layer what replaces its own; None where nothing does. table: positions of the new
-    tokens, None where the stock ones hold. prefill: the prompt that is being reduced. zero3: keeps
-    processes alike under ZeRO-3, None elsewhere.
+    inputs, else None; media: the core's keyword arguments; positions_given: whether the caller gave
+    position ids; mask: the attention mask as the core was given it. encoded: visual inputs by kind.
+    state: of the cache that the call came with. arguments: what replaces the language model's
+    keyword arguments. layer_arguments: for each decoder layer what replaces its own; None where
+    nothing does. table: positions of the new tokens, None where the stock ones hold. prefill: the
+    prompt that is being reduced. zero3: keeps processes alike under ZeRO-3, None elsewhere.
     """
 
     settings: Settings
@@ -101,6 +124,7 @@ class ForwardContext:
     ids: Tensor | None = None
     media: Mapping[str, Any] = field(default_factory=dict)
     positions_given: bool = False
+    mask: Any = None
     encoded: dict[str, Encoded] = field(default_factory=dict)
     cache: Any = None
     state: CacheState | None = None

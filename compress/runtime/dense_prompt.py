@@ -83,12 +83,20 @@ def read_prompt(context: ForwardContext, kwargs: dict[str, Any], dense: int) -> 
         rows=rows,
         columns=columns,
         samples=samples[0] if samples else None,
-        left=bool((~host.mask[:, 0]).any()),
+        left=_pads_left(context, host),
     )
     return DensePrompt(
         host, inputs, texts, layout, embeds, query, query_real.bool(), text, text_real.bool(),
         text_rows,
     )  # fmt: skip
+
+
+def _pads_left(context: ForwardContext, host: HostPrompt) -> bool:
+    """Whether padding is on the left. Rows that the reduction leaves at several lengths are padded
+    there where layers carry a state, which goes on decaying over padding at the end."""
+    if bool((~host.mask[:, 0]).any()):
+        return True
+    return context.settings.is_recurrent and bool(host.mask[:, -1].all())
 
 
 def _on_host(context: ForwardContext, kwargs: dict[str, Any], dense: int) -> HostPrompt:

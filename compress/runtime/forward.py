@@ -25,12 +25,13 @@ from compress.runtime.cache_state import (
     cache_length,
     is_static,
     new_tokens_mask,
+    positions_of,
     turn_positions,
 )
 from compress.runtime.context import ForwardContext
 from compress.runtime.encoded import Encoded
 from compress.runtime.in_llm import add_deepstack, reduce_at_layer, scoring_layers
-from compress.runtime.masks import new_indices, span_mask
+from compress.runtime.masks import NewTokens, needs_own_masks, new_indices, span_masks
 from compress.runtime.prefill import begin_prefill
 from compress.runtime.prompt import without_pixels
 from compress.runtime.tensors import gather
@@ -49,7 +50,7 @@ def read_call(
     Raises CompressionError for visual inputs without ids, or made before the compression.
     """
     ids, embeds = kwargs.get("input_ids"), kwargs.get("inputs_embeds")
-    context.cache = kwargs.get("past_key_values")
+    context.cache, context.mask = kwargs.get("past_key_values"), kwargs.get("attention_mask")
     context.positions_given = kwargs.get("position_ids") is not None
     if context.cache is not None:
         context.state = CacheState.of(context.cache)
@@ -153,10 +154,11 @@ def continue_on_cache(
     start = state.length
     context.arguments = {"attention_mask": None}
     if given is not None and not _placed_by_caller(context, kwargs, count):
-        state.extend(count, new)
+        local = context.settings.is_local
+        state.extend(count, new, positions_of(given, state.rows)[..., 0] if local else None)
     else:
         positions = _place_text(context, given, new, count)
-        state.extend(count, new)
+        state.extend(count, new, positions[..., 0])
         if given is not None:
             real = positions if new is None else positions.masked_fill(~new[..., None], 0)
             state.begin_turn()
@@ -185,29 +187,31 @@ def _mask_layers(context: ForwardContext, count: int, device: torch.device) -> N
     """The masks of all layers for new text on a cache; the stock ones where they serve."""
     state: CacheState = context.state  # type: ignore[assignment]
     settings, cache = context.settings, context.cache
-    static = is_static(cache)
+    static, adapter = is_static(cache), settings.adapter
     implementation = settings.attention_implementation
     maskless = implementation == "sdpa" or implementation.startswith("flash")
-    if state.plain and count == 1 and not static and maskless:
+    reduced_reach = settings.is_local and needs_own_masks(adapter, state.dense)
+    if state.plain and count == 1 and not static and maskless and not reduced_reach:
         return
-    config = settings.adapter.language_model.config
-    dtype = next(settings.adapter.norm.parameters()).dtype
+    dtype = next(adapter.norm.parameters()).dtype
     like = torch.empty(state.rows, count, 0, dtype=dtype, device=device)
+    new = NewTokens(like, cache, state.dense)
     first = state.spans[0]
     if first.valid is not None:
         arguments: dict[str, Any] = context.arguments  # type: ignore[assignment]
         arguments["attention_mask"] = first.valid[:, : first.length].long()
     layers: list[dict[str, Any]] = []
-    for number, span in enumerate(state.spans):
-        stop = len(settings.adapter.layers)
-        if number + 1 < len(state.spans):
-            stop = state.spans[number + 1].first
+    stops = [span.first for span in state.spans[1:]] + [len(adapter.layers)]
+    for span, stop in zip(state.spans, stops, strict=True):
+        if span.first == 0 and span.plain and not state.pressed and not settings.is_mixed:
+            layers += [{}] * stop
+            continue
         own: dict[str, Any] = {}
-        if number or not span.plain or state.pressed:
-            own = {"attention_mask": span_mask(config, span, like, cache)}
-            if count > 1:  # one token is never taken for the first of a packed sample
-                own["position_ids"] = new_indices(span, count, device)
-        layers += [own] * (stop - span.first)
+        if count > 1:  # one token is never taken for the first of a packed sample
+            own["position_ids"] = new_indices(span, count, device)
+        masks = span_masks(adapter, span, stop, new)
+        kinds = adapter.layer_kinds[span.first : stop]
+        layers += [{"attention_mask": masks[kind], **own} for kind in kinds]
     context.layer_arguments = layers
 
 
@@ -218,6 +222,8 @@ def enter_language_model(context: ForwardContext, kwargs: dict[str, Any]) -> Non
     zero3 = context.zero3
     if zero3 is not None:
         kwargs["inputs_embeds"] = zero3.tie(kwargs["inputs_embeds"])
+    # Some cores make four-dimensional masks of the one that they are given.
+    kwargs = kwargs | {"attention_mask": context.mask}
     if context.ids is not None:
         begin_prefill(context, kwargs)
     prefill, embeds = context.prefill, kwargs["inputs_embeds"]
@@ -240,12 +246,15 @@ def enter_layer(
         return hidden_states
     if context.layer_arguments is not None:
         kwargs.update(context.layer_arguments[layer])
+    kind, rotary = context.settings.adapter.layer_kinds[layer], kwargs["position_embeddings"]
+    kwargs["position_embeddings"] = prefill.rotary_of(kind, rotary)
     hidden_states = add_deepstack(prefill, layer, hidden_states)
     if zero3 is not None and layer:
         zero3.score_alike(layer, hidden_states, kwargs)
     if layer in prefill.schedules:
         with context.clock.time("reduce"):
             hidden_states = reduce_at_layer(context, layer, hidden_states, kwargs)
+        kwargs["position_embeddings"] = prefill.rotary_of(kind, rotary)
     if layer + 1 in prefill.schedules and context.settings.method.scored_by == "previous":
         prefill.entered = (hidden_states, kwargs["position_embeddings"])
     _new_arguments(context, layer, hidden_states, kwargs)
@@ -258,21 +267,25 @@ def _new_arguments(
     """Where a span begins: what its layers are given in place of the model's own arguments."""
     prefill: Any = context.prefill
     span = next((one for one in prefill.spans if one.first == layer), None)
-    state = context.state
-    pressed = prefill.cached is not None and prefill.cached.pressed
-    if span is None or state is None or (layer == 0 and span.stock_mask_serves and not pressed):
+    state, adapter = context.state, context.settings.adapter
+    if span is None or state is None:
         return
-    config = context.settings.adapter.language_model.config
-    cache = kwargs.get("past_key_values")
-    own = {
-        "attention_mask": span_mask(config, span, hidden_states, cache),
-        "position_ids": new_indices(span, hidden_states.shape[1], hidden_states.device),
-        "position_embeddings": kwargs["position_embeddings"],
-    }
-    depth = len(context.settings.adapter.layers)
+    pressed = prefill.cached is not None and prefill.cached.pressed
+    mixed = context.settings.is_mixed
+    if layer == 0 and span.stock_mask_serves and not pressed and not mixed:
+        return
+    depth = len(adapter.layers)
+    new = NewTokens(hidden_states, kwargs.get("past_key_values"), state.dense, prefill.blocks)
+    stop = min((one.first for one in prefill.spans if one.first > layer), default=depth)
+    masks = span_masks(adapter, span, stop, new)
+    index = new_indices(span, hidden_states.shape[1], hidden_states.device)
+    own = [
+        {"attention_mask": masks[kind], "position_ids": index}
+        for kind in adapter.layer_kinds[layer:stop]
+    ]
     layers = context.layer_arguments or [{}] * depth
-    context.layer_arguments = layers[:layer] + [own] * (depth - layer)
-    kwargs.update(own)
+    context.layer_arguments = layers[:layer] + own + layers[stop:]
+    kwargs.update(context.layer_arguments[layer])
 
 
 @torch.compiler.disable

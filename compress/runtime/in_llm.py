@@ -44,8 +44,7 @@ def reduce_at_layer(
 ) -> Tensor:
     """Reduce the visual tokens that are about to enter a decoder layer.
 
-    kwargs: the layer's keyword arguments; cos and sin are shortened in place. Returns the hidden
-    states that go on, (B, W, D).
+    kwargs: the layer's keyword arguments. Returns the hidden states that go on, (B, W, D).
     """
     prefill: PrefillState = context.prefill  # type: ignore[assignment]
     counts = prefill.schedules[layer]
@@ -56,7 +55,7 @@ def reduce_at_layer(
     if settings.scores_in_llm and any(counts):
         scores, keys = _scores(context, layer, hidden_states, kwargs)
     reductions = _reductions(settings, prefill, counts, hidden_states, (scores, keys))
-    return _shorten(settings, prefill, layer, hidden_states, (reductions, counts, kwargs))
+    return _shorten(settings, prefill, layer, hidden_states, (reductions, counts))
 
 
 def _scores(
@@ -84,6 +83,7 @@ def _scores(
         past,
         span.key_bias(),
         prefill.layout.samples,
+        prefill.blocks,
     )
     return text_attention(context.settings.adapter.layers[layer], hidden_states, rotary, scoring)
 
@@ -160,28 +160,26 @@ def _shorten(
     prefill: PrefillState,
     layer: int,
     hidden_states: Tensor,
-    change: tuple[list[Reduction], list[int], dict[str, Any]],
+    change: tuple[list[Reduction], list[int]],
 ) -> Tensor:
     """Let only the reduced tokens go on; everything that runs along the tokens follows.
 
-    change: the reductions, their counts, and the layer's keyword arguments.
+    change: the reductions and their counts.
     """
-    reductions, counts, kwargs = change
+    reductions, counts = change
     rest = prefill.deepstack[layer:]
     if rest:
         prefill.deepstack[layer:] = [
             pooled(one, reductions, prefill.sizes.to(one.device)) for one in rest
         ]
     layout, index, back = prefill.layout.after(flat_anchor(reductions), counts)
-    prefill.follow(reductions, back)
+    prefill.follow(reductions, index, back)
     prefill.layout = layout
     prefill.later.append((layer, prefill.now))
     shorter = gather(hidden_states, index)
     features = torch.cat([reduction.features[0] for reduction in reductions])
     device = shorter.device
     shorter = scatter(shorter, layout.rows.to(device), layout.columns.to(device), features)
-    cos, sin = kwargs["position_embeddings"]
-    kwargs["position_embeddings"] = (gather(cos, index), gather(sin, index))
     firsts = [span.first for span in prefill.spans]
     for first in sorted({layer, *(one for one in firsts if one > layer)}):
         span = new_span(settings, prefill, first, device)

@@ -1,7 +1,14 @@
-"""Attention masks of decoder layers whose caches hold fewer tokens than the stock model's."""
+"""Attention masks of decoder layers whose caches hold fewer tokens than the stock model's.
+
+Full attention sees every earlier token that is left. A sliding or chunked layer sees those within
+its window or chunk, measured in positions: between tokens that are left it counts those that are
+not, too. That is the reach, and are the rotary distances, that the model was trained with; its
+cache, which counts tokens, holds no fewer. A linear layer takes a mask of padding alone.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,50 +18,123 @@ from transformers.masking_utils import create_causal_mask
 from compress.errors import CompressionError
 from compress.runtime.cache_state import Span, is_static
 from compress.runtime.settings import ADDITIVE
+from compress.runtime.stages import RECURRENT
+from vlm.families import ModelAdapter
 
 
-def span_mask(config: Any, span: Span, like: Tensor, cache: Any) -> Tensor | None:
-    """The mask that attention in a span's layers takes for the newest tokens.
+@dataclass(frozen=True)
+class NewTokens:
+    """The tokens of a forward, as masks depend on them.
 
-    Args:
-        config: the language model's configuration.
-        span: with the newest tokens in its length.
-        like: (B, q, ...) hidden states of the newest tokens, for shape, dtype and device.
-        cache: the cache that the layers will append to, or None.
+    like: (B, q, ...) hidden states, for shape, dtype and device. cache: the cache that the layers
+    will append them to, or None. dense: tokens of the sequence without reduction, these included.
+    blocks: (B, q) int64, as `ModelAdapter.attention_blocks`.
+    """
+
+    like: Tensor
+    cache: Any
+    dense: int
+    blocks: Tensor | None = None
+
+    @property
+    def count(self) -> int:
+        """q."""
+        return self.like.shape[1]
+
+
+def span_masks(
+    adapter: ModelAdapter, span: Span, stop: int, new: NewTokens
+) -> dict[str, Tensor | None]:
+    """The mask that layers `span.first` up to `stop` take for the newest tokens, by kind of layer.
+
+    span: with the newest tokens in its length.
 
     Raises:
-        CompressionError: another tool has removed keys (kvpress), and the mask depends on which.
+        CompressionError: another tool has removed keys (kvpress), and the mask depends on which; or
+            the attention implementation cannot follow a window in positions.
     """
-    count, static = like.shape[1], is_static(cache)
-    if span.plain:
+    masks: dict[str, Tensor | None] = {}
+    for layer in range(span.first, stop):
+        kind = adapter.layer_kinds[layer]
+        if kind not in masks:
+            masks[kind] = _mask(adapter, span, layer, new)
+    return masks
+
+
+def needs_own_masks(adapter: ModelAdapter, dense: int) -> bool:
+    """Whether a sequence of `dense` tokens passes the reach of a local layer: the stock mask, which
+    counts tokens, need not hold then."""
+    reaches = (adapter.reach(kind) for kind in set(adapter.layer_kinds))
+    return any(reach is not None and reach <= dense for reach in reaches)
+
+
+def _mask(adapter: ModelAdapter, span: Span, layer: int, new: NewTokens) -> Tensor | None:
+    """The mask of one layer of a span."""
+    config: Any = adapter.language_model.config
+    kind, count = adapter.layer_kinds[layer], new.count
+    if kind in RECURRENT:
+        real = None if span.valid is None else span.valid[:, span.length - count : span.length]
+        return None if count == 1 or real is None else real.to(new.like.device)
+    reach = adapter.reach(kind)
+    local = reach is not None and reach <= new.dense
+    if span.plain and new.blocks is None and not local:
         # The layer's own cache gives its length, so this also follows keys that others removed.
-        return _stock_mask(config, span, like, cache)
-    if cache is not None and not static:
-        held = int(cache.get_seq_length(span.first))
-        if held + count != span.length:
-            raise CompressionError(
-                f"the cache of decoder layer {span.first} holds {held} tokens where "
-                f"{span.length - count} were cached: keys that another tool removes can be "
-                "followed in a batch without padding, and without proportional attention"
-            )
+        return _stock_mask(config, span, layer, new)
+    _check_cache(span, layer, new)
     implementation = config._attn_implementation
     if implementation not in ADDITIVE:
-        return _stock_mask(config, span, like, cache)
-    if count == 1 and span.bias is not None and span.samples is None and not static:
-        return span.added(like.dtype)[:, None, None].to(like.device)
-    allowed = _allowed(span, like)
-    if static and cache is not None:
-        room = cache.get_mask_sizes(count, span.first)[0] - span.length
-        allowed = torch.nn.functional.pad(allowed, (0, room), value=False)
+        if local and span.length < new.dense:
+            raise CompressionError(
+                f"decoder layer {layer} sees {reach} positions of a sequence of {new.dense}, some "
+                f"of which were left out; attention implementation {implementation!r} counts "
+                f"tokens: expected one of {', '.join(ADDITIVE)}, or a shorter sequence"
+            )
+        return _stock_mask(config, span, layer, new)
+    static = is_static(new.cache)
+    if count == 1 and span.bias is not None and span.samples is None and not (static or local):
+        return span.added(new.like.dtype)[:, None, None].to(new.like.device)
+    allowed = _allowed(span, new)
+    if local:
+        allowed = allowed & _within_reach(span, count, kind, int(reach or 0)).to(allowed.device)
+    held, offset = span.length, 0
+    if new.cache is not None and (static or local):
+        held, offset = new.cache.get_mask_sizes(count, layer)
+    return _as_model_takes_it(
+        _cut(allowed, held, offset), span, new, implementation, (held, offset)
+    )
+
+
+def _check_cache(span: Span, layer: int, new: NewTokens) -> None:
+    if new.cache is None or is_static(new.cache):
+        return
+    held = int(new.cache.get_seq_length(layer))
+    if held + new.count != span.length:
+        raise CompressionError(
+            f"the cache of decoder layer {layer} holds {held} tokens where "
+            f"{span.length - new.count} were cached: keys that another tool removes can be "
+            "followed in a batch without padding, and without proportional attention"
+        )
+
+
+def _as_model_takes_it(
+    allowed: Tensor, span: Span, new: NewTokens, implementation: str, columns: tuple[int, int]
+) -> Tensor:
+    """(B, 1, q, keys): bool for sdpa where nothing is added to the logits, else numbers to add."""
+    like = new.like
     if span.bias is None and implementation == "sdpa":
         return allowed[:, None]
     least = torch.finfo(like.dtype).min
     added = torch.zeros((), dtype=like.dtype, device=like.device)
     bias = span.key_bias()
     if bias is not None:
-        bias = torch.nn.functional.pad(bias, (0, allowed.shape[2] - bias.shape[1]))
-        added = bias[:, None].to(like.device, like.dtype)
+        added = _cut(bias, *columns)[:, None].to(like.device, like.dtype)
     return torch.where(allowed, added, least)[:, None]
+
+
+def _cut(x: Tensor, held: int, offset: int) -> Tensor:
+    """x (..., length) at the `held` columns from `offset` on; zeros where there are none yet."""
+    x = x[..., offset : offset + held]
+    return torch.nn.functional.pad(x, (0, held - x.shape[-1]))
 
 
 def new_indices(span: Span, count: int, device: torch.device) -> Tensor:
@@ -67,29 +147,47 @@ def new_indices(span: Span, count: int, device: torch.device) -> Tensor:
     return index - torch.searchsorted(samples, samples)
 
 
-def _allowed(span: Span, like: Tensor) -> Tensor:
-    """(B, q, length) bool: which keys each of the newest tokens may attend to."""
-    count = like.shape[1]
-    seen = span.real(len(like), like.device).to(like.device)[:, None]
+def _allowed(span: Span, new: NewTokens) -> Tensor:
+    """(B, q, length) bool: which keys each of the newest tokens may attend to, if it sees all."""
+    like, count = new.like, new.count
+    real = span.real(len(like), like.device).to(like.device)[:, None]
+    seen = real
     if count > 1:
         place = torch.arange(span.length, device=like.device)
         seen = seen & (place <= place[span.length - count :, None])
+    if new.blocks is not None:
+        blocks = new.blocks.to(like.device)
+        together = (blocks[:, :, None] == blocks[:, None]) & (blocks >= 0)[:, None]
+        together = torch.nn.functional.pad(together, (span.length - count, 0))
+        seen = seen | (together & real)
     if span.samples is not None:
         samples = span.samples.to(like.device)
         seen = seen & (samples[:, -count:, None] == samples[:, None])
     return seen
 
 
-def _stock_mask(config: Any, span: Span, like: Tensor, cache: Any) -> Any:
+def _within_reach(span: Span, count: int, kind: str, reach: int) -> Tensor:
+    """(B, q, length) bool: which keys lie in the window or chunk of each of the newest tokens."""
+    places: Tensor = span.places  # type: ignore[assignment]
+    query, key = places[:, -count:, None], places[:, None]
+    if kind == "chunked_attention":
+        return torch.div(query, reach, rounding_mode="floor") == torch.div(
+            key, reach, rounding_mode="floor"
+        )
+    return query - key < reach
+
+
+def _stock_mask(config: Any, span: Span, layer: int, new: NewTokens) -> Any:
     mask = span.valid
     if mask is not None:
         mask = mask[:, : span.length].long()
     packed = span.samples is not None
+    like = new.like
     return create_causal_mask(
         config=config,
         inputs_embeds=like,
         attention_mask=None if packed else mask,
-        past_key_values=cache,
-        position_ids=new_indices(span, like.shape[1], like.device) if packed else None,
-        layer_idx=span.first,
+        past_key_values=new.cache,
+        position_ids=new_indices(span, new.count, like.device) if packed else None,
+        layer_idx=layer,
     )

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from compress.errors import CompressionError
 from compress.methods import Method
 from compress.runtime.cache_state import (
     CacheState,
@@ -60,11 +61,25 @@ def begin_prefill(context: ForwardContext, kwargs: dict[str, Any]) -> None:
             _begins(state, past, embeds),
         )
         prefill.table = context.table = place(settings, placement)
+        if settings.is_local:
+            prefill.places = prefill.table.positions[:, :, 0, 0].to(embeds.device)
+        prefill.blocks = _blocks(context, prompt, prefill.layout, index)
         layers = [0] if state is None else [span.first for span in state.spans]
         prefill.spans = [new_span(settings, prefill, layer, embeds.device) for layer in layers]
         context.state = _new_state(context, prefill, prompt)
         context.prefill = prefill
         context.arguments = _arguments(prefill, kwargs, embeds)
+
+
+def _blocks(
+    context: ForwardContext, prompt: DensePrompt, layout: BatchLayout, index: Tensor | None
+) -> Tensor | None:
+    """(B, W) int64: the attention block of each token that is left, -1 for none."""
+    ids: Tensor = context.ids  # type: ignore[assignment]
+    blocks = context.settings.adapter.attention_blocks(ids, context.media)
+    if blocks is None or index is None:
+        return blocks
+    return blocks.gather(1, index.to(blocks.device)).masked_fill(~layout.mask, -1)
 
 
 def _begins(state: CacheState | None, past: int, embeds: Tensor) -> Tensor:
@@ -236,6 +251,17 @@ def new_span(settings: Settings, prefill: PrefillState, layer: int, device: torc
     rows, width = layout.mask.shape
     before = Span(0, prefill.past) if state is None else state.span(layer)
     span = Span(layer, before.length + width)
+    if settings.is_recurrent and before.length and layout.is_padded:
+        raise CompressionError(
+            "rows of a later turn are left with different numbers of tokens, and decoder layers "
+            "that carry a state would let it decay over the padding between: expected one row, or "
+            "visual inputs of one size"
+        )
+    if prefill.places is not None:
+        old = before.places
+        if old is None:
+            old = torch.arange(before.length, device=device).expand(rows, -1)
+        span.places = torch.cat([old.to(prefill.places), prefill.places], dim=1)
     if before.valid is not None or layout.is_padded:
         old = before.real(rows, device)
         span.valid = torch.cat([old, layout.mask.to(device)], dim=1)

@@ -46,6 +46,10 @@ def reduce_prompt(settings: Settings, prompt: DensePrompt) -> tuple[list[Reducti
         carriers = item.encoded.carriers
         carrier = reductions[-1].anchor[0] if carriers is None else carriers[item.index]
         entering.append(visual[offset : offset + item.input.count][carrier])
+    if settings.ordered and not settings.method.ordered:
+        orders = [reduction.anchor[0].argsort(stable=True) for reduction in reductions]
+        reductions = [reduction.by_anchor() for reduction in reductions]
+        entering = [rows[order] for rows, order in zip(entering, orders, strict=True)]
     return reductions, torch.cat(entering)
 
 

@@ -27,6 +27,7 @@ class ScoringRows:
     cached: (B, P) bool, False at padding. past: (B, key heads, P, head_dim) rotated keys, None
     where P = 0. bias: (B, P + S) float32, added to the logits of each key. samples: (B, S) int64,
     where rows hold several samples: a query sees and ranks the tokens of its own sample alone.
+    blocks: (B, S) int64, as `ModelAdapter.attention_blocks`.
     """
 
     queries: Tensor
@@ -36,6 +37,7 @@ class ScoringRows:
     past: Tensor | None = None
     bias: Tensor | None = None
     samples: Tensor | None = None
+    blocks: Tensor | None = None
 
     def to(self, device: torch.device) -> ScoringRows:
         """The same on another device."""
@@ -69,8 +71,10 @@ def text_attention(
     cos, sin = (part.to(device).expand(len(rows.queries), -1, -1) for part in rotary)
     normed = layer.input_layernorm(hidden_states.to(device))
     width = attention.head_dim
-    query = attention.q_proj(gather(normed, rows.queries)).unflatten(-1, (-1, width))
     key = attention.k_proj(normed).unflatten(-1, (-1, width))
+    heads = key.shape[2] * attention.num_key_value_groups
+    # Where the output of each head is gated, its gate comes after its query.
+    query = attention.q_proj(gather(normed, rows.queries)).unflatten(-1, (heads, -1))[..., :width]
     if hasattr(attention, "q_norm"):
         query, key = attention.q_norm(query), attention.k_norm(key)
     query = _rotate(query.transpose(1, 2), gather(cos, rows.queries), gather(sin, rows.queries))
@@ -130,7 +134,11 @@ def _seen(rows: ScoringRows, part: slice) -> tuple[Tensor, Tensor]:
     new tokens that they rank."""
     queries = rows.queries[:, part]
     place = torch.arange(rows.mask.shape[1], device=queries.device)
-    seen = rows.mask[:, None] & (place <= queries[..., None])
+    seen = place <= queries[..., None]
+    if rows.blocks is not None:
+        own = rows.blocks.gather(1, queries)[..., None]
+        seen = seen | ((own == rows.blocks[:, None]) & (own >= 0))
+    seen = seen & rows.mask[:, None]
     ranks = rows.real[:, part, None]
     if rows.samples is not None:
         own = rows.samples.gather(1, queries)[..., None] == rows.samples[:, None]

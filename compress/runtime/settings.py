@@ -12,6 +12,7 @@ from compress.budget import Allocation, resolve_budget
 from compress.errors import CompressionError
 from compress.methods import Method
 from compress.probing.verdict import Probe
+from compress.runtime.stages import LOCAL, RECURRENT, allocate, check_stages, stage_layers
 from positions import PPE, ChannelTable, Scheme
 from vlm.families import ModelAdapter
 
@@ -61,9 +62,10 @@ class Settings:
         return self._allocations[dense]
 
     def _allocate(self, dense: int, budget: int | float) -> Allocation:
+        stages = stage_layers(self.adapter, self.method, self.scores_in_llm)
         if self.probe is not None:
-            return self.probe.allocate(self.method, dense, budget)
-        return self.method.allocate(dense, len(self.adapter.layers), budget)
+            return self.probe.allocate(self.method, dense, budget, stages)
+        return allocate(self.method, (dense, len(self.adapter.layers)), budget, stages)
 
     def reads(self, field_name: str) -> bool:
         """Whether the method needs or wants a field of VisualTokens."""
@@ -78,6 +80,28 @@ class Settings:
     def one_axis(self) -> bool:
         """Whether the model's rotary embedding reads one position per token, and not t, h and w."""
         return ChannelTable.of(self.adapter.rotary).axes == 1
+
+    @cached_property
+    def is_local(self) -> bool:
+        """Whether some decoder layers see only the nearest positions."""
+        return any(kind in LOCAL for kind in self.adapter.layer_kinds)
+
+    @cached_property
+    def is_mixed(self) -> bool:
+        """Whether layers differ in kind, or see more than what came before: the stock model's own
+        mask, made of padding alone, does not serve then."""
+        return set(self.adapter.layer_kinds) != {"full_attention"} or self.adapter.has_blocks
+
+    @cached_property
+    def is_recurrent(self) -> bool:
+        """Whether some decoder layers carry a state from token to token."""
+        return any(kind in RECURRENT for kind in self.adapter.layer_kinds)
+
+    @property
+    def ordered(self) -> bool:
+        """Whether tokens enter the language model in the order of their anchors: those of an input
+        have no order for attention, but they do for a state that is carried from token to token."""
+        return self.method.ordered or self.is_recurrent
 
     @property
     def proportional_attention(self) -> bool:
@@ -129,15 +153,20 @@ class Settings:
                 f"{method!r} needs a vision encoder that takes smaller pictures, and family "
                 f"{self.adapter.name!r} has none: give its processor a smaller picture instead"
             )
-        config = language_model.config
-        sliding = getattr(config, "sliding_window", None) is not None
-        stock = ["sliding_attention" if sliding else "full_attention"]
-        kinds = set(getattr(config, "layer_types", None) or stock)
-        if kinds != {"full_attention"}:
+        kinds = set(self.adapter.layer_kinds)
+        unknown = kinds - {"full_attention", *LOCAL, *RECURRENT}
+        if unknown:
             raise CompressionError(
-                f"{type(language_model).__name__} has layers of the kinds {sorted(kinds)}: only "
-                "full attention can lose tokens on the way"
+                f"{type(language_model).__name__} has decoder layers of kind "
+                f"{', '.join(map(repr, sorted(unknown)))}, whose masks are not known: expected "
+                f"{', '.join(map(repr, ('full_attention', *LOCAL, *RECURRENT)))}"
             )
+        if self.is_local and not self.one_axis:
+            raise CompressionError(
+                f"{type(language_model).__name__} has local attention, which is measured in "
+                "positions, and places tokens on three axes: expected one or the other"
+            )
+        check_stages(self.adapter, method, self.scores_in_llm)
         if method.proportional_attention and not self.proportional_attention:
             raise CompressionError(
                 f"{method!r} adds log(size) to attention logits, which attention implementation "

@@ -56,7 +56,7 @@ def place(settings: Settings, placement: Placement) -> PositionTable:
     on_host = reductions_on_host(placement.reductions)
     plans = _plans(settings, placement, [reduction.by_anchor() for reduction in on_host])
     table = _scheme_table(plans, placement, ends)
-    if settings.method.ordered:
+    if settings.ordered:
         return table
     return replace(table, positions=_in_own_order(table.positions, layout, on_host))
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from tests.tiny.base import FIRST_WORD, IMAGE_TOKEN, PAD, VIDEO_TOKEN, WORDS, Case, Sample
 from tests.tiny.foveate import Foveate
+from tests.tiny.gemma3 import Gemma3
 from tests.tiny.internvl import InternVL
 from tests.tiny.llava import Llava
 from tests.tiny.llava_next import LlavaNext
@@ -20,6 +21,7 @@ from tests.tiny.llava_onevision import LlavaOnevision
 from tests.tiny.mistral3 import Mistral3
 from tests.tiny.qwen2_5_vl import Qwen2_5VL
 from tests.tiny.qwen2_vl import Qwen2VL
+from tests.tiny.qwen3_5 import Qwen3_5, Qwen3_5Moe
 from tests.tiny.qwen3_vl import Qwen3VL
 from tests.tiny.smolvlm import SmolVLM
 from tests.tiny.video_llava import VideoLlava
@@ -36,6 +38,9 @@ CASES: tuple[Case, ...] = (
     VideoLlava(),
     Mistral3(),
     Foveate(),
+    Gemma3(),
+    Qwen3_5(),
+    Qwen3_5Moe(),
 )  # fmt: skip
 
 __all__ = ["CASES", "FIRST_WORD", "IMAGE_TOKEN", "PAD", "VIDEO_TOKEN", "WORDS", "Case", "Sample"]

@@ -65,7 +65,10 @@ class Case:
     the projector gets, or the last that sees whole images. frames: of a family whose processor
     gives videos as images, the frames of each variant. experts: names of several encoders, whose
     `vision` paths these are (then `by_token` and `positions` say what the reference cannot read off
-    the stock model).
+    the stock model). quick: whether the quick suite has the family; near kin of others are in the
+    slow one. stages: the decoder layers that the matrix drops tokens at. two_way: whether
+    the tokens of an image attend to each other in both directions. recurrent: whether decoder
+    layers carry a state from token to token.
     """
 
     name: ClassVar[str]
@@ -78,6 +81,10 @@ class Case:
     feature_layer: ClassVar[int] = -1
     frames: ClassVar[Mapping[str, int]] = {}
     budget: ClassVar[int] = 12
+    quick: ClassVar[bool] = True
+    stages: ClassVar[tuple[int, ...]] = (1, 2, 3)
+    two_way: ClassVar[bool] = False
+    recurrent: ClassVar[bool] = False
     layouts: ClassVar[Sequence[Sequence[Any]]] = (
         (3, ("image", "a"), 7),
         (5, ("image", "b"), 2),

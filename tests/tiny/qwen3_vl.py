@@ -35,11 +35,14 @@ class Qwen3VL(Qwen2VL):
         )
 
     def tokens(self, kind: str, variant: str) -> Tensor:
-        t, h, w = GRIDS[variant]
-        if kind == "image":
-            return super().tokens(kind, variant)
-        parts = []
-        for frame in range(t):
-            stamp = torch.tensor([60 + frame, 63])
-            parts += [stamp, START, torch.full((h * w // 4,), VIDEO_TOKEN), END]
-        return torch.cat(parts)
+        return super().tokens(kind, variant) if kind == "image" else stamped(variant)
+
+
+def stamped(variant: str) -> Tensor:
+    """Ids of a video, each frame after its time stamp."""
+    t, h, w = GRIDS[variant]
+    parts = []
+    for frame in range(t):
+        stamp = torch.tensor([60 + frame, 63])
+        parts += [stamp, START, torch.full((h * w // 4,), VIDEO_TOKEN), END]
+    return torch.cat(parts)

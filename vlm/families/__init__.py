@@ -8,6 +8,7 @@ from torch import nn
 
 from vlm.families.base import ModelAdapter, UnknownFamily
 from vlm.families.foveate import FoveateAdapter
+from vlm.families.gemma3 import Gemma3
 from vlm.families.internvl import InternVL
 from vlm.families.llava import Llava
 from vlm.families.llava_next import LlavaNext
@@ -15,6 +16,7 @@ from vlm.families.llava_onevision import LlavaOnevision
 from vlm.families.mistral3 import Mistral3
 from vlm.families.qwen2_5_vl import Qwen2_5VL
 from vlm.families.qwen2_vl import Qwen2VL
+from vlm.families.qwen3_5 import Qwen3_5
 from vlm.families.qwen3_vl import Qwen3VL
 from vlm.families.smolvlm import SmolVLM
 from vlm.families.video_llava import VideoLlava
@@ -31,6 +33,8 @@ ADAPTERS: tuple[type[ModelAdapter], ...] = (
     InternVL,
     SmolVLM,
     Mistral3,
+    Gemma3,
+    Qwen3_5,
     FoveateAdapter,
 )
 

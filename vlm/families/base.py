@@ -36,6 +36,7 @@ class ModelAdapter(ABC):
     media: arguments of `forward` that bring visual inputs.
     one_run_one_input: whether the tiles of an image are inputs of their own to the vision encoder,
         and stand in the prompt without text between them.
+    has_blocks: whether some tokens attend to later ones (see `attention_blocks`).
     resizes: whether the vision encoder takes smaller pictures (see `resized`).
     videos_by_frame: whether a long video can be encoded frame by frame (see `frames_call`).
     """
@@ -46,6 +47,7 @@ class ModelAdapter(ABC):
     frames_are_images: ClassVar[bool] = False
     media: ClassVar[tuple[str, ...]] = ("pixel_values", "pixel_values_videos", "mm_encoder_outputs")
     one_run_one_input: ClassVar[bool] = False
+    has_blocks: ClassVar[bool] = False
     resizes: bool = False
     videos_by_frame: ClassVar[bool] = False
 
@@ -94,13 +96,29 @@ class ModelAdapter(ABC):
         return int(getattr(self.config, f"{kind}_token_id"))
 
     @property
-    def full_attention_layers(self) -> tuple[int, ...]:
-        """The decoder layers whose queries see every earlier key."""
+    def layer_kinds(self) -> tuple[str, ...]:
+        """What each decoder layer is, in transformers' names: "full_attention" where queries see
+        every earlier key, "sliding_attention", "chunked_attention", "linear_attention", "conv"."""
         config: Any = self.language_model.config
         sliding = getattr(config, "sliding_window", None) is not None
         usual = ["sliding_attention" if sliding else "full_attention"] * len(self.layers)
-        kinds = getattr(config, "layer_types", None) or usual
-        return tuple(at for at, kind in enumerate(kinds) if kind == "full_attention")
+        return tuple(getattr(config, "layer_types", None) or usual)
+
+    def reach(self, kind: str) -> int | None:
+        """How many positions a layer of a kind sees: the window of a sliding layer, the chunk of a
+        chunked one. None where attention is not local."""
+        names = {"sliding_attention": "sliding_window", "chunked_attention": "attention_chunk_size"}
+        if kind not in names:
+            return None
+        return int(getattr(self.language_model.config, names[kind]))
+
+    def attention_blocks(self, ids: Tensor, media: Mapping[str, Any]) -> Tensor | None:
+        """(B, S) int64: the block of each token of a prompt, -1 for none. Tokens of one block
+        attend to each other in both directions. None where attention is causal throughout.
+
+        ids: (B, S) int64 token ids. media: keyword arguments of the core's `forward`.
+        """
+        return None
 
     def chunk_positions(self, ids: Tensor, mask: Tensor, media: Mapping[str, Any]) -> Tensor | None:
         """The positions that the stock model gives a prompt of these tokens alone, from 0.

@@ -13,6 +13,7 @@ from compress import CompressionError, compress
 from compress.methods import Duet, Random
 from positions import V2PE
 from tests.compress.common import CLOSE, NEW, answer, fingerprint
+from tests.marks import each_case
 from tests.tiny import CASES
 from vlm.families import UnknownFamily
 
@@ -164,7 +165,7 @@ def test_text_after_the_image_stands_where_it_stood(model: Any) -> None:
             assert torch.equal(got, torch.arange(36.0))
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+@each_case
 def test_a_scheme_in_place_of_original_positions(case: Any) -> None:
     """Inputs of each family can be planned; one position a token changes the answer."""
     model, given = case.model(), case.inputs(case.samples())

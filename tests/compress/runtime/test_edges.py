@@ -12,12 +12,11 @@ from compress import compress
 from compress.methods import Duet
 from tests import reference
 from tests.compress.common import CLOSE, NEW, answer
-from tests.marks import some_cases
+from tests.marks import each_case, some_cases
 from tests.tiny import CASES, IMAGE_TOKEN, VIDEO_TOKEN, Case, Sample
 from vlm.families import ADAPTERS, UnknownFamily, adapter_of
 
 BOTH = Duet(layers=(1, 3), ratios=(0.6, 0.3))
-each_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 with_videos = pytest.mark.parametrize(
     "case",
     [case for case in CASES if any(("video", "v") in layout for layout in case.layouts)],

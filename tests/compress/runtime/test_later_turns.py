@@ -13,7 +13,7 @@ from compress.methods import Duet, Method, Random
 from tests.compress.common import CLOSE, NEW, answer, logits_of
 from tests.tiny import CASES, FIRST_WORD, Case, Sample
 
-HOSTS = [case for case in CASES if case.name in ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")]
+HOSTS = [case for case in CASES if case.name in ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5")]
 METHODS: dict[str, Method] = {"keep all": Random(), "pre-LLM": Duet(layers=(), ratios=())}
 each_host = pytest.mark.parametrize("case", HOSTS, ids=lambda case: case.name)
 

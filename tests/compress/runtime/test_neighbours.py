@@ -17,14 +17,13 @@ from transformers import DynamicCache
 from compress import compress
 from compress.methods import Duet, PyramidDrop
 from tests.compress.common import CLOSE, NEW, answer, logits_of
-from tests.marks import some_cases
+from tests.marks import each_case, some_cases
 from tests.tiny import CASES, Case
 from vlm.families import adapter_of
 
 LLAVA = CASES[0]
 PRE_LLM = Duet(layers=(), ratios=())
 BOTH = Duet(layers=(1, 3), ratios=(0.6, 0.3))
-each_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 
 
 # ------------------------------------------------------------------ key/value presses

@@ -16,7 +16,6 @@ from tests.marks import some_cases
 from tests.tiny import CASES, Case, Sample
 
 BOTH = duet(layers=(1, 3), ratios=(0.6, 0.3))
-each_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 
 
 def labelled(case: Case, side: str = "right") -> tuple[list[Sample], dict[str, Tensor]]:
@@ -121,6 +120,8 @@ def test_gradients_reach_the_merged_tokens() -> None:
 def test_gradient_checkpointing_changes_nothing(case: Case, reentrant: bool) -> None:
     model = case.fresh().train()
     _, given = labelled(case)
+    if case.recurrent:  # the sums of a state that goes to a cache are rounded otherwise
+        given["use_cache"] = False
     with compress(model, BOTH, budget=case.budget):
         plain = model(**given).loss
         plain.backward()

@@ -14,13 +14,12 @@ from compress import CompressionError, compress
 from compress.methods import PyramidDrop
 from positions import MRoPE
 from tests.compress.common import CLOSE, NEW, answer, duet, logits_of
-from tests.marks import some_cases
+from tests.marks import each_case, some_cases, some_croppable_cases
 from tests.tiny import CASES, FIRST_WORD, IMAGE_TOKEN, Case
 
 LLAVA = CASES[0]
 PRE_LLM = duet(layers=(), ratios=())
 BOTH = duet(layers=(1, 3), ratios=(0.6, 0.3))
-each_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 
 
 def text_of(case: Case, length: int, seed: int) -> torch.Tensor:
@@ -234,9 +233,11 @@ class Rounded(QuantizedLayer):
         return quantized / 2**16
 
 
-def rounded() -> DynamicCache:
-    cache = DynamicCache()
-    cache.layers = [Rounded(residual_length=4) for _ in range(4)]
+def rounded(model: Any) -> DynamicCache:
+    cache = DynamicCache(config=model.config.get_text_config())
+    for number, layer in enumerate(cache.layers):
+        if hasattr(layer, "keys"):  # a state is not quantised
+            cache.layers[number] = Rounded(residual_length=4)
     return cache
 
 
@@ -246,7 +247,7 @@ def test_a_quantised_cache(case: Case) -> None:
     model, given = case.model(), case.inputs(case.samples())
     with compress(model, BOTH, budget=case.budget), torch.no_grad():
         plain = logits_of(model, given)
-        actual = logits_of(model, given, past_key_values=rounded())
+        actual = logits_of(model, given, past_key_values=rounded(model))
     torch.testing.assert_close(actual, plain, rtol=1e-2, atol=1e-2)
 
 
@@ -254,7 +255,7 @@ def test_visual_inputs_on_a_quantised_cache_are_refused() -> None:
     """Those of a later turn cannot be ranked by keys that it does not show."""
     model, sample = LLAVA.model(), LLAVA.samples()[0]
     with compress(model, BOTH, budget=16), torch.no_grad():
-        cache = rounded()
+        cache = rounded(model)
         model(**LLAVA.inputs([sample]), past_key_values=cache)
         whole = torch.ones(1, 2 * len(sample.ids), dtype=torch.int64)
         with pytest.raises(ValueError, match="DynamicCache"):
@@ -264,7 +265,7 @@ def test_visual_inputs_on_a_quantised_cache_are_refused() -> None:
 # ------------------------------------------------------------------ ways to generate
 
 
-@some_cases
+@some_croppable_cases
 def test_prompt_lookup_equals_greedy(case: Case) -> None:
     """Candidates come with the prompt, and those that fail are cropped off again; they ask
     nothing. (Beam search over several inputs is in the matrix.)"""

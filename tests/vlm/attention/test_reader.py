@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.marks import each_case
 from tests.reference_vision import encode
 from tests.tiny import CASES, Case
 from vlm.attention import FusedReader, SegmentHeads, Segments, heads
@@ -46,7 +47,7 @@ def run(case: Case, call: dict[str, Any]) -> tuple[Any, Any]:
     return adapter, capture
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+@each_case
 def test_all_inputs_of_a_call_at_once(case: Case) -> None:
     """Pooled by token, they are what the reference reads off the stock model, image by image."""
     images = shown(case)

@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from compress import compress
+from tests.marks import each_case
 from tests.tiny import CASES, Case
 from tests.vlm import models
 from vlm.families import adapter_of
 
 BY_NAME = {case.name: case for case in CASES}
-EACH = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 
 
 def calls(case: Case) -> list[tuple[str, dict[str, Any]]]:
@@ -29,7 +29,7 @@ def calls(case: Case) -> list[tuple[str, dict[str, Any]]]:
     ]
 
 
-@EACH
+@each_case
 def test_pooling_all_inputs_is_pooling_each(case: Case) -> None:
     adapter = adapter_of(case.model())
     for kind, call in calls(case):
@@ -49,7 +49,7 @@ def test_pooling_all_inputs_is_pooling_each(case: Case) -> None:
                 assert (tokens[separators] == 0).all()
 
 
-@EACH
+@each_case
 def test_inputs_leave_no_trace(case: Case) -> None:
     """Calls of several threads could not tell one another's state apart."""
     adapter = adapter_of(case.model())
@@ -59,13 +59,15 @@ def test_inputs_leave_no_trace(case: Case) -> None:
     assert vars(adapter) == before
 
 
-def test_full_attention_layers() -> None:
+def test_kinds_of_layers() -> None:
     adapter = adapter_of(BY_NAME["llava"].fresh())
-    assert adapter.full_attention_layers == (0, 1, 2, 3)
+    assert adapter.layer_kinds == ("full_attention",) * 4
+    assert adapter.reach("full_attention") is None
     adapter.language_model.config.sliding_window = 8
-    assert adapter.full_attention_layers == ()
+    assert adapter.layer_kinds == ("sliding_attention",) * 4
+    assert adapter.reach("sliding_attention") == 8
     adapter.language_model.config.layer_types = ["sliding_attention", "full_attention"] * 2
-    assert adapter.full_attention_layers == (1, 3)
+    assert adapter.layer_kinds == ("sliding_attention", "full_attention") * 2
 
 
 def test_only_two_families_encode_videos_by_frame() -> None:

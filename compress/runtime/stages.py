@@ -1,0 +1,103 @@
+"""The decoder layers before which visual tokens can leave, and schedules that keep to them.
+
+Tokens are ranked by attention, which linear and convolutional layers do not have, and which sliding
+and chunked layers have for the nearest tokens alone. So a schedule keeps to the layers of full
+attention: a pair at another layer moves to the nearest one that can take it, and the budget is met
+with the schedule as it then is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import fields
+
+from compress.budget import Allocation, Plan, resolve_budget, solve
+from compress.errors import CompressionError
+from compress.methods import Method
+from vlm.families import ModelAdapter
+
+LOCAL = ("sliding_attention", "chunked_attention")
+RECURRENT = ("linear_attention", "conv")
+# An input and a budget that show whether a method has an in-LLM part.
+_DENSE, _BUDGET = 576, 0.25
+
+
+def stage_layers(adapter: ModelAdapter, method: Method, scores: bool) -> tuple[int, ...] | None:
+    """The decoder layers before which tokens can leave, ascending from 1; None if all can.
+
+    scores: whether the method reads attention scores or keys of decoder layers.
+    """
+    kinds = adapter.layer_kinds
+    if not scores or set(kinds) == {"full_attention"}:
+        return None
+    back = int(method.scored_by == "previous")
+    return tuple(n for n in range(1, len(kinds)) if kinds[n - back] == "full_attention")
+
+
+def check_stages(adapter: ModelAdapter, method: Method, scores: bool) -> None:
+    """Raise CompressionError for a method whose in-LLM part this decoder cannot run, or whose user
+    named a layer before which it cannot."""
+    stages = stage_layers(adapter, method, scores)
+    if stages is None:
+        return
+    kinds = adapter.layer_kinds
+    if not stages:
+        if method.allocate(_DENSE, len(kinds), _BUDGET).schedule:
+            raise CompressionError(
+                f"{method!r} ranks visual tokens by the attention of a decoder layer, and "
+                f"{type(adapter.language_model).__name__} has full attention in none that could: "
+                "expected a method that reduces before the language model only, such as "
+                "'divprune', or Duet(layers=(), ratios=())"
+            )
+        return
+    back = int(method.scored_by == "previous")
+    for layer in _named_layers(method):
+        if 0 < layer < len(kinds) and layer not in stages:
+            raise CompressionError(
+                f"{method!r} would rank visual tokens by decoder layer {layer - back}, of kind "
+                f"{kinds[layer - back]!r}, which has no attention to all of them: expected layers "
+                f"among {', '.join(map(str, stages))}, or shares of the depth, which move to the "
+                "nearest of these"
+            )
+
+
+def allocate(
+    method: Method, size: tuple[int, int], budget: int | float, stages: Sequence[int] | None
+) -> Allocation:
+    """`method.allocate` for an input on a decoder where tokens can leave before some layers only.
+
+    size: tokens of the input, and decoder layers. stages: those layers; None if all can.
+    """
+    own = method.allocate(*size, budget)
+    if stages is None or all(layer in stages for layer, _ in own.schedule):
+        return own
+
+    def moved(plan: Plan) -> Plan:
+        return lambda count: _snapped(plan(count), stages)
+
+    return solve(
+        (moved(plan) for plan in method.plans(*size)), size[0], resolve_budget(budget, size[0])
+    )
+
+
+def _snapped(allocation: Allocation, stages: Sequence[int]) -> Allocation:
+    """Each pair at the nearest of `stages`, the later of two; of pairs that meet, the last."""
+    pairs: dict[int, int] = {}
+    for layer, count in allocation.schedule:
+        if stages:
+            nearest = min(stages, key=lambda stage: (abs(stage - layer), -stage))
+            pairs[nearest] = count
+    schedule = tuple(sorted(pairs.items()))
+    return Allocation(allocation.dense, allocation.depth, allocation.keep, schedule)
+
+
+def _named_layers(method: Method) -> tuple[int, ...]:
+    """Decoder layers that the user named by number: options `layer` and `layers` that are not as
+    they are by default."""
+    named: list[int] = []
+    for option in fields(method):
+        value = getattr(method, option.name)
+        if option.name in ("layer", "layers") and value != option.default:
+            values = value if isinstance(value, tuple) else (value,)
+            named += [layer for layer in values if isinstance(layer, int)]
+    return tuple(named)

@@ -1,0 +1,77 @@
+"""Qwen3.5: as Qwen3-VL without DeepStack; every other decoder layer is linear, queries are gated,
+and half of a head is rotated."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import transformers
+from torch import Tensor
+
+from tests.tiny.base import IMAGE_TOKEN, VIDEO_TOKEN, text
+from tests.tiny.qwen2_vl import Qwen2VL
+from tests.tiny.qwen3_vl import stamped
+
+
+class Qwen3_5(Qwen2VL):  # noqa: N801 - as the model is called
+    name = "qwen3_5"
+    model_class = "Qwen3_5ForConditionalGeneration"
+    config_class = "Qwen3_5Config"
+    stages = (1, 3)
+    recurrent = True
+
+    def config(self, depth: int) -> Any:
+        rope = {
+            "rope_type": "default",
+            "rope_theta": 10000.0,
+            "mrope_section": [2, 1, 1],
+            "partial_rotary_factor": 0.5,
+        }
+        kinds = ["linear_attention", "full_attention"] * ((depth + 1) // 2)
+        return getattr(transformers, self.config_class)(
+            vision_config={
+                "depth": 4,
+                "hidden_size": 32,
+                "intermediate_size": 48,
+                "num_heads": 4,
+                "patch_size": 4,
+                "out_hidden_size": 32,
+                "num_position_embeddings": 64,
+            },
+            text_config=text(
+                depth=depth,
+                head_dim=16,
+                rope_parameters=rope,
+                layer_types=kinds[:depth],
+                linear_key_head_dim=8,
+                linear_value_head_dim=8,
+                linear_num_key_heads=2,
+                linear_num_value_heads=4,
+                **self.more_text(),
+            ),
+            image_token_id=IMAGE_TOKEN,
+            video_token_id=VIDEO_TOKEN,
+        )
+
+    def more_text(self) -> dict[str, Any]:
+        """What a relative's text configuration has beside."""
+        return {}
+
+    def tokens(self, kind: str, variant: str) -> Tensor:
+        return super().tokens(kind, variant) if kind == "image" else stamped(variant)
+
+
+class Qwen3_5Moe(Qwen3_5):  # noqa: N801 - as the model is called
+    name = "qwen3_5_moe"
+    model_class = "Qwen3_5MoeForConditionalGeneration"
+    config_class = "Qwen3_5MoeConfig"
+    quick = False
+
+    def more_text(self) -> dict[str, Any]:
+        return {
+            "initializer_range": 0.1,
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 16,
+            "shared_expert_intermediate_size": 16,
+        }
