@@ -4,26 +4,19 @@ that follows from it."""
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
-from itertools import accumulate, combinations, pairwise
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub.constants import HF_ASSETS_CACHE
 
-from compress.budget import Allocation, Schedule, nearest, resolve_budget
-from compress.errors import CompressionError
-from compress.methods import Method
+from compress.budget import Allocation
 from compress.probing.fingerprint import family_of, key_of
 from vlm.families import ModelAdapter
 
 TOLERANCE = 0.02
 """Share of the answer tokens that may change where a probe calls visual tokens dispensable."""
-RATIOS = (0.5, 0.25, 0.125)
-"""Shares of the entering tokens that a probed schedule may leave, besides none at all."""
 
 
 @dataclass(frozen=True)
@@ -93,8 +86,16 @@ class Probe:
         At it and at every later layer, at most `TOLERANCE` of the answer tokens change. It is at
         least 1, and `depth` if there is no such layer: visual tokens are then never all dropped.
         """
+        return self._settled("gone")
+
+    @cached_property
+    def ready(self) -> int:
+        """The same for half of the visual tokens: in-LLM pruning begins there or later."""
+        return self._settled("halved")
+
+    def _settled(self, what: str) -> int:
         layer = self.depth
-        for share in reversed(self.agreement("gone")[1:]):
+        for share in reversed(self.agreement(what)[1:]):
             if share < 1 - TOLERANCE:
                 break
             layer -= 1
@@ -113,6 +114,8 @@ class Probe:
         columns += [self.kl("halved"), self.agreement("halved")]
         for layer, (a, b, c, d) in enumerate(zip(*columns, strict=True)):
             lines.append(f"{layer:>10}{a:>12.4f}{b:>8.1%}{c:>14.4f}{d:>8.1%}")
+        if self.ready < self.depth:
+            lines.append(f"Visual tokens can be halved from layer {self.ready} on.")
         if self.horizon < self.depth:
             lines.append(f"Visual tokens can be dropped from layer {self.horizon} on.")
         else:
@@ -148,86 +151,19 @@ class Probe:
 
     # ------------------------------------------------------------ the schedule
 
-    @cached_property
-    def damage(self) -> tuple[tuple[float, ...], float]:
-        """What each layer loses, and how fast.
+    def adapt(self, allocation: Allocation, end: int) -> Allocation:
+        """An allocation whose schedule follows this probe.
 
-        A layer that sees a share r of the dense tokens is taken to lose w (1 - r)^p. The weights w,
-        one a layer, are the steps by which the effect of having none falls from layer to layer;
-        the exponent p is such that half the tokens lose what halving lost.
+        Steps before `ready` move there. No visual token is left from layer `end` on, which is the
+        horizon or later, and steps from there on are left out; `depth` if none is dropped.
         """
-        gone, halved = (_falling(self.kl(what)) for what in ("gone", "halved"))
-        steps = [a - b for a, b in zip(gone, [*gone[1:], 0.0], strict=True)]
-        exponent = math.log2(max(gone[0], 1e-9) / max(halved[0], 1e-9))
-        return tuple(steps), min(max(exponent, 1.0), 6.0)
-
-    def allocate(
-        self,
-        method: Method,
-        dense: int,
-        budget: int | float,
-        stages: Sequence[int] | None = None,
-    ) -> Allocation:
-        """The allocation of `budget` under the schedule that loses least by this probe.
-
-        Schedules with up to two pairs are compared; none drops all tokens before the horizon.
-        dense, budget: as in `Method.allocate`. stages: the decoder layers before which tokens can
-        leave, from 1 on; None if all can.
-
-        Raises CompressionError for a method that does not take a schedule from outside.
-        """
-        target = resolve_budget(budget, dense)
-        if target == dense:
-            return Allocation(dense, self.depth, dense)
-        self.check(method)
-        layers = range(1, self.depth) if stages is None else stages
-        ratios = self._best(target / dense, layers)
-
-        def plan(count: int) -> Allocation:
-            pairs: Schedule = tuple((layer, int(count * ratio)) for layer, ratio in ratios)
-            return Allocation(dense, self.depth, count, pairs)
-
-        return nearest(plan, dense, target)
-
-    @staticmethod
-    def check(method: Method) -> None:
-        """Raise CompressionError unless any number of the method's tokens may enter the model."""
-        own = next(method.plans(4, 2))
-        if method.resizes_input or own(1).keep != 1:
-            raise CompressionError(
-                f"schedule: {method!r} does not choose how many tokens enter the language model, "
-                "so it takes no schedule but its own; expected a method that reduces before it"
-            )
-
-    def _best(self, share: float, layers: Sequence[int]) -> tuple[tuple[int, float], ...]:
-        """Pairs (layer, ratio) with the least damage at a mean share of the dense tokens."""
-        weights, exponent = self.damage
-        up_to = [0.0, *accumulate(weights)]
-        best: tuple[tuple[int, float], ...] = ()
-        least = math.inf
-        for pairs in self._schedules(layers):
-            starts = [0, *(layer for layer, _ in pairs), self.depth]
-            ratios = [1.0, *(ratio for _, ratio in pairs)]
-            spans = list(zip(pairwise(starts), ratios, strict=True))
-            enters = share * self.depth / sum((b - a) * ratio for (a, b), ratio in spans)
-            if enters > 1:
-                continue
-            loss = sum(
-                (up_to[b] - up_to[a]) * (1 - enters * ratio) ** exponent for (a, b), ratio in spans
-            )
-            if loss < least - 1e-12:  # the first of equals, which has the fewest pairs
-                best, least = pairs, loss
-        return best
-
-    def _schedules(self, layers: Sequence[int]) -> Iterator[tuple[tuple[int, float], ...]]:
-        """All schedules of up to two pairs at some layers, shorter ones first."""
-        steps = [(layer, ratio) for layer in layers for ratio in RATIOS]
-        steps += [(layer, 0.0) for layer in layers if layer >= self.horizon]
-        yield ()
-        yield from ((step,) for step in steps)
-        for first, second in combinations(sorted(steps), 2):
-            if first[0] < second[0] and first[1] > second[1]:
-                yield first, second
+        pairs: dict[int, int] = {}
+        for layer, count in allocation.schedule:
+            pairs[max(layer, self.ready)] = count
+        pairs = {layer: count for layer, count in pairs.items() if layer < end}
+        if end < self.depth:
+            pairs[end] = 0
+        return replace(allocation, schedule=tuple(sorted(pairs.items())))
 
     # ------------------------------------------------------------ files
 
@@ -297,14 +233,6 @@ def places(folder: str | Path | None = None) -> list[Path]:
     if folder is not None:
         return [Path(folder)]
     return [probes_folder(), Path(__file__).parent / "saved"]
-
-
-def _falling(values: Sequence[float]) -> list[float]:
-    """The least sequence above `values` that never rises; no step of it is negative by noise."""
-    falling = list(values)
-    for at in range(len(falling) - 2, -1, -1):
-        falling[at] = max(falling[at], falling[at + 1])
-    return falling
 
 
 def _row(facts: dict[str, Any]) -> Row:

@@ -340,8 +340,7 @@ def compress(
     Raises:
         ValueError: an unknown method, option or family; a budget out of range; a model that has a
             compression already, or whose attention cannot be reduced (CompressionError);
-            schedule="probed" for a model without a saved probe, or for a method that does not
-            choose how many tokens enter the language model.
+            schedule="probed" for a model without a saved probe.
         TypeError: an argument of a wrong kind.
 
     Warns (UnprobedWarning) if the method prunes in the language model by its own schedule, and no

@@ -63,9 +63,8 @@ class Settings:
 
     def _allocate(self, dense: int, budget: int | float) -> Allocation:
         stages = stage_layers(self.adapter, self.method, self.scores_in_llm)
-        if self.probe is not None:
-            return self.probe.allocate(self.method, dense, budget, stages)
-        return allocate(self.method, (dense, len(self.adapter.layers)), budget, stages)
+        size = (dense, len(self.adapter.layers))
+        return allocate(self.method, size, budget, stages, self.probe)
 
     def reads(self, field_name: str) -> bool:
         """Whether the method needs or wants a field of VisualTokens."""
@@ -175,11 +174,8 @@ class Settings:
             )
 
     def _check_probe(self) -> None:
-        if self.probe is None:
-            return
-        self.probe.check(self.method)
         depth = len(self.adapter.layers)
-        if self.probe.depth != depth:
+        if self.probe is not None and self.probe.depth != depth:
             raise CompressionError(
                 f"schedule: the probe is of a model with {self.probe.depth} decoder layers, and "
                 f"this one has {depth}"

@@ -14,6 +14,7 @@ from dataclasses import fields
 from compress.budget import Allocation, Plan, resolve_budget, solve
 from compress.errors import CompressionError
 from compress.methods import Method
+from compress.probing.verdict import Probe
 from vlm.families import ModelAdapter
 
 LOCAL = ("sliding_attention", "chunked_attention")
@@ -62,22 +63,36 @@ def check_stages(adapter: ModelAdapter, method: Method, scores: bool) -> None:
 
 
 def allocate(
-    method: Method, size: tuple[int, int], budget: int | float, stages: Sequence[int] | None
+    method: Method,
+    size: tuple[int, int],
+    budget: int | float,
+    stages: Sequence[int] | None,
+    probe: Probe | None = None,
 ) -> Allocation:
-    """`method.allocate` for an input on a decoder where tokens can leave before some layers only.
+    """`method.allocate` under a schedule that follows a probe, and keeps to some layers.
 
-    size: tokens of the input, and decoder layers. stages: those layers; None if all can.
+    size: tokens of the input, and decoder layers. stages: the layers before which tokens can leave;
+    None if all can. probe: None for the method's own schedule.
     """
-    own = method.allocate(*size, budget)
-    if stages is None or all(layer in stages for layer, _ in own.schedule):
+    own, target = method.allocate(*size, budget), resolve_budget(budget, size[0])
+    free = stages is None or all(layer in stages for layer, _ in own.schedule)
+    if target == size[0] or (probe is None and free):
         return own
 
-    def moved(plan: Plan) -> Plan:
-        return lambda count: _snapped(plan(count), stages)
+    def changed(plan: Plan, end: int) -> Plan:
+        def allocation(count: int) -> Allocation:
+            made = plan(count) if probe is None else probe.adapt(plan(count), end)
+            return made if stages is None else _snapped(made, stages)
 
-    return solve(
-        (moved(plan) for plan in method.plans(*size)), size[0], resolve_budget(budget, size[0])
-    )
+        return allocation
+
+    ends = [size[1]]
+    if probe is not None:
+        # Where dropping all tokens leaves too few for the budget, none is dropped.
+        can = range(1, size[1]) if stages is None else stages
+        ends = [*[layer for layer in can if layer >= probe.horizon][:1], size[1]]
+    plans = (changed(plan, end) for end in ends for plan in method.plans(*size))
+    return solve(plans, size[0], target)
 
 
 def _snapped(allocation: Allocation, stages: Sequence[int]) -> Allocation:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from compress.probing.__main__ import main
 from compress.probing.fingerprint import key_of
 from compress.probing.measure import drawn_prompts, probe
 from compress.probing.verdict import Probe
+from compress.runtime.stages import allocate
 from tests.tiny import CASES
 from vlm.embedded import mini
 from vlm.families import adapter_of
@@ -137,9 +139,9 @@ def test_the_saved_probe_sets_the_schedule_and_ends_the_warning(folder: Path) ->
             model(**inputs)
             got = c.report().reduced.layers
         dense = int((inputs["input_ids"] == model.config.image_token_id).sum())
-        assert got == found.allocate(Duet(), dense, 16).counts
-        with pytest.raises(CompressionError, match="takes no schedule but its own"):
-            compress(model, "fastv", 16, schedule=found)
+        assert got == allocate(Duet(), (dense, found.depth), 16, None, found).counts
+        with pytest.raises(CompressionError, match="the probe is of a model with 5 decoder layers"):
+            compress(model, "duet", 16, schedule=replace(found, depth=5))
 
 
 def test_nothing_is_left_behind(folder: Path) -> None:

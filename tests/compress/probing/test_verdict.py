@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import json
-from itertools import product
 from pathlib import Path
 
 import pytest
 
-from compress.errors import CompressionError
-from compress.methods import Cascade, DivPrune, Downsample, Duet, FastV
-from compress.probing.verdict import RATIOS, Effect, Probe, Row, probe_of
+from compress.methods import DivPrune, Duet, Method
+from compress.probing.verdict import Effect, Probe, Row, probe_of
+from compress.runtime.stages import allocate
 
 
-def made(gone: list[float], halved: list[float], same: list[int], tokens: int = 100) -> Probe:
+def made(
+    gone: list[float],
+    halved: list[float],
+    same: list[int],
+    tokens: int = 100,
+    same_halved: list[int] | None = None,
+) -> Probe:
     """A probe of one prompt, from mean KL divergences and unchanged tokens a layer."""
     rows = Row(
         "0" * 16,
         tokens,
         Effect(tuple(kl * tokens for kl in gone), tuple(same)),
-        Effect(tuple(kl * tokens for kl in halved), (tokens,) * len(gone)),
+        Effect(tuple(kl * tokens for kl in halved), tuple(same_halved or [tokens] * len(gone))),
     )
     return Probe("f" * 16, "llama-8x32", "model", len(gone), (rows,))
 
@@ -36,56 +41,51 @@ def test_the_horizon_is_where_answers_stay_the_same_from_then_on() -> None:
     assert made(GONE, HALVED, [100] * 7 + [97]).horizon == 8
 
 
-def test_no_token_before_the_horizon_is_dropped_and_the_budget_is_met() -> None:
+def counts(probe: Probe, method: Method, dense: int, budget: int | float) -> tuple[int, ...]:
+    return allocate(method, (dense, 8), budget, None, probe).counts
+
+
+def test_tokens_leave_where_the_probe_says_and_the_budget_is_met() -> None:
     probe = made(GONE, HALVED, SAME)
     for budget in (1 / 3, 1 / 9, 64, 10):
-        allocation = probe.allocate(Duet(), 576, budget)
+        seen = counts(probe, Duet(), 576, budget)
         target = budget * 576 if isinstance(budget, float) else budget
-        assert abs(allocation.average - target) <= 1
-        assert all(allocation.counts[: probe.horizon])
-        assert allocation.counts[-1] == 0
+        assert abs(sum(seen) / 8 - target) <= 1
+        half = seen[0] // 2
+        assert seen == (seen[0],) * 2 + (half,) * 4 + (0,) * 2
+    assert counts(probe, DivPrune(), 96, 0.25) == (32,) * 6 + (0,) * 2
+
+
+def test_no_step_comes_before_the_layer_from_which_halving_is_harmless() -> None:
+    probe = made(GONE, HALVED, SAME, same_halved=[50] * 5 + [100] * 3)
+    assert probe.ready == 5
+    seen = counts(probe, Duet(), 576, 64)
+    assert seen == (seen[0],) * 5 + (seen[0] // 2, 0, 0)
+    two = Duet(layers=(1, 2), ratios=(0.5, 0.25))
+    seen = counts(probe, two, 576, 64)
+    assert seen == (seen[0],) * 5 + (seen[0] // 4, 0, 0)
+
+
+def test_a_model_that_reads_to_the_end_keeps_tokens_in_every_layer() -> None:
     reading = made(GONE, HALVED, [50] * 8)
-    assert reading.horizon == 8 and all(reading.allocate(Duet(), 576, 1 / 9).counts)
+    assert reading.horizon == 8
+    assert counts(reading, Duet(), 576, 1 / 9) == Duet().allocate(576, 8, 1 / 9).counts
+    published = counts(reading, Duet(variant="released"), 576, 1 / 9)
+    assert published == Duet(variant="released").allocate(576, 8, 1 / 9).counts
 
 
-def test_the_schedule_loses_least_of_all_that_were_compared() -> None:
-    """Every schedule of two steps is tried by brute force, layer by layer."""
+def test_a_budget_that_needs_every_layer_drops_nothing() -> None:
     probe = made(GONE, HALVED, SAME)
-    weights, exponent = probe.damage
-    steps = [(layer, ratio) for layer in range(1, 8) for ratio in (*RATIOS, 0.0)]
-
-    def loss(pairs: tuple[tuple[int, float], ...], share: float) -> float:
-        ratios = [1.0] * 8
-        for layer, ratio in sorted(pairs):
-            ratios[layer:] = [ratio] * (8 - layer)
-        if any(ratio == 0 for ratio in ratios[: probe.horizon]):
-            return float("inf")
-        enters = share * 8 / sum(ratios)
-        if enters > 1:
-            return float("inf")
-        return sum(w * (1 - enters * r) ** exponent for w, r in zip(weights, ratios, strict=True))
-
-    pairs = [(a, b) for a, b in product(steps, steps) if a[0] < b[0] and a[1] > b[1]]
-    for share in (0.1, 0.3, 0.6, 0.9):
-        best = min(loss(s, share) for s in [(), *((step,) for step in steps), *pairs])
-        assert loss(probe._best(share, range(1, 8)), share) == pytest.approx(best)
+    assert counts(probe, Duet(), 576, 1.0) == (576,) * 8
+    assert counts(probe, DivPrune(), 100, 0.9) == (90,) * 8
 
 
-def test_layers_that_read_nothing_get_nothing() -> None:
-    gone, halved = [5.0] * 4 + [0.0] * 4, [1.0] * 4 + [0.0] * 4
-    probe = made(gone, halved, [0] * 4 + [100] * 4)
-    assert probe.horizon == 4
-    assert probe.allocate(DivPrune(), 100, 0.25).counts == (50, 50, 50, 50, 0, 0, 0, 0)
-
-
-def test_a_full_budget_keeps_all() -> None:
-    assert made(GONE, HALVED, SAME).allocate(Duet(), 576, 1.0).counts == (576,) * 8
-
-
-@pytest.mark.parametrize("method", [FastV(), Downsample(), Cascade(before=False)])
-def test_methods_with_counts_of_their_own_are_refused(method: object) -> None:
-    with pytest.raises(CompressionError, match="takes no schedule but its own"):
-        made(GONE, HALVED, SAME).check(method)  # type: ignore[arg-type]
+def test_layers_that_cannot_be_pruned_at_are_left_out() -> None:
+    probe = made(GONE, HALVED, SAME)
+    seen = allocate(Duet(), (576, 8), 64, (3, 7), probe).counts
+    assert seen == (seen[0],) * 3 + (seen[0] // 2,) * 4 + (0,)
+    seen = allocate(Duet(), (576, 8), 64, (3, 5), probe).counts
+    assert seen == (seen[0],) * 3 + (seen[0] // 2,) * 5
 
 
 def test_it_comes_back_from_its_file(tmp_path: Path) -> None:
