@@ -35,8 +35,10 @@ class Glm4v(Qwen2VL):
 
     def config(self, depth: int) -> Any:
         ids = {"image_token_id": IMAGE_TOKEN, "video_token_id": VIDEO_TOKEN}
-        text_config = text(64, depth, rope_parameters=dict(ROPE), **self.more_text())
-        vision = VISION | {"out_hidden_size": 64} | self.more_vision()
+        heads = {"heads": 2, "num_key_value_heads": 1}
+        rope = {"rope_parameters": dict(ROPE)}
+        text_config = text(depth=depth, **heads, **rope, **self.more_text())
+        vision = VISION | self.more_vision()
         make = getattr(transformers, self.config_class)
         return make(vision_config=vision, text_config=text_config, **ids)
 
