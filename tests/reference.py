@@ -133,7 +133,7 @@ def reduce_input(
         return seen.tokens, [[i] for i in all_kept], all_kept
     views = case.views(kind, variant)
     counts = [len(slots) for _, slots in views]
-    towards = method.features_from == "pre_projector" and case.pools == 1
+    towards = method.features_from == "pre_projector" and case.merges_before(kind)
     features, members, anchors = [], [], []
     for (grid, slots), count in zip(views, deal(keep, counts), strict=True):
         where = torch.tensor(slots)
@@ -264,10 +264,12 @@ def reduce_prompt(
 
 def _blocks(case: Case, sample: Sample) -> Tensor:
     """(S,): the number of the run of image tokens that each token is in, or -1; all -1 where
-    attention is causal."""
+    attention is causal, all 0 where the whole prompt is a block."""
     blocks, number = [], -1
+    if case.two_way == "prompt":
+        return torch.zeros_like(sample.ids)
     for place, token in enumerate(sample.ids.tolist()):
-        image = case.two_way and token == IMAGE_TOKEN
+        image = case.two_way == "image" and token == IMAGE_TOKEN
         number += int(image and (place == 0 or sample.ids[place - 1] != IMAGE_TOKEN))
         blocks.append(number if image else -1)
     return torch.tensor(blocks)

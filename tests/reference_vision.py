@@ -100,7 +100,7 @@ def encode(
 
     def packed(values: Tensor) -> Tensor:
         """(R,) by row of the encoder -> (N,) by token, -1 at tokens outside the grid."""
-        stub = Stub(case.pooled(values), tokens.shape[1])
+        stub = Stub(case.pooled_as(kind, values), tokens.shape[1])
         stubbed = core.get_submodule(case.projector)
         stubbed.forward = stub
         newline = getattr(core, "image_newline", None)

@@ -29,7 +29,7 @@ from compress.runtime.cache_state import (
     turn_positions,
 )
 from compress.runtime.context import ForwardContext
-from compress.runtime.encoded import Encoded
+from compress.runtime.encoded import PIXELS, Encoded
 from compress.runtime.in_llm import add_deepstack, reduce_at_layer, scoring_layers
 from compress.runtime.masks import NewTokens, needs_own_masks, new_indices, span_masks
 from compress.runtime.prefill import begin_prefill
@@ -61,6 +61,7 @@ def read_call(
                 "tokens are read off the ids, so call the model with input_ids"
             )
         context.ids, context.media = ids, kwargs
+        _check_kinds(context, kwargs)
         _read_encoded(context, kwargs.get("mm_encoder_outputs"), latest)
         _check_turn(context)
     elif ids is not None and (context.cache is None or not cache_length(context.cache)):
@@ -84,6 +85,20 @@ def _check_no_placeholders(context: ForwardContext, ids: Tensor) -> None:
     for kind, count in zip(adapter.kinds, counts, strict=True):
         if count:
             raise without_pixels(kind, count)
+
+
+def _check_kinds(context: ForwardContext, kwargs: Mapping[str, Any]) -> None:
+    """Raise CompressionError for visual inputs of a kind that the adapter does not have."""
+    adapter = context.settings.adapter
+    encoded = kwargs.get("mm_encoder_outputs") or {}
+    for kind, pixels in PIXELS.items():
+        if kind not in adapter.kinds and (
+            _holds(kwargs.get(pixels)) or encoded.get(kind) is not None
+        ):
+            raise CompressionError(
+                f"{kind}s of family {adapter.name!r} are not reduced: expected "
+                f"{' and '.join(f'{one}s' for one in adapter.kinds)} alone, or frames as images"
+            )
 
 
 def _check_turn(context: ForwardContext) -> None:

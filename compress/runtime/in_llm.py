@@ -85,7 +85,7 @@ def _scores(
         prefill.layout.samples,
         prefill.blocks,
     )
-    return text_attention(context.settings.adapter.layers[layer], hidden_states, rotary, scoring)
+    return text_attention(context.settings.adapter, layer, hidden_states, rotary, scoring)
 
 
 def _cached_keys(cache: Any, layer: int, count: int) -> Tensor:

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from compress.runtime.tensors import gather
+from vlm.families import ModelAdapter
 
 # Attention logits that exist at one time: 64 MiB in float32.
 LOGITS = 2**24
@@ -50,12 +50,18 @@ class ScoringRows:
 
 @torch.no_grad()
 def text_attention(
-    layer: Any, hidden_states: Tensor, rotary: tuple[Tensor, Tensor], rows: ScoringRows
+    adapter: ModelAdapter,
+    layer: int,
+    hidden_states: Tensor,
+    rotary: tuple[Tensor, Tensor],
+    rows: ScoringRows,
 ) -> tuple[Tensor, Tensor]:
     """How much the query rows attend to each new token in a decoder layer, and the layer's keys.
 
     Args:
-        layer: a decoder layer with `input_layernorm` and `self_attn` (q_proj, k_proj, scaling).
+        adapter: of the model.
+        layer: number of a decoder layer with `input_layernorm` and `self_attn` (q_proj, k_proj,
+            scaling).
         hidden_states: (B, S, D) entering the layer.
         rotary: cos and sin, (B or 1, S, head_dim).
 
@@ -64,12 +70,13 @@ def text_attention(
         (B, S) float32; and the rotated keys, (B, S, key heads * head_dim), before grouped heads
         are repeated.
     """
-    attention = layer.self_attn
+    block = adapter.layers[layer]
+    attention = block.self_attn
     weight = attention.k_proj.weight  # on its own device, or without data where it is offloaded
     device = hidden_states.device if weight.is_meta else weight.device
     rows = rows.to(device)
     cos, sin = (part.to(device).expand(len(rows.queries), -1, -1) for part in rotary)
-    normed = layer.input_layernorm(hidden_states.to(device))
+    normed = block.input_layernorm(hidden_states.to(device))
     width = attention.head_dim
     key = attention.k_proj(normed).unflatten(-1, (-1, width))
     heads = key.shape[2] * attention.num_key_value_groups
@@ -77,20 +84,12 @@ def text_attention(
     query = attention.q_proj(gather(normed, rows.queries)).unflatten(-1, (heads, -1))[..., :width]
     if hasattr(attention, "q_norm"):
         query, key = attention.q_norm(query), attention.k_norm(key)
-    query = _rotate(query.transpose(1, 2), gather(cos, rows.queries), gather(sin, rows.queries))
-    key = _rotate(key.transpose(1, 2), cos, sin)
+    own = (gather(cos, rows.queries), gather(sin, rows.queries))
+    query = adapter.rotate(attention, query.transpose(1, 2), *own)
+    key = adapter.rotate(attention, key.transpose(1, 2), cos, sin)
     keys = key if rows.past is None else torch.cat([rows.past.to(key.dtype), key], dim=2)
     weights = _mean_attention(query * attention.scaling, keys, rows)
     return weights, key.transpose(1, 2).flatten(2)
-
-
-def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """RoPE in half-split layout on the first channels: x (B, H, S, D), cos and sin (B, S, <= D)."""
-    width = cos.shape[-1]
-    turning, rest = x[..., :width], x[..., width:]
-    a, b = turning.chunk(2, dim=-1)
-    turned = turning * cos[:, None] + torch.cat([-b, a], dim=-1) * sin[:, None]
-    return torch.cat([turned, rest], dim=-1)
 
 
 def _mean_attention(query: Tensor, keys: Tensor, rows: ScoringRows) -> Tensor:

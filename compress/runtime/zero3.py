@@ -95,7 +95,7 @@ class Zero3Symmetry:
         query = torch.zeros(rows, 1, dtype=torch.int64, device=hidden_states.device)
         scoring = ScoringRows(query, mask[:, :1], mask, mask[:, :0])
         rotary = kwargs["position_embeddings"]
-        text_attention(self._settings.adapter.layers[layer], hidden_states, rotary, scoring)
+        text_attention(self._settings.adapter, layer, hidden_states, rotary, scoring)
 
     def _encode_blanks(self, kinds: list[str]) -> None:
         adapter = self._settings.adapter

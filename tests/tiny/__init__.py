@@ -12,19 +12,25 @@ import torch
 from torch import Tensor
 
 from tests.tiny.base import FIRST_WORD, IMAGE_TOKEN, PAD, VIDEO_TOKEN, WORDS, Case, Sample
+from tests.tiny.cohere2_vision import AyaVision, Cohere2Vision
 from tests.tiny.foveate import Foveate
 from tests.tiny.gemma3 import Gemma3
+from tests.tiny.glm4v import Glm4v, Glm4vMoe, Glm46V
 from tests.tiny.internvl import InternVL
+from tests.tiny.lighton_ocr import LightOnOcr
 from tests.tiny.llava import Llava
 from tests.tiny.llava_next import LlavaNext
+from tests.tiny.llava_next_video import LlavaNextVideo
 from tests.tiny.llava_onevision import LlavaOnevision
 from tests.tiny.mistral3 import Mistral3
+from tests.tiny.paligemma import PaliGemma
 from tests.tiny.qwen2_5_vl import Qwen2_5VL
 from tests.tiny.qwen2_vl import Qwen2VL
 from tests.tiny.qwen3_5 import Qwen3_5, Qwen3_5Moe
-from tests.tiny.qwen3_vl import Qwen3VL
-from tests.tiny.smolvlm import SmolVLM
+from tests.tiny.qwen3_vl import Qwen3VL, Qwen3VLMoe
+from tests.tiny.smolvlm import Idefics3, SmolVLM
 from tests.tiny.video_llava import VideoLlava
+from tests.tiny.vipllava import VipLlava
 
 CASES: tuple[Case, ...] = (
     Llava(),
@@ -41,6 +47,17 @@ CASES: tuple[Case, ...] = (
     Gemma3(),
     Qwen3_5(),
     Qwen3_5Moe(),
+    Qwen3VLMoe(),
+    Glm4v(),
+    Glm46V(),
+    Glm4vMoe(),
+    Cohere2Vision(),
+    AyaVision(),
+    PaliGemma(),
+    LlavaNextVideo(),
+    VipLlava(),
+    Idefics3(),
+    LightOnOcr(),
 )  # fmt: skip
 
 __all__ = ["CASES", "FIRST_WORD", "IMAGE_TOKEN", "PAD", "VIDEO_TOKEN", "WORDS", "Case", "Sample"]

@@ -66,8 +66,8 @@ class Case:
     gives videos as images, the frames of each variant. experts: names of several encoders, whose
     `vision` paths these are (then `by_token` and `positions` say what the reference cannot read off
     the stock model). quick: whether the quick suite has the family; near kin of others are in the
-    slow one. stages: the decoder layers that the matrix drops tokens at. two_way: whether
-    the tokens of an image attend to each other in both directions. recurrent: whether decoder
+    slow one. stages: the decoder layers that the matrix drops tokens at. two_way: whose
+    tokens attend to each other in both directions, "image" or "prompt". recurrent: whether decoder
     layers carry a state from token to token.
     """
 
@@ -83,7 +83,7 @@ class Case:
     budget: ClassVar[int] = 12
     quick: ClassVar[bool] = True
     stages: ClassVar[tuple[int, ...]] = (1, 2, 3)
-    two_way: ClassVar[bool] = False
+    two_way: ClassVar[str] = ""
     recurrent: ClassVar[bool] = False
     layouts: ClassVar[Sequence[Sequence[Any]]] = (
         (3, ("image", "a"), 7),
@@ -129,6 +129,14 @@ class Case:
     def build(self, config: Any) -> Any:
         """The model, with random weights."""
         return getattr(transformers, self.model_class)(config)
+
+    def merges_before(self, kind: str) -> bool:
+        """Whether inputs of a kind can be merged before the projector."""
+        return self.pools == 1
+
+    def pooled_as(self, kind: str, values: Tensor) -> Tensor:
+        """`pooled` of the rows of inputs of a kind."""
+        return self.pooled(values)
 
     def pooled(self, values: Tensor) -> Tensor:
         """Values (R,) of all rows of the encoder, as the projector's output would hold them."""

@@ -20,7 +20,7 @@ class Gemma3(Case):
     pools = 4
     budget = 9
     stages = (1, 3)
-    two_way = True
+    two_way = "image"
     layouts = (
         (3, ("image", "a"), 7),
         (5, ("image", "a"), 22),

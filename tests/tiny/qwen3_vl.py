@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor
-from transformers import Qwen3VLConfig
 
 from tests.tiny.base import IMAGE_TOKEN, VIDEO_TOKEN, text
 from tests.tiny.qwen2_vl import END, GRIDS, START, Qwen2VL
@@ -15,10 +15,11 @@ from tests.tiny.qwen2_vl import END, GRIDS, START, Qwen2VL
 class Qwen3VL(Qwen2VL):
     name = "qwen3_vl"
     model_class = "Qwen3VLForConditionalGeneration"
+    config_class = "Qwen3VLConfig"
 
     def config(self, depth: int) -> Any:
         rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1]}
-        return Qwen3VLConfig(
+        return getattr(transformers, self.config_class)(
             vision_config={
                 "depth": 4,
                 "hidden_size": 32,
@@ -29,13 +30,32 @@ class Qwen3VL(Qwen2VL):
                 "num_position_embeddings": 64,
                 "deepstack_visual_indexes": [0, 2],
             },
-            text_config=text(depth=depth, head_dim=8, rope_parameters=rope),
+            text_config=text(depth=depth, head_dim=8, rope_parameters=rope, **self.more_text()),
             image_token_id=IMAGE_TOKEN,
             video_token_id=VIDEO_TOKEN,
         )
 
+    def more_text(self) -> dict[str, Any]:
+        """What a relative's text configuration has beside."""
+        return {}
+
     def tokens(self, kind: str, variant: str) -> Tensor:
         return super().tokens(kind, variant) if kind == "image" else stamped(variant)
+
+
+class Qwen3VLMoe(Qwen3VL):
+    name = "qwen3_vl_moe"
+    model_class = "Qwen3VLMoeForConditionalGeneration"
+    config_class = "Qwen3VLMoeConfig"
+    quick = False
+
+    def more_text(self) -> dict[str, Any]:
+        return {
+            "initializer_range": 0.1,
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 16,
+        }
 
 
 def stamped(variant: str) -> Tensor:

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
+import transformers
 from torch import Tensor, nn
-from transformers import LlamaConfig, SmolVLMConfig
+from transformers import LlamaConfig
 
 from tests.tiny.base import IMAGE_TOKEN, Case, View, noise, text
 
@@ -15,6 +16,7 @@ from tests.tiny.base import IMAGE_TOKEN, Case, View, noise, text
 class SmolVLM(Case):
     name = "smolvlm"
     model_class = "SmolVLMForConditionalGeneration"
+    config_class = "SmolVLMConfig"
     vision = ("vision_model",)
     projector = "connector"
     pools = 4
@@ -23,7 +25,7 @@ class SmolVLM(Case):
     layouts = (*Case.layouts, (2, ("video", "v"), 3))
 
     def config(self, depth: int) -> Any:
-        return SmolVLMConfig(
+        return getattr(transformers, self.config_class)(
             vision_config={
                 "hidden_size": 32,
                 "intermediate_size": 48,
@@ -64,3 +66,10 @@ class SmolVLM(Case):
 
     def pooled(self, values: Tensor) -> Tensor:
         return nn.functional.avg_pool2d(values.reshape(-1, 1, 8, 8), 2).flatten()
+
+
+class Idefics3(SmolVLM):
+    name = "idefics3"
+    model_class = "Idefics3ForConditionalGeneration"
+    config_class = "Idefics3Config"
+    quick = False

@@ -7,19 +7,25 @@ from typing import Any
 from torch import nn
 
 from vlm.families.base import ModelAdapter, UnknownFamily
+from vlm.families.cohere2_vision import Cohere2Vision
 from vlm.families.foveate import FoveateAdapter
 from vlm.families.gemma3 import Gemma3
+from vlm.families.glm4v import Glm4v
 from vlm.families.internvl import InternVL
+from vlm.families.lighton_ocr import LightOnOcr
 from vlm.families.llava import Llava
 from vlm.families.llava_next import LlavaNext
+from vlm.families.llava_next_video import LlavaNextVideo
 from vlm.families.llava_onevision import LlavaOnevision
 from vlm.families.mistral3 import Mistral3
+from vlm.families.paligemma import PaliGemma
 from vlm.families.qwen2_5_vl import Qwen2_5VL
 from vlm.families.qwen2_vl import Qwen2VL
 from vlm.families.qwen3_5 import Qwen3_5
 from vlm.families.qwen3_vl import Qwen3VL
 from vlm.families.smolvlm import SmolVLM
 from vlm.families.video_llava import VideoLlava
+from vlm.families.vipllava import VipLlava
 from vlm.inputs import Grid, View, VisualInput
 
 ADAPTERS: tuple[type[ModelAdapter], ...] = (
@@ -35,6 +41,12 @@ ADAPTERS: tuple[type[ModelAdapter], ...] = (
     Mistral3,
     Gemma3,
     Qwen3_5,
+    Glm4v,
+    Cohere2Vision,
+    PaliGemma,
+    LlavaNextVideo,
+    VipLlava,
+    LightOnOcr,
     FoveateAdapter,
 )
 

@@ -14,6 +14,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from positions import Scheme
 from vlm.attention import AttentionReader
+from vlm.families.rotation import rotate_halves
 from vlm.inputs import Grid, VisualInput
 
 
@@ -119,6 +120,13 @@ class ModelAdapter(ABC):
         ids: (B, S) int64 token ids. media: keyword arguments of the core's `forward`.
         """
         return None
+
+    def rotate(self, attention: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """Queries or keys (B, H, S, D) as the attention of a decoder layer rotates them.
+
+        cos, sin: (B, S, <= D).
+        """
+        return rotate_halves(x, cos, sin)
 
     def chunk_positions(self, ids: Tensor, mask: Tensor, media: Mapping[str, Any]) -> Tensor | None:
         """The positions that the stock model gives a prompt of these tokens alone, from 0.

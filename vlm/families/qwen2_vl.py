@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,7 @@ class Qwen2VL(ModelAdapter):
 
     name = "qwen2_vl"
     model_types = frozenset({"qwen2_vl"})
-    kinds = ("image", "video")
+    kinds: ClassVar[tuple[str, ...]] = ("image", "video")
 
     @property
     def vision_encoder(self) -> nn.Module:

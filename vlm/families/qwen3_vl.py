@@ -6,11 +6,11 @@ from vlm.families.qwen2_vl import Qwen2VL
 
 
 class Qwen3VL(Qwen2VL):
-    """`Qwen3VLForConditionalGeneration`.
+    """`Qwen3VLForConditionalGeneration` and its mixture of experts.
 
     Features of shallow vision layers are added to the visual tokens after the first decoder
     layers. A video's frames stand in the prompt with their time stamps between them.
     """
 
     name = "qwen3_vl"
-    model_types = frozenset({"qwen3_vl"})
+    model_types = frozenset({"qwen3_vl", "qwen3_vl_moe"})

@@ -15,14 +15,14 @@ from vlm.inputs import VisualInput
 
 
 class SmolVLM(ModelAdapter):
-    """`SmolVLMForConditionalGeneration`.
+    """`SmolVLMForConditionalGeneration` and `Idefics3ForConditionalGeneration`.
 
     Tiles stand between text of their own and the model is not told which make an image, so each
     tile is a visual input. The frames of a video are images, with their time stamps in the text.
     """
 
     name = "smolvlm"
-    model_types = frozenset({"smolvlm"})
+    model_types = frozenset({"smolvlm", "idefics3"})
     frames_are_images = True
 
     @property

@@ -1,0 +1,26 @@
+"""GLM-4.1V, GLM-4.5V and GLM-4.6V: Qwen2-VL's packed patches, 2 x 2 of them convolved, M-RoPE."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from vlm.families.qwen2_vl import Qwen2VL
+from vlm.families.rotation import rotate_neighbours
+
+
+class Glm4v(Qwen2VL):
+    """`Glm4vForConditionalGeneration` and its kin.
+
+    The frames of a video have the placeholder of images in the prompt, so videos are refused.
+    """
+
+    name = "glm4v"
+    model_types = frozenset({"glm4v", "glm4v_moe", "glm46v"})
+    kinds = ("image",)
+
+    def rotate(self, attention: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        if self.config.text_config.model_type == "glm4v_text":
+            return rotate_neighbours(x, cos, sin)
+        return super().rotate(attention, x, cos, sin)

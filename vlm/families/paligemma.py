@@ -1,0 +1,71 @@
+"""PaliGemma: SigLIP, a linear projector, a prompt whose tokens all attend to each other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vlm.attention import AttentionReader, ProjectionReader
+from vlm.families.base import ModelAdapter, UnknownFamily
+from vlm.inputs import VisualInput
+
+
+class PaliGemma(ModelAdapter):
+    """`PaliGemmaForConditionalGeneration` with a Gemma decoder.
+
+    With `token_type_ids`, the prompt is one block of two-way attention, and answers are causal.
+    """
+
+    name = "paligemma"
+    model_types = frozenset({"paligemma"})
+    has_blocks = True
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(model)
+        kind = self.config.text_config.model_type
+        if kind != "gemma":
+            raise UnknownFamily(
+                f"a {self.name} model with a decoder of type {kind!r} is not known: expected "
+                "'gemma' (a 'gemma2' decoder caps attention logits, and sdpa does not)"
+            )
+
+    @property
+    def side(self) -> int:
+        """Patches along each side of an image."""
+        vision = self.config.vision_config
+        return int(vision.image_size // vision.patch_size)
+
+    @property
+    def image_tokens(self) -> int | None:
+        return self.side**2
+
+    @property
+    def vision_encoder(self) -> nn.Module:
+        return self.core.vision_tower
+
+    def vision_layers(self, kind: str) -> Sequence[Any]:
+        encoder: Any = getattr(self.vision_encoder, "vision_model", self.vision_encoder)
+        return encoder.encoder.layers
+
+    def reader(self, layer: Any) -> AttentionReader:
+        return ProjectionReader(layer.self_attn)
+
+    def projector_input(self, kind: str) -> nn.Module | None:
+        return self.core.multi_modal_projector
+
+    def inputs(self, kind: str, call: Mapping[str, Any]) -> list[VisualInput]:
+        return [VisualInput.plain((1, self.side, self.side))] * len(call["pixel_values"])
+
+    def attention_blocks(self, ids: Tensor, media: Mapping[str, Any]) -> Tensor | None:
+        types, cache = media.get("token_type_ids"), media.get("past_key_values")
+        later = cache is not None and cache.is_initialized and media.get("pixel_values") is None
+        if types is None or later:  # as in the stock model
+            return None
+        return torch.where(types[:, -ids.shape[1] :] == 0, 0, -1)
+
+    def blank(self, kind: str) -> dict[str, Tensor]:
+        size = self.config.vision_config.image_size
+        return {"pixel_values": torch.zeros(1, 3, size, size)}
