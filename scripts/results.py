@@ -1,6 +1,6 @@
 """`make results`: renders every table and picture of the studies from their JSON.
 
-Nothing is measured. The tables go to docs/results/NAME.md. In docs/results.md and in the pages of
+Nothing is measured. The tables go to docs/results/NAME.md. In docs/results.md, docs/schedules.md and the pages of
 docs/studies/, the text between a line `<!-- table: NAME -->` and the next line `<!-- end -->` is
 replaced by the table docs/results/NAME.md.
 """
@@ -71,8 +71,8 @@ def main(folder: Path = RESULTS) -> int:
 
 
 def pages(docs: Path) -> list[Path]:
-    """The pages that show tables: results.md and the studies."""
-    return [docs / "results.md", *sorted((docs / "studies").glob("*.md"))]
+    """The pages that show tables."""
+    return [docs / "results.md", docs / "schedules.md", *sorted((docs / "studies").glob("*.md"))]
 
 
 def summary(facts: dict[str, Any]) -> str:

@@ -3,7 +3,7 @@
 For DUET and `foveate`, at equal mean tokens over the layers: the published schedule, which drops
 all visual tokens from three quarters of the depth on; the shipped one; the one that follows from
 the model's probe (`compress.probe`); and none, with every token kept to the last layer. Beside
-them: random pruning before the language model. Each is compared with the shipped schedule on the
+them: random pruning before the language model. Each is compared with the published schedule on the
 same questions; p is the paired test's, after Holm's correction over the table.
 
 The probe is the saved one. Without one, it is measured first on drawn training pictures.
@@ -77,7 +77,7 @@ def main(argv: list[str] | None = None) -> int:
             "budget": budget,
             "method": method,
             "schedule": schedule,
-            "against_shipped": beside(asked, tried, (budget, method, schedule)),
+            "against_published": beside(asked, tried, (budget, method, schedule)),
             "result": asdict(results[arm]),
         }
         for (budget, method, schedule), arm in tried.items()
@@ -108,11 +108,11 @@ def saved_probe(model: Any, processor: Any) -> Probe:
 
 
 def beside(asked: Asked, tried: dict[Any, Arm], key: tuple[float, str, str]) -> Any:
-    """The paired test against the same method's shipped schedule; None for that one itself."""
-    shipped = tried.get((key[0], key[1], "shipped"))
-    if shipped is None or key[2] == "shipped":
+    """The paired test against the same method's published schedule; None for that one itself."""
+    published = tried.get((key[0], key[1], "published"))
+    if published is None or key[2] == "published":
         return None
-    return against(asked.units(shipped), asked.units(tried[key]))
+    return against(asked.units(published), asked.units(tried[key]))
 
 
 def render(found: dict[str, Any], path: Path) -> None:
@@ -123,10 +123,10 @@ def render(found: dict[str, Any], path: Path) -> None:
         f"{'budget':>6}  {'method':<9}{'schedule':<11}{'mean':>6}{'accuracy':>10}"
         f"{'won':>6}{'lost':>6}{'difference':>12}  p (Holm)"
     )
-    tests = [row["against_shipped"] for row in found["rows"] if row["against_shipped"]]
+    tests = [row["against_published"] for row in found["rows"] if row["against_published"]]
     adjusted = iter(holm([test["p"] for test in tests]))
     for row in found["rows"]:
-        result, test = result_of(row["result"]), row["against_shipped"]
+        result, test = result_of(row["result"]), row["against_published"]
         accuracy: Any = result.accuracy
         line = f"{row['budget']:>6.3f}  {row['method']:<9}{row['schedule']:<11}"
         line += f"{result.figures['tokens']:>6.1f}{accuracy.mean:>10.1%}"
