@@ -1,8 +1,8 @@
 """`make results`: renders every table and picture of the studies from their JSON.
 
-Nothing is measured. The tables go to docs/results/NAME.md. In docs/results.md, docs/schedules.md and the pages of
-docs/studies/, the text between a line `<!-- table: NAME -->` and the next line `<!-- end -->` is
-replaced by the table docs/results/NAME.md.
+Nothing is measured. The tables go to docs/results/NAME.md. In docs/results.md, docs/schedules.md
+and the pages of docs/studies/, the text between a line `<!-- table: NAME -->` and the next line
+`<!-- end -->` is replaced by the table docs/results/NAME.md.
 """
 
 from __future__ import annotations

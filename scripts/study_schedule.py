@@ -24,7 +24,7 @@ import vlm
 from compress import Probe, probe
 from compress.methods import Duet, Foveate
 from compress.parse import parse_budget, split_list
-from compress.probing.verdict import probe_of
+from compress.probing.verdict import draw_curves, probe_of
 from eval.answerers import ModelAnswerer
 from eval.arms import DENSE, Arm
 from eval.benchmarks.embedded import Embedded
@@ -66,7 +66,6 @@ def main(argv: list[str] | None = None) -> int:
     budgets = [parse_budget(text) for text in split_list(args.budgets)]
     model, processor = vlm.load(args.model)
     verdict = saved_probe(model, processor)
-    verdict.draw(args.output / f"schedule-{args.name}.png")
     tried = {(b, *key): arm for b in budgets for key, arm in arms(b).items()}
     benchmark = Embedded(args.split, args.scenes, args.clips)
     answerer = ModelAnswerer(model, processor, args.model)
@@ -89,7 +88,7 @@ def main(argv: list[str] | None = None) -> int:
         split=args.split,
         questions=len(asked.samples),
         seed=args.seed,
-        probe=str(verdict),
+        probe={"text": str(verdict), **verdict.curves()},
         dense=asdict(results[DENSE]),
         rows=rows,
     )
@@ -116,9 +115,10 @@ def beside(asked: Asked, tried: dict[Any, Arm], key: tuple[float, str, str]) -> 
 
 
 def render(found: dict[str, Any], path: Path) -> None:
-    """The table, from the facts."""
+    """The table and the probe's picture, from the facts."""
+    draw_curves(found["probe"], path.with_suffix(".png"))
     dense: Any = result_of(found["dense"])
-    lines = [found["probe"], "", f"dense: {dense.accuracy.mean:.1%}", ""]
+    lines = [found["probe"]["text"], "", f"dense: {dense.accuracy.mean:.1%}", ""]
     lines.append(
         f"{'budget':>6}  {'method':<9}{'schedule':<11}{'mean':>6}{'accuracy':>10}"
         f"{'won':>6}{'lost':>6}{'difference':>12}  p (Holm)"

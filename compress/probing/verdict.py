@@ -4,6 +4,7 @@ that follows from it."""
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -122,32 +123,19 @@ class Probe:
             lines.append("Visual tokens are read to the last layer: they are never all dropped.")
         return "\n".join(lines)
 
+    def curves(self) -> dict[str, Any]:
+        """What `draw_curves` draws, as plain values."""
+        whats = ("gone", "halved")
+        return {
+            "title": f"{self.model}: {len(self.rows)} prompts, {self.tokens} answer tokens",
+            "horizon": self.horizon,
+            "kl": {what: self.kl(what) for what in whats},
+            "agreement": {what: self.agreement(what) for what in whats},
+        }
+
     def draw(self, path: str | Path) -> None:
         """Draw the verdict to `path` (PNG, PDF or SVG by its suffix). Needs matplotlib."""
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-
-        figure = Figure(figsize=(7, 6), layout="constrained")
-        FigureCanvasAgg(figure)
-        above, below = figure.subplots(2, 1, sharex=True)
-        layers = range(self.depth)
-        for what, colour in (("gone", "#D55E00"), ("halved", "#0072B2")):
-            style = {"color": colour, "marker": "o", "markersize": 3, "label": what}
-            above.plot(layers, [max(value, 1e-6) for value in self.kl(what)], **style)
-            below.plot(layers, [100 * value for value in self.agreement(what)], **style)
-        above.set_yscale("log")
-        above.set_ylabel("KL of the next token (nats)")
-        below.set_ylabel("answer tokens unchanged (%)")
-        below.set_xlabel("visual tokens gone or halved from this decoder layer on")
-        below.xaxis.get_major_locator().set_params(integer=True)
-        for axes in (above, below):
-            axes.spines[["top", "right"]].set_visible(False)
-            if self.horizon < self.depth:
-                axes.axvline(self.horizon, color="#333333", linestyle=":", label="horizon")
-        above.set_title(f"{self.model}: {len(self.rows)} prompts, {self.tokens} answer tokens")
-        above.legend(frameon=False)
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=150)
+        draw_curves(self.curves(), path)
 
     # ------------------------------------------------------------ the schedule
 
@@ -205,6 +193,33 @@ class Probe:
     def known(family: str, folder: str | Path | None = None) -> bool:
         """Whether any model of a family was probed."""
         return any(any(place.glob(f"{family}-*.json")) for place in places(folder))
+
+
+def draw_curves(curves: Mapping[str, Any], path: str | Path) -> None:
+    """Draw what `Probe.curves` gives to `path`. Needs matplotlib."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 6), layout="constrained")
+    FigureCanvasAgg(figure)
+    above, below = figure.subplots(2, 1, sharex=True)
+    for what, colour in (("gone", "#D55E00"), ("halved", "#0072B2")):
+        style = {"color": colour, "marker": "o", "markersize": 3, "label": what}
+        above.plot([max(value, 1e-6) for value in curves["kl"][what]], **style)
+        below.plot([100 * value for value in curves["agreement"][what]], **style)
+    above.set_yscale("log")
+    above.set_ylabel("KL of the next token (nats)")
+    below.set_ylabel("answer tokens unchanged (%)")
+    below.set_xlabel("visual tokens gone or halved from this decoder layer on")
+    below.xaxis.get_major_locator().set_params(integer=True)
+    for axes in (above, below):
+        axes.spines[["top", "right"]].set_visible(False)
+        if curves["horizon"] < len(curves["kl"]["gone"]):
+            axes.axvline(curves["horizon"], color="#333333", linestyle=":", label="horizon")
+    above.set_title(curves["title"])
+    above.legend(frameon=False)
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150)
 
 
 def probe_of(schedule: str | Probe | None, adapter: ModelAdapter) -> Probe | None:
