@@ -176,6 +176,16 @@ def test_rows_that_are_left_at_two_lengths() -> None:
             torch.testing.assert_close(together[row], alone, **CLOSE)
 
 
+def test_packed_samples_with_a_state_are_refused() -> None:
+    model, sample = QWEN.model(), QWEN.samples()[0]
+    twice = type(sample)(torch.cat([sample.ids] * 2), sample.shown * 2)
+    given: dict[str, Any] = QWEN.inputs([twice])
+    del given["attention_mask"]
+    given["position_ids"] = torch.arange(len(sample.ids)).repeat(2).expand(4, 1, -1)
+    with compress(model, Random(), budget=9), pytest.raises(CompressionError, match="are packed"):
+        model(**given, use_cache=False)
+
+
 def test_tokens_of_a_released_order_stay_in_raster_order() -> None:
     """DUET hands tokens on by rank, which attention does not mind, and a state does."""
     assert not Duet().ordered
