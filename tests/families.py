@@ -83,7 +83,8 @@ CLAIMS: tuple[tuple[str, Callable[..., None]], ...] = (
 
 # Measured; the rest of the page is derived.
 TIME = """\
-@TIME@"""
+The quick part of `test_matrix.py` (with the four claims after the matrix) took 34 s of processor
+time, on one core of two (torch 2.15, transformers 5.23)."""
 
 
 LAYERS = """\
@@ -156,9 +157,11 @@ def parameters(test: Callable[..., None]) -> list[tuple[list[str], list[Any]]]:
 def cells(test: Callable[..., None], case: Case) -> int:
     """How many times a test runs on a case."""
     count, about = 1, False
-    for names, values in parameters(test):
+    every = parameters(test)
+    named = "case" if any("case" in names for names, _ in every) else "name"
+    for names, values in every:
         for at, name in enumerate(names):
-            if name in ("case", "name"):
+            if name == named:
                 values = [v for v in values if v[at] in (case, case.name)]
                 about = True
         count *= len(values)
