@@ -85,8 +85,43 @@ CLAIMS: tuple[tuple[str, Callable[..., None]], ...] = (
 
 # Measured; the rest of the page is derived.
 TIME = """\
-`test_matrix.py` (all of the matrix, and the four claims after it) took 106 s of processor time,
-its quick part 32 s, on one core of two (torch 2.15, transformers 5.23)."""
+The quick part of `test_matrix.py` (with the four claims after the matrix) took 34 s of processor
+time, on one core of two (torch 2.15, transformers 5.23)."""
+
+
+LAYERS = """\
+## Decoders whose layers differ
+
+**Which layers drop tokens.** Methods that reduce before the language model work on every decoder.
+In-LLM methods rank tokens by attention. Linear layers have none, and sliding layers have it to the
+nearest tokens alone. So a schedule keeps to layers of full attention (for methods that are scored
+by the layer before, such as FastV, to the layers after those): a pair moves to the nearest such
+layer, the later of two, and the budget is met with the schedule as it then is. A layer that the
+user names by number is not moved: the error names the layers that can. `report()` has the counts.
+
+**Sliding windows and chunks** are measured in positions. With the original positions a window of W
+spans W tokens of the dense sequence, of which some were dropped, and so no more than W tokens that
+are left. A window that counted the tokens that are left would reach further back than the model was
+trained to see, and would rotate keys by distances that its local layers never saw. With
+`positions="compact"` tokens lie closer together, and a window spans W tokens that are left. The
+stock cache of a local layer counts tokens, so it always holds what the window needs. Attention
+kernels that count tokens (FlashAttention) are refused once a shortened sequence passes the window.
+
+**Two-way attention** within an image (Gemma 3) or a prompt (PaliGemma) is kept for the tokens that
+are left, where the stock model is given `token_type_ids`. FlashAttention has none, here as there.
+
+**Linear layers** (Qwen3.5) carry a state from token to token. It decays once a token that is left,
+so after a reduction the text before an image has decayed less than in the dense sequence. Tokens
+stay in raster order, also with methods that hand them on by rank (DUET as released). Rows that are
+left at several lengths are padded on the left, where the state is zero. Later turns whose rows are
+left at several lengths are refused. So is assisted decoding, by the stock model: a state cannot be
+cropped.
+
+**Refused**, with a sentence that names what is expected: layers of other kinds (indexed or
+compressed attention); local layers under M-RoPE; videos of GLM-4.xV, which have the placeholder of
+images; PaliGemma 2 (`gemma2` caps attention logits, and sdpa does not); Mistral 3 with a
+`ministral3` decoder; a known `model_type` with a vision encoder or a decoder that is not known.
+"""
 
 
 NEIGHBOURS = """\
@@ -124,9 +159,11 @@ def parameters(test: Callable[..., None]) -> list[tuple[list[str], list[Any]]]:
 def runs(test: Callable[..., None], case: Case) -> int:
     """How many times a test runs on a case."""
     count, about = 1, False
-    for names, values in parameters(test):
+    every = parameters(test)
+    named = "case" if any("case" in names for names, _ in every) else "name"
+    for names, values in every:
         for at, name in enumerate(names):
-            if name in ("case", "name"):
+            if name == named:
                 values = [v for v in values if v[at] in (case, case.name)]
                 about = True
         count *= len(values)
@@ -140,7 +177,8 @@ def quick(test: Callable[..., None]) -> int:
 
 
 def described(case: Case) -> list[str]:
-    """A row: the stock class, its inputs, where saliency comes from, where methods merge."""
+    """A row: the stock class, its inputs, the decoder layers before which tokens can leave, where
+    saliency comes from, where methods merge."""
     family = adapter_of(case.model())
     layers = family.vision_layers(family.kinds[0])
     reader = family.reader(layers[family.scoring_layer(family.kinds[0], None)])
@@ -151,8 +189,19 @@ def described(case: Case) -> list[str]:
     where = (
         "before the projector" if family.projector_input(family.kinds[0]) else "after the projector"
     )
-    types = ", ".join(f"`{kind}`" for kind in sorted(family.model_types))
-    return [family.name, types, f"`{case.model_class}`", inputs, saliency, where]
+    whole = set(family.layer_kinds) == {"full_attention"}
+    stages = "any layer" if whole else "layers of full attention"
+    model_type = f"`{family.core.config.model_type}`"
+    return [case.name, model_type, f"`{case.model_class}`", inputs, stages, saliency, where]
+
+
+def having(test: Callable[..., None]) -> str:
+    """The families that a test runs on, in the fewest words."""
+    names = [case.name for case in CASES if runs(test, case)]
+    lacking = [case.name for case in CASES if case.name not in names]
+    if len(lacking) <= len(names):
+        return f"all but {', '.join(lacking)}" if lacking else "all"
+    return ", ".join(names)
 
 
 def table(head: list[str], rows: list[list[str]]) -> list[str]:
@@ -163,13 +212,18 @@ def table(head: list[str], rows: list[list[str]]) -> list[str]:
 def page() -> str:
     """The text of docs/families.md."""
     families = table(
-        ["family", "`model_type`", "class", "inputs", "saliency", "features are merged"],
+        [
+            "family",
+            "`model_type`",
+            "class",
+            "inputs",
+            "in-LLM stages",
+            "saliency",
+            "features are merged",
+        ],
         [described(case) for case in CASES],
     )
-    names = [case.name for case in CASES]
-    claims = [
-        [claim, *(("yes" if runs(test, case) else "") for case in CASES)] for claim, test in CLAIMS
-    ]
+    claims = [[claim, having(test)] for claim, test in CLAIMS]
     matrix = [test for _, test in CLAIMS[:2]]
     size = sum(runs(test, case) for test in matrix for case in CASES)
     shapes, kinds = len(test_matrix.SHAPES), len(test_matrix.ATTENTION)
@@ -186,13 +240,15 @@ def page() -> str:
         "that the class token gives, or that a token receives on average, in one layer. The vision",
         "encoder keeps its attention implementation ([what it costs](results.md#cost-of-scoring)).",
         "",
+        LAYERS,
         "## What is tested",
         "",
         "On tiny random models of the stock classes, against a slow forward that shares no code",
-        "with the hooks (`tests/reference.py`). An empty field is not tested, and not refused;",
-        "families without videos have no test of them.",
+        "with the hooks (`tests/reference.py`). What a family lacks is not tested, and not",
+        "refused; families without videos have no test of them. transformers 5.20 or later is",
+        "needed; tested with 5.23.",
         "",
-        *table(["", *names], claims),
+        *table(["what holds", "of which families"], claims),
         "",
         f"The matrix is {len(CASES)} families x {shapes} shapes of methods "
         f"({', '.join(test_matrix.SHAPES)}) x {kinds} attention backends",

@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
 
-from tests.tiny import CASES
+from tests.tiny import CASES, Case
 
-each_case = pytest.mark.parametrize(
-    "case",
-    [case if case.quick else pytest.param(case, marks=pytest.mark.slow) for case in CASES],
-    ids=lambda case: case.name,
-)
-
-# One axis, three axes, blocks of several experts; windows and two-way blocks, a state.
-QUICK = ("llava", "qwen2_5_vl", "foveate", "gemma3", "qwen3_5")
+QUICK = ("llava", "qwen2_5_vl", "foveate")  # one axis, three axes, blocks of several experts
 
 
 def later(*values: Any) -> list[Any]:
@@ -23,11 +17,28 @@ def later(*values: Any) -> list[Any]:
     return [pytest.param(value, marks=pytest.mark.slow) for value in values]
 
 
-_SOME = [case if case.name in QUICK else later(case)[0] for case in CASES]
-some_cases = pytest.mark.parametrize("case", _SOME, ids=lambda case: case.name)
+def over(cases: Iterable[Case], quick: Iterable[str] | None = None) -> Any:
+    """A parameter `case` over families; those that are not quick run in the slow suite alone.
+
+    quick: names of the quick ones, by default those that say so.
+    """
+    values = [
+        case if (case.quick if quick is None else case.name in quick) else later(case)[0]
+        for case in cases
+    ]
+    return pytest.mark.parametrize("case", values, ids=lambda case: case.name)
+
+
+each_case = over(CASES)
+some_cases = over(CASES, QUICK)
+# Where what follows a prompt is as what is in it: not where a prompt has two-way attention.
+some_continuing_cases = over([case for case in CASES if case.two_way != "prompt"], QUICK)
 # A state that is carried from token to token cannot be cropped: the stock model refuses to.
-some_croppable_cases = pytest.mark.parametrize(
-    "case",
-    [one for one, case in zip(_SOME, CASES, strict=True) if not case.recurrent],
-    ids=lambda case: case.name,
+some_croppable_cases = over(
+    [case for case in CASES if case.two_way != "prompt" and not case.recurrent], QUICK
+)
+# Some stock models look at weights that are elsewhere, outside of the forward that they are for.
+some_offloaded_cases = over(
+    [c for c in CASES if c.name not in ("glm4v", "glm46v", "glm4v_moe", "glm_ocr", "idefics3")],
+    QUICK,
 )

@@ -305,7 +305,9 @@ def run_layer(model: Any, number: int, tokens: Tokens, biased: bool) -> LayerRun
     biased: whether the log of the tokens merged in a key is added to its logits.
     """
     lm, layer, h = language_model(model), language_model(model).layers[number], tokens.h[None]
-    kind = (getattr(lm.config, "layer_types", None) or ["full_attention"] * len(lm.layers))[number]
+    local = getattr(lm.config, "sliding_window", None) is not None
+    usual = ["sliding_attention" if local else "full_attention"] * len(lm.layers)
+    kind = (getattr(lm.config, "layer_types", None) or usual)[number]
     positions = tokens.positions
     places = positions.T[:, None] if positions.shape[1] > 1 else positions.T
     by_kind = {"layer_type": kind} if hasattr(lm.rotary_emb, "layer_types") else {}

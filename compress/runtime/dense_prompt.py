@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from compress.errors import CompressionError
 from compress.runtime.cache_state import new_tokens_mask, packed_samples
 from compress.runtime.context import ForwardContext
 from compress.runtime.layout import BatchLayout
@@ -128,6 +129,12 @@ def _on_host(context: ForwardContext, kwargs: dict[str, Any], dense: int) -> Hos
         answers[:, 1 - context.logits_to_keep :] = True
     real = host["mask"].bool() if "mask" in host else torch.ones(rows, count, dtype=torch.bool)
     samples = packed_samples(host["text"]) if "text" in host else None
+    packed = samples is not None or kwargs.get("cu_seq_lens_q") is not None
+    if packed and context.settings.is_recurrent:
+        raise CompressionError(
+            "several samples are packed in a row, and the state of linear decoder layers would run "
+            "on from one to the next: expected one sample a row"
+        )
     return HostPrompt(host["ids"], real, answers, samples)
 
 

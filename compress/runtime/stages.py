@@ -1,9 +1,9 @@
 """The decoder layers before which visual tokens can leave, and schedules that keep to them.
 
-Tokens are ranked by attention, which linear and convolutional layers do not have, and which sliding
-and chunked layers have for the nearest tokens alone. So a schedule keeps to the layers of full
-attention: a pair at another layer moves to the nearest one that can take it, and the budget is met
-with the schedule as it then is.
+Tokens are ranked by attention, which linear layers do not have, and which sliding and chunked
+layers have for the nearest tokens alone. So a schedule keeps to the layers of full attention: a
+pair at another layer moves to the nearest one that can take it, and the budget is met with the
+schedule as it then is.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from compress.probing.verdict import Probe
 from vlm.families import ModelAdapter
 
 LOCAL = ("sliding_attention", "chunked_attention")
-RECURRENT = ("linear_attention", "conv")
+RECURRENT = ("linear_attention",)
 # An input and a budget that show whether a method has an in-LLM part.
 _DENSE, _BUDGET = 576, 0.25
 

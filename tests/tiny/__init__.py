@@ -15,7 +15,7 @@ from tests.tiny.base import FIRST_WORD, IMAGE_TOKEN, PAD, VIDEO_TOKEN, WORDS, Ca
 from tests.tiny.cohere2_vision import AyaVision, Cohere2Vision
 from tests.tiny.foveate import Foveate
 from tests.tiny.gemma3 import Gemma3
-from tests.tiny.glm4v import Glm4v, Glm4vMoe, Glm46V
+from tests.tiny.glm4v import Glm4v, Glm4vMoe, Glm46V, GlmOcr
 from tests.tiny.internvl import InternVL
 from tests.tiny.lighton_ocr import LightOnOcr
 from tests.tiny.llava import Llava
@@ -51,6 +51,7 @@ CASES: tuple[Case, ...] = (
     Glm4v(),
     Glm46V(),
     Glm4vMoe(),
+    GlmOcr(),
     Cohere2Vision(),
     AyaVision(),
     PaliGemma(),

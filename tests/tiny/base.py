@@ -61,14 +61,14 @@ class Case:
     variants: names of the shapes of input that are tried, by kind. layouts: prompts, as lengths of
     text and (kind, variant) in turn. projector, vision: paths of modules below the core. pools:
     rows of the encoder that the projector makes one token of, None where that is done before it.
-    has_cls: whether the encoder has a class token. feature_layer: the vision layer whose output
-    the projector gets, or the last that sees whole images. frames: of a family whose processor
-    gives videos as images, the frames of each variant. experts: names of several encoders, whose
-    `vision` paths these are (then `by_token` and `positions` say what the reference cannot read off
-    the stock model). quick: whether the quick suite has the family; near kin of others are in the
-    slow one. stages: the decoder layers that the matrix drops tokens at. two_way: whose
-    tokens attend to each other in both directions, "image" or "prompt". recurrent: whether decoder
-    layers carry a state from token to token.
+    has_cls: whether the encoder has a class token. feature_layer: the vision layer whose output the
+    projector gets, or the last that sees whole images. frames: of a family whose processor gives
+    videos as images, the frames of each variant. experts: names of several encoders, whose `vision`
+    paths these are (then `by_token` and `positions` say what the reference cannot read off the
+    stock model). quick: whether the quick suite has the family, quick_in_matrix: whether it has its
+    diagonal of the matrix alone; near kin of others are in the slow one. stages: the decoder layers
+    that the matrix drops tokens at. two_way: whose tokens attend to each other in both directions,
+    "image" or "prompt". recurrent: whether decoder layers carry a state from token to token.
     """
 
     name: ClassVar[str]
@@ -82,6 +82,7 @@ class Case:
     frames: ClassVar[Mapping[str, int]] = {}
     budget: ClassVar[int] = 12
     quick: ClassVar[bool] = True
+    quick_in_matrix: ClassVar[bool] = False
     stages: ClassVar[tuple[int, ...]] = (1, 2, 3)
     two_way: ClassVar[str] = ""
     recurrent: ClassVar[bool] = False

@@ -18,6 +18,7 @@ class Gemma3(Case):
     name = "gemma3"
     model_class = "Gemma3ForConditionalGeneration"
     pools = 4
+    quick, quick_in_matrix = False, True
     budget = 9
     stages = (1, 3)
     two_way = "image"

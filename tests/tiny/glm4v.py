@@ -1,4 +1,5 @@
-"""GLM-4.1V, 4.5V and 4.6V: grids of 6 x 4 and 3 x 4 cells; half of a head turns, in neighbours."""
+"""GLM-4.1V, 4.5V, 4.6V and GLM-OCR: grids of 6 x 4 and 3 x 4 cells; half of a head turns, in
+neighbours."""
 
 from __future__ import annotations
 
@@ -77,3 +78,12 @@ class Glm4vMoe(Glm4v):
             "moe_intermediate_size": 16,
             "n_shared_experts": 1,
         }
+
+
+class GlmOcr(Glm4v):
+    name = "glm_ocr"
+    model_class = "GlmOcrForConditionalGeneration"
+    config_class = "GlmOcrConfig"
+
+    def more_text(self) -> dict[str, Any]:
+        return {"head_dim": 16}

@@ -19,6 +19,7 @@ class Qwen3_5(Qwen2VL):  # noqa: N801 - as the model is called
     config_class = "Qwen3_5Config"
     stages = (1, 3)
     recurrent = True
+    quick, quick_in_matrix = False, True
 
     def config(self, depth: int) -> Any:
         rope = {
@@ -65,7 +66,7 @@ class Qwen3_5Moe(Qwen3_5):  # noqa: N801 - as the model is called
     name = "qwen3_5_moe"
     model_class = "Qwen3_5MoeForConditionalGeneration"
     config_class = "Qwen3_5MoeConfig"
-    quick = False
+    quick_in_matrix = False
 
     def more_text(self) -> dict[str, Any]:
         return {

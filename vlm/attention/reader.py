@@ -193,20 +193,26 @@ class PackedReader(ProjectionReader):
 
 
 class FusedReader(LayerReader):
-    """For layers with one module `qkv` on packed images, (rows, 3 * width), called with
-    `position_embeddings` (cos and sin by row), in which a frame attends within itself."""
+    """For layers with one module `qkv` on packed images, (rows, 3 * width), and norms `q_norm` and
+    `k_norm` over a head if it has them, called with `position_embeddings` (cos and sin by row), in
+    which a frame attends within itself."""
 
     def attach(self) -> list[Any]:
         """See `AttentionReader.attach`."""
         hook = self.argument_hook("position_embeddings")
+        modules = {"qkv": self.attention.qkv}
+        if hasattr(self.attention, "q_norm"):
+            modules |= {"query": self.attention.q_norm, "key": self.attention.k_norm}
         return [
             self.attention.register_forward_pre_hook(hook, with_kwargs=True),
-            self.attention.qkv.register_forward_hook(self.output_hook("qkv")),
+            *(one.register_forward_hook(self.output_hook(name)) for name, one in modules.items()),
         ]
 
     def segments(self, values: Mapping[Any, Any], inputs: Sequence[VisualInput]) -> list[Segments]:
         """See `LayerReader.segments`."""
         query, key, _ = values["qkv"].unflatten(-1, (3, self.attention.num_heads, -1)).unbind(1)
+        if hasattr(self.attention, "q_norm"):
+            query, key = values["query"], values["key"]
         rotary = values["position_embeddings"]
         return _segments(query, key, rotary, float(self.attention.scaling), inputs)
 

@@ -99,7 +99,7 @@ class ModelAdapter(ABC):
     @property
     def layer_kinds(self) -> tuple[str, ...]:
         """What each decoder layer is, in transformers' names: "full_attention" where queries see
-        every earlier key, "sliding_attention", "chunked_attention", "linear_attention", "conv"."""
+        every earlier key, "sliding_attention", "chunked_attention", "linear_attention"."""
         config: Any = self.language_model.config
         sliding = getattr(config, "sliding_window", None) is not None
         usual = ["sliding_attention" if sliding else "full_attention"] * len(self.layers)

@@ -1,4 +1,4 @@
-"""GLM-4.1V, GLM-4.5V and GLM-4.6V: Qwen2-VL's packed patches, 2 x 2 of them convolved, M-RoPE."""
+"""GLM-4.1V, 4.5V, 4.6V and GLM-OCR: Qwen2-VL's packed patches, 2 x 2 of them convolved, M-RoPE."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ class Glm4v(Qwen2VL):
     """
 
     name = "glm4v"
-    model_types = frozenset({"glm4v", "glm4v_moe", "glm46v"})
+    model_types = frozenset({"glm4v", "glm4v_moe", "glm46v", "glm_ocr"})
     kinds = ("image",)
 
     def rotate(self, attention: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        if self.config.text_config.model_type == "glm4v_text":
+        if self.config.text_config.model_type in ("glm4v_text", "glm_ocr_text"):
             return rotate_neighbours(x, cos, sin)
         return super().rotate(attention, x, cos, sin)

@@ -17,7 +17,7 @@ from transformers import DynamicCache
 from compress import compress
 from compress.methods import Duet, PyramidDrop
 from tests.compress.common import CLOSE, NEW, answer, logits_of
-from tests.marks import each_case, some_cases
+from tests.marks import each_case, some_cases, some_offloaded_cases
 from tests.tiny import CASES, Case
 from vlm.families import adapter_of
 
@@ -118,7 +118,11 @@ def lora(case: Case, **options: Any) -> Any:
     model = case.fresh()
     kinds = {name.rsplit(".", 1)[-1] for name, _ in model.named_modules()}
     targets = sorted(kinds & {"q_proj", "k_proj", "v_proj", "qkv"})
-    wrapped = peft.get_peft_model(model, peft.LoraConfig(r=4, target_modules=targets, **options))
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        wrapped = peft.get_peft_model(
+            model, peft.LoraConfig(r=4, target_modules=targets, **options)
+        )
     draw = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for name, parameter in wrapped.named_parameters():
@@ -258,7 +262,7 @@ def device_map(
     return devices
 
 
-@some_cases
+@some_offloaded_cases
 def test_weights_that_are_elsewhere_between_calls(case: Case, tmp_path: Path) -> None:
     """A device map with parts on disk: they are on the meta device but for their own forward."""
     accelerate = pytest.importorskip("accelerate")

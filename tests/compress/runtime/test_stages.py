@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForImageTextToText, DynamicCache
+from transformers import AutoModelForImageTextToText, DynamicCache, MistralConfig
 
 from compress import CompressionError, compress
 from compress.methods import DivPrune, Duet, FastV, PyramidDrop, Random
@@ -17,6 +17,8 @@ from compress.runtime.stages import allocate, stage_layers
 from tests import reference
 from tests.compress.common import CLOSE, NEW, answer
 from tests.tiny import CASES, Case
+from tests.tiny.base import text
+from tests.tiny.llava import Llava
 from vlm.families import UnknownFamily, adapter_of
 
 BY_NAME = {case.name: case for case in CASES}
@@ -126,6 +128,35 @@ def test_compact_positions_shorten_what_a_window_spans(attention: str) -> None:
     assert torch.equal(out.sequences[0, -NEW:], ids)
 
 
+class SlidingMistral(Llava):
+    """LLaVA on a Mistral decoder, whose configuration has a window and names no kinds of layers."""
+
+    name = "sliding_mistral"
+
+    def config(self, depth: int) -> Any:
+        config = super().config(depth)
+        config.text_config = MistralConfig(**text(depth=depth, sliding_window=32))
+        return config
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_a_decoder_of_sliding_layers_alone(attention: str) -> None:
+    case = SlidingMistral()
+    model = case.model(attention)
+    for sample in case.samples():
+        with torch.no_grad():
+            prefix = reference.reduce_prompt(model, case, BEFORE, 16, sample)
+            _, logits = reference.greedy(model, prefix, NEW)
+        with compress(model, BEFORE, budget=16):
+            out = answer(model, case.inputs([sample]))
+        torch.testing.assert_close(torch.cat(out.logits), logits, **CLOSE)
+    given = case.inputs(case.samples())
+    with torch.no_grad(), compress(model, "divprune", budget=1.0):
+        kept = model(**given).logits
+    with torch.no_grad():
+        assert torch.equal(model(**given).logits, kept)
+
+
 def test_an_attention_kernel_that_counts_tokens_is_refused_past_the_window() -> None:
     adapter = adapter_of(with_kinds(GEMMA, ["sliding_attention"] * 4))
     adapter.language_model.config._attn_implementation = "flash_attention_2"
@@ -174,6 +205,16 @@ def test_rows_that_are_left_at_two_lengths() -> None:
         for row, sample in enumerate(samples):
             alone = torch.cat(answer(model, QWEN.inputs([sample])).logits)
             torch.testing.assert_close(together[row], alone, **CLOSE)
+
+
+def test_packed_samples_with_a_state_are_refused() -> None:
+    model, sample = QWEN.model(), QWEN.samples()[0]
+    twice = type(sample)(torch.cat([sample.ids] * 2), sample.shown * 2)
+    given: dict[str, Any] = QWEN.inputs([twice])
+    del given["attention_mask"]
+    given["position_ids"] = torch.arange(len(sample.ids)).repeat(2).expand(4, 1, -1)
+    with compress(model, Random(), budget=9), pytest.raises(CompressionError, match="are packed"):
+        model(**given, use_cache=False)
 
 
 def test_tokens_of_a_released_order_stay_in_raster_order() -> None:

@@ -30,6 +30,8 @@ def labelled(case: Case, side: str = "right") -> tuple[list[Sample], dict[str, T
     for row, sample in enumerate(samples):
         real = given["attention_mask"][row].nonzero().flatten()
         labels[row, real[-3:]] = sample.ids[-3:]
+    if case.two_way == "prompt":  # an answer is causal
+        given["token_type_ids"] = (labels != -100).long()
     return samples, given | {"labels": labels}
 
 
@@ -133,7 +135,11 @@ def test_gradient_checkpointing_changes_nothing(case: Case, reentrant: bool) -> 
     assert torch.equal(plain, again)
     after = gradients(model)
     assert before.keys() == after.keys()
-    assert all(torch.equal(before[name], after[name]) for name in before)
+    for name, gradient in before.items():
+        if case.name == "vipllava":  # features of two layers: their gradients add up in any order
+            torch.testing.assert_close(after[name], gradient, rtol=1e-5, atol=1e-7)
+        else:
+            assert torch.equal(after[name], gradient)
 
 
 def test_text_alone_trains_as_ever() -> None:

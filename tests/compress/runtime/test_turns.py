@@ -14,7 +14,7 @@ from compress import CompressionError, compress
 from compress.methods import PyramidDrop
 from positions import MRoPE
 from tests.compress.common import CLOSE, NEW, answer, duet, logits_of
-from tests.marks import each_case, some_cases, some_croppable_cases
+from tests.marks import each_case, some_cases, some_continuing_cases, some_croppable_cases
 from tests.tiny import CASES, FIRST_WORD, IMAGE_TOKEN, Case
 
 LLAVA = CASES[0]
@@ -33,7 +33,7 @@ def masked(*parts: dict[str, torch.Tensor]) -> torch.Tensor:
 # ------------------------------------------------------------------ a second turn
 
 
-@some_cases
+@some_continuing_cases
 def test_a_second_turn_of_text(case: Case) -> None:
     """On the cache of a padded batch: the new ids with the whole mask give what one prompt gives.
 
