@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForImageTextToText, AutoProcessor
 
 EMBEDDED = ("mini", "mini-1d")
 
@@ -39,6 +38,8 @@ def load(
             safetensors, that are missing, foreign or of other shapes; code that is not trusted; a
             processor that is missing or broken.
     """
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
     # This package's model is known to transformers from here on.
     from vlm.model import CheckpointError, FoveateForConditionalGeneration
     from vlm.model.loading import UNREADABLE, load_strictly, model_type
