@@ -1,0 +1,61 @@
+"""What served models are asked, in both environments: that of transformers and that of vLLM."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+FOLDER = Path("out/serving")
+"""Where the reference answers are, with the models and images that they belong to."""
+TOKENS = 8
+SCENES = 50
+KEEP = 48
+
+# For each method the options under which both run alike: no part in the language model, no text.
+METHODS: dict[str, dict[str, Any]] = {
+    "duet": {"layers": [], "ratios": []},
+    "divprune": {},
+    "cascade": {"deep": False},
+    "foveate": {
+        "layers": [],
+        "ratios": [],
+        "relevant": 0.0,
+        "proportional_attention": False,
+    },
+    "random": {},
+}
+
+
+@dataclass
+class Served:
+    """One configuration of one model, and the requests that it answers.
+
+    pairs: requests about two images, after those about one.
+    """
+
+    model: str
+    method: str
+    keep: int | float
+    positions: str = "original"
+    requests: int = SCENES
+    pairs: int = 0
+    options: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        return f"{self.model}-{self.method}-{self.keep}-{self.positions}"
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The value of the key `foveate`."""
+        options = METHODS[self.method] | self.options
+        return {"method": self.method, "keep": self.keep, "positions": self.positions, **options}
+
+
+CASES = [
+    *(Served("mini-1d", method, KEEP, pairs=10) for method in METHODS),
+    Served("mini-1d", "duet", KEEP, "compact", pairs=4),
+    Served("mini-1d", "duet", KEEP // 2, requests=10),
+    Served("mini-1d", "duet", 1.0, requests=10, pairs=2),
+]
