@@ -56,6 +56,17 @@ class ReducedProcessor:
     def _config(self) -> Any:
         return self.info.ctx.model_config.hf_config
 
+    def apply(self, inputs: Any, timing_ctx: Any) -> Any:
+        try:
+            return super().apply(inputs, timing_ctx)  # type: ignore[misc]
+        except ValueError:
+            # By now the images may be cached here, and will never reach the engine's own cache.
+            if inputs.cache is not None:
+                for hashes in self._get_mm_hashes(inputs).values():
+                    for one in hashes:
+                        inputs.cache.invalidate(one)
+            raise
+
     def _call_hf_processor(self, hf_data: Any, hf_kwargs: Mapping[str, Any]) -> Any:
         return super()._call_hf_processor(hf_data, _without(hf_kwargs))  # type: ignore[misc]
 

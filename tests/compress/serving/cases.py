@@ -31,7 +31,8 @@ METHODS: dict[str, dict[str, Any]] = {
 class Served:
     """One configuration of one model, and the requests that it answers.
 
-    pairs: requests about two images, after those about one.
+    pairs: requests about two images, after those about one. chunks: whether prompts are cut into
+    chunks, and asked twice.
     """
 
     model: str
@@ -40,6 +41,7 @@ class Served:
     positions: str = "original"
     requests: int = SCENES
     pairs: int = 0
+    chunks: bool = False
     options: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -54,8 +56,8 @@ class Served:
 
 
 CASES = [
-    *(Served("mini-1d", method, KEEP, pairs=10) for method in METHODS),
-    Served("mini-1d", "duet", KEEP, "compact", pairs=4),
+    *(Served("mini-1d", method, KEEP, pairs=10, chunks=method == "duet") for method in METHODS),
+    Served("mini-1d", "duet", KEEP, "compact", requests=20, pairs=4, chunks=True),
     Served("mini-1d", "duet", KEEP // 2, requests=10),
     Served("mini-1d", "duet", 1.0, requests=10, pairs=2),
 ]
