@@ -11,10 +11,14 @@ FOLDER=${1:-.venv-vllm}
 VERSION=${2:-0.32.0}
 TORCH=2.13.0
 TORCHVISION=0.28.0
-READY=$FOLDER/.ready-$VERSION
+READY=$FOLDER/.ready
 PYTHON=$FOLDER/bin/python
 
-[ "$READY" -nt scripts/vllm_env.sh ] && [ "$READY" -nt pyproject.toml ] && exit 0
+if [ "$READY" -nt scripts/vllm_env.sh ] && [ "$READY" -nt pyproject.toml ] &&
+    [ "$(cat "$READY")" = "$VERSION" ]; then
+    exit 0
+fi
+rm -f "$READY"
 
 unavailable() {
     echo "vLLM $VERSION for the CPU cannot be installed here: $1" >&2
@@ -46,13 +50,11 @@ pip install -q --no-deps -e .
 # PyPI's torchvision is a CUDA build, whose operators do not load beside a CPU build of PyTorch. It
 # declares shapes for two of them all the same, which stops its import. No test needs them.
 "$PYTHON" - <<'PY'
-import re
 import sysconfig
 from pathlib import Path
 
 path = Path(sysconfig.get_path("purelib")) / "torchvision" / "_meta_registrations.py"
 text = path.read_text()
-guard = "_has_ops() and "
 for name in ("nms", "qnms"):
     text = text.replace(
         f'@torch.library.register_fake("torchvision::{name}")',
@@ -63,4 +65,4 @@ if "import _has_ops" not in text:
 path.write_text(text)
 PY
 "$PYTHON" -c "import torchvision, vllm"
-touch "$READY"
+echo "$VERSION" > "$READY"

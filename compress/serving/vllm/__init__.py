@@ -18,6 +18,10 @@ _MODELS = "compress.serving.vllm.models"
 # vLLM's name of an architecture, and the class that replaces it.
 ARCHITECTURES = {
     "LlavaForConditionalGeneration": "ReducedLlava",
+    "LlavaNextForConditionalGeneration": "ReducedLlavaNext",
+    "Qwen2VLForConditionalGeneration": "ReducedQwen2VL",
+    "Qwen2_5_VLForConditionalGeneration": "ReducedQwen25VL",
+    "Qwen3VLForConditionalGeneration": "ReducedQwen3VL",
 }
 
 

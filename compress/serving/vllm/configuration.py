@@ -25,6 +25,10 @@ def prepare(model_config: Any) -> None:
         raise ValueError(
             "foveate reduces images as they are encoded; --enable-mm-embeds brings encoded ones"
         )
+    if hasattr(config, "video_token_id"):
+        from vllm.config.multimodal import VideoDummyOptions
+
+        multimodal.limit_per_prompt["video"] = VideoDummyOptions(count=0)
     if settings.positions == "compact":
         return
     if not model_config.uses_mrope:

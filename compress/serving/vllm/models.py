@@ -4,22 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
 from vllm.model_executor.models.llava import LlavaForConditionalGeneration
+from vllm.model_executor.models.llava_next import LlavaNextForConditionalGeneration
+from vllm.model_executor.models.qwen2_5_vl import Qwen2_5_VLForConditionalGeneration
+from vllm.model_executor.models.qwen2_vl import Qwen2VLForConditionalGeneration
+from vllm.model_executor.models.qwen3_vl import Qwen3VLForConditionalGeneration
 from vllm.multimodal import MULTIMODAL_REGISTRY
 from vllm.platforms import current_platform
 
 from compress.serving.vllm import placing
 from compress.serving.vllm.encoder import Reducer, as_model
-from compress.serving.vllm.families import Served, ServedLlava
-from compress.serving.vllm.processing import KEEP, SPAN, with_reduction
+from compress.serving.vllm.families import (
+    Served,
+    ServedLlava,
+    ServedLlavaNext,
+    ServedQwen,
+    ServedQwen3,
+    ServedQwen25,
+)
+from compress.serving.vllm.processing import KEEP, SPAN, within_budget, with_reduction
 from compress.serving.vllm.settings import ServingSettings
 
+_Model: Any = Any if TYPE_CHECKING else object
 
-class Reduced:
+
+class Reduced(_Model):
     """Comes before a stock model among the bases of a class.
 
     Without settings in the model's configuration, all methods are the stock model's.
@@ -167,7 +180,7 @@ def _processor(stock: Any, family: type[Served]) -> Any:
     factories = stock._processor_factory
     return MULTIMODAL_REGISTRY.register_processor(
         with_reduction(factories.processor, family),
-        info=factories.info,
+        info=within_budget(factories.info),
         dummy_inputs=factories.dummy_inputs,
     )
 
@@ -177,3 +190,32 @@ class ReducedLlava(Reduced, LlavaForConditionalGeneration):
     """LLaVA-1.5."""
 
     family = ServedLlava
+
+
+@_processor(LlavaNextForConditionalGeneration, ServedLlavaNext)
+class ReducedLlavaNext(Reduced, LlavaNextForConditionalGeneration):
+    """LLaVA-NeXT: a base view and tiles, each reduced to its share."""
+
+    family = ServedLlavaNext
+    merge_tiles = staticmethod(LlavaNextForConditionalGeneration._merge_image_patch_embeddings)
+
+
+@_processor(Qwen2VLForConditionalGeneration, ServedQwen)
+class ReducedQwen2VL(Reduced, Qwen2VLForConditionalGeneration):
+    """Qwen2-VL."""
+
+    family = ServedQwen
+
+
+@_processor(Qwen2_5_VLForConditionalGeneration, ServedQwen25)
+class ReducedQwen25VL(Reduced, Qwen2_5_VLForConditionalGeneration):
+    """Qwen2.5-VL."""
+
+    family = ServedQwen25
+
+
+@_processor(Qwen3VLForConditionalGeneration, ServedQwen3)
+class ReducedQwen3VL(Reduced, Qwen3VLForConditionalGeneration):
+    """Qwen3-VL."""
+
+    family = ServedQwen3

@@ -38,7 +38,7 @@ def to_columns(places: Tensor, dtype: torch.dtype) -> Tensor:
 def from_columns(columns: Tensor) -> Tensor:
     """The inverse of `to_columns`."""
     digits = columns.round().long().unflatten(1, (-1, DIGITS))
-    return sum(digits[..., power] * BASE**power for power in range(DIGITS))  # type: ignore[return-value]
+    return sum(digits[..., power] * BASE**power for power in range(DIGITS))
 
 
 def dense_positions(

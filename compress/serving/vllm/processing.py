@@ -1,10 +1,10 @@
-"""The processor: placeholders for the kept tokens, and what the model needs to know of each image."""
+"""The processor: placeholders for the kept tokens, and what the model must know of each image."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from vllm.logger import init_logger
@@ -46,11 +46,13 @@ def reduced(
     return ReducedDetails(full, details.is_embed, dense)
 
 
-class ReducedProcessor:
+_Processor: Any = Any if TYPE_CHECKING else object
+
+
+class ReducedProcessor(_Processor):
     """Comes before a stock processor among the bases of a class. family: of the model."""
 
     family: ClassVar[type[Served]]
-    info: Any
 
     @property
     def _config(self) -> Any:
@@ -58,7 +60,7 @@ class ReducedProcessor:
 
     def apply(self, inputs: Any, timing_ctx: Any) -> Any:
         try:
-            return super().apply(inputs, timing_ctx)  # type: ignore[misc]
+            return super().apply(inputs, timing_ctx)
         except ValueError:
             # By now the images may be cached here, and will never reach the engine's own cache.
             if inputs.cache is not None:
@@ -68,15 +70,15 @@ class ReducedProcessor:
             raise
 
     def _call_hf_processor(self, hf_data: Any, hf_kwargs: Mapping[str, Any]) -> Any:
-        return super()._call_hf_processor(hf_data, _without(hf_kwargs))  # type: ignore[misc]
+        return super()._call_hf_processor(hf_data, _without(hf_kwargs))
 
     def _get_mm_fields_config(self, hf_inputs: Any, hf_kwargs: Mapping[str, Any]) -> Any:
-        return super()._get_mm_fields_config(hf_inputs, _without(hf_kwargs))  # type: ignore[misc]
+        return super()._get_mm_fields_config(hf_inputs, _without(hf_kwargs))
 
     def _get_mm_hashes(self, inputs: Any) -> Any:
         """Images are cached by what they are and how they are reduced."""
         arguments = {**inputs.hf_processor_mm_kwargs, "foveate": self._config.foveate}
-        return super()._get_mm_hashes(replace(inputs, hf_processor_mm_kwargs=arguments))  # type: ignore[misc]
+        return super()._get_mm_hashes(replace(inputs, hf_processor_mm_kwargs=arguments))
 
     def _get_prompt_updates(
         self, mm_items: Any, hf_processor_mm_kwargs: Mapping[str, Any], out_mm_kwargs: Any
@@ -87,7 +89,7 @@ class ReducedProcessor:
                 raise ValueError(f"foveate reduces images, and got input of kind {modality!r}")
             if isinstance(items, EmbeddingItems):
                 raise ValueError("foveate reduces images, and got embeddings of one")
-        stock = super()._get_prompt_updates(mm_items, _without(arguments), out_mm_kwargs)  # type: ignore[misc]
+        stock = super()._get_prompt_updates(mm_items, _without(arguments), out_mm_kwargs)
         return [self._reduced(update, arguments, out_mm_kwargs) for update in stock]
 
     def _reduced(self, update: Any, arguments: Mapping[str, Any], out_mm_kwargs: Any) -> Any:
@@ -116,7 +118,7 @@ class ReducedProcessor:
         return replace(update, replacement=contents.__getitem__)
 
     def _apply_prompt_updates(self, token_ids: list[int], mm_prompt_updates: Any) -> Any:
-        ids, placeholders = super()._apply_prompt_updates(token_ids, mm_prompt_updates)  # type: ignore[misc]
+        ids, placeholders = super()._apply_prompt_updates(token_ids, mm_prompt_updates)
         if ServingSettings.parse(self._config.foveate).positions == "original":
             dropped = sum(
                 content.dense - _embedded(content)
@@ -160,5 +162,25 @@ def with_reduction(stock: Any, family: type[Served]) -> Any:
         bases = (ReducedProcessor, kind)
         made = type(f"Reduced{kind.__name__}", bases, {"family": family})
         return made(info, dummy_inputs, **options)
+
+    return make
+
+
+def within_budget(stock: Any) -> Any:
+    """A factory of what vLLM asks of a model's inputs: the most tokens of an image are those kept."""
+
+    def make(ctx: Any) -> Any:
+        info = stock(ctx)
+        given = getattr(ctx.model_config.hf_config, "foveate", None)
+        if given is None:
+            return info
+        settings, most = ServingSettings.parse(given), info.get_mm_max_tokens_per_item
+
+        def kept(seq_len: int, mm_counts: Mapping[str, int]) -> Any:
+            dense = most(seq_len, mm_counts)
+            return None if dense is None else {"image": settings.count(dense["image"])}
+
+        info.get_mm_max_tokens_per_item = kept
+        return info
 
     return make

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from numbers import Integral, Real
@@ -39,8 +40,7 @@ class ServingSettings:
         """
         if not isinstance(given, Mapping):
             raise ValueError(
-                f"foveate is {given!r}; expected an object such as "
-                '{"method": "duet", "keep": 64}'
+                f'foveate is {given!r}; expected an object such as {{"method": "duet", "keep": 64}}'
             )
         options = dict(given)
         if "keep" not in options:
@@ -64,7 +64,8 @@ class ServingSettings:
         keep = self.keep if keep is None else keep
         if isinstance(keep, Integral):
             return min(int(keep), dense)
-        return max(1, round(keep * dense))
+        # As `compress` allocates a budget: the nearest count, of two that are equally near the less.
+        return max(1, math.ceil(keep * dense - 0.5))
 
     def request_keep(self, arguments: Mapping[str, Any], dense: int) -> int | float:
         """The `keep` of a request, for an image of `dense` tokens.
@@ -87,7 +88,7 @@ class ServingSettings:
 
 def check_keep(keep: object, name: str) -> int | float:
     """Raise ValueError unless `keep` is a positive count or a share in (0, 1]."""
-    if isinstance(keep, Integral) and not isinstance(keep, bool) and keep >= 1:
+    if isinstance(keep, Integral) and not isinstance(keep, bool) and int(keep) >= 1:
         return int(keep)
     if isinstance(keep, Real) and not isinstance(keep, Integral) and 0 < float(keep) <= 1:
         return float(keep)
@@ -119,7 +120,7 @@ def _check_method(method: Method) -> None:
     """Raise ValueError for a method that has nothing to do before the language model, or that
     needs what is not known there."""
     name = type(method).__name__.lower()
-    if method.in_llm_only:
+    if method.in_llm_only or next(method.plans(100, 4))(10).keep == 100:
         raise ValueError(
             f"foveate: {name} reduces between decoder layers only, which vLLM has no room for: "
             "all layers share one table of cache blocks. Choose a method that reduces before the "

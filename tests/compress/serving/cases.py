@@ -60,4 +60,10 @@ CASES = [
     Served("mini-1d", "duet", KEEP, "compact", requests=20, pairs=4, chunks=True),
     Served("mini-1d", "duet", KEEP // 2, requests=10),
     Served("mini-1d", "duet", 1.0, requests=10, pairs=2),
+    *(
+        Served(model, method, 0.25, requests=12, pairs=6, chunks=method == "foveate")
+        for model in ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "llava_next")
+        for method in ("foveate", "duet")
+    ),
+    *(Served(model, "duet", 1.0, requests=4) for model in ("qwen2_5_vl", "qwen3_vl", "llava_next")),
 ]

@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 import vlm
 from compress import compress
 from compress.methods import METHODS, Method
+from tests.compress.serving import tiny
 from tests.compress.serving.cases import CASES, FOLDER, SCENES, TOKENS, Served
 from vlm.embedded.scenes import draw, make_scene, questions
 
@@ -56,15 +57,18 @@ def _scene(number: int) -> str:
     """The question about a scene, whose picture is written."""
     scene = make_scene(number, "test")
     draw(scene).save(FOLDER / f"{number}.png")
+    width, height = 64 + 16 * (number % 5), 64 + 16 * (number % 3)
+    draw(scene).resize((width, height)).save(FOLDER / f"{number}-any.png")
     return questions(scene, np.random.default_rng(number))[0].text
 
 
 def _model(name: str) -> tuple[Any, Any]:
-    model, processor = vlm.load(name)
+    model, processor = vlm.load(name) if name == "mini-1d" else tiny.build(name)
     folder = FOLDER / name
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
-    rename(folder / "model.safetensors")
+    if name.startswith(("mini", "llava")):
+        rename(folder / "model.safetensors")
     return model, processor
 
 
@@ -79,15 +83,22 @@ def rename(path: Path) -> None:
 
 
 def _requests(case: Served, processor: Any, asked: list[str]) -> list[dict[str, Any]]:
+    form = tiny.PROMPTS.get(case.model)
     shown = [[n] for n in range(case.requests)]
     shown += [[n, (n + 1) % SCENES] for n in range(case.pairs)]
     requests = []
+    ending = ".png" if form is None else "-any.png"
     for numbers in shown:
+        files = [f"{n}{ending}" for n in numbers]
         parts = [{"type": "image"} for _ in numbers]
+        if form is not None:
+            images = form * len(numbers)
+            requests.append({"prompt": f"w1 w2 {images} w{numbers[0]} w9", "images": files})
+            continue
         content = [*parts, {"type": "text", "text": asked[numbers[0]]}]
         messages = [{"role": "user", "content": content}]
         prompt = processor.apply_chat_template(messages, add_generation_prompt=True)
-        requests.append({"prompt": prompt, "images": numbers})
+        requests.append({"prompt": prompt, "images": files})
     return requests
 
 
@@ -95,7 +106,7 @@ def _answer(
     model: Any, processor: Any, request: dict[str, Any], how: tuple[Method, int | float, str]
 ) -> None:
     method, keep, positions = how
-    images = [Image.open(FOLDER / f"{n}.png") for n in request["images"]]
+    images = [Image.open(FOLDER / name).convert("RGB") for name in request["images"]]
     inputs = processor(text=request["prompt"], images=images, return_tensors="pt")
     with torch.no_grad(), compress(model, method, budget=keep, positions=positions):
         out = model.generate(

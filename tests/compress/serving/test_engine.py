@@ -59,7 +59,7 @@ def engine(model: str, settings: Any = None, **options: Any) -> Iterator[Any]:
 
 
 def pictures(request: dict[str, Any]) -> list[Image.Image]:
-    return [Image.open(FOLDER / f"{n}.png").convert("RGB") for n in request["images"]]
+    return [Image.open(FOLDER / name).convert("RGB") for name in request["images"]]
 
 
 def generate(llm: Any, requests: Sequence[dict[str, Any]], **more: Any) -> list[Any]:
@@ -85,7 +85,9 @@ def differences(outputs: Sequence[Any], requests: Sequence[dict[str, Any]]) -> l
         if list(got.token_ids) != request["ids"]:
             largest.append(math.inf)
             continue
-        found = [step[token].logprob for token, step in zip(got.token_ids, got.logprobs)]
+        found = [
+            step[token].logprob for token, step in zip(got.token_ids, got.logprobs, strict=True)
+        ]
         pairs = zip(found, request["logprobs"], strict=True)
         largest.append(max(abs(a - b) for a, b in pairs))
     return largest
@@ -94,7 +96,7 @@ def differences(outputs: Sequence[Any], requests: Sequence[dict[str, Any]]) -> l
 def answer_of(output: Any) -> dict[str, Any]:
     """An answer of vLLM as `differences` takes it for a reference."""
     got = output.outputs[0]
-    found = [step[token].logprob for token, step in zip(got.token_ids, got.logprobs)]
+    found = [step[token].logprob for token, step in zip(got.token_ids, got.logprobs, strict=True)]
     return {"ids": list(got.token_ids), "logprobs": found}
 
 
@@ -211,8 +213,10 @@ def test_a_version_outside_the_window_is_refused(
     from compress.serving import vllm as plugin
 
     monkeypatch.setattr(plugin, "VERSIONS", ((0, 1), (0, 2)))
-    with pytest.raises(ValueError, match=r"written for vLLM >= 0\.1, < 0\.2"):
-        with engine("mini-1d", {"keep": 8}):
-            pass
+    with (
+        pytest.raises(ValueError, match=r"written for vLLM >= 0\.1, < 0\.2"),
+        engine("mini-1d", {"keep": 8}),
+    ):
+        pass
     with engine("mini-1d") as llm:  # stock vLLM is not touched
         assert generate(llm, answers[CASES[0].name][:1])
