@@ -26,7 +26,7 @@ RETRIED = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
 """HTTP statuses that another try may change."""
 
 
-class Refused(Exception):
+class Refused(Exception):  # noqa: N818 - what the server did
     """The server refuses a request, and would again. The message is its own."""
 
 
@@ -62,7 +62,9 @@ class Endpoint:
     def __post_init__(self) -> None:
         """Raise ValueError for a URL or a number that cannot be."""
         if not self.url.startswith(("http://", "https://")):
-            raise ValueError(f"endpoint is {self.url!r}; expected a URL such as http://host:8000/v1")
+            raise ValueError(
+                f"endpoint is {self.url!r}; expected a URL such as http://host:8000/v1"
+            )
         if self.concurrency < 1 or self.retries < 0 or self.timeout <= 0 or self.wait < 0:
             raise ValueError(
                 f"concurrency {self.concurrency}, retries {self.retries}, timeout {self.timeout}, "
@@ -95,8 +97,8 @@ class Endpoint:
             if number < self.retries:
                 time.sleep(pause)
         raise DataError(
-            f"{self.url} did not answer in {self.retries + 1} tries ({problem}). Results so far are "
-            "kept: run the same command again to go on"
+            f"{self.url} did not answer in {self.retries + 1} tries ({problem}). Results so far "
+            "are kept: run the same command again to go on"
         )
 
 

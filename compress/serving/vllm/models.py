@@ -26,7 +26,7 @@ from compress.serving.vllm.families import (
     ServedQwen3,
     ServedQwen25,
 )
-from compress.serving.vllm.processing import KEEP, SPAN, within_budget, with_reduction
+from compress.serving.vllm.processing import KEEP, SPAN, with_reduction, within_budget
 from compress.serving.vllm.settings import ServingSettings
 
 _Model: Any = Any if TYPE_CHECKING else object

@@ -167,7 +167,7 @@ def with_reduction(stock: Any, family: type[Served]) -> Any:
 
 
 def within_budget(stock: Any) -> Any:
-    """A factory of what vLLM asks of a model's inputs: the most tokens of an image are those kept."""
+    """A factory of what vLLM asks of a model's inputs: the most tokens of an image are the kept."""
 
     def make(ctx: Any) -> Any:
         info = stock(ctx)

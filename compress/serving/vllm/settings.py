@@ -64,7 +64,7 @@ class ServingSettings:
         keep = self.keep if keep is None else keep
         if isinstance(keep, Integral):
             return min(int(keep), dense)
-        # As `compress` allocates a budget: the nearest count, of two that are equally near the less.
+        # As `compress` allocates a budget: the nearest count, the lower of two equally near.
         return max(1, math.ceil(keep * dense - 0.5))
 
     def request_keep(self, arguments: Mapping[str, Any], dense: int) -> int | float:

@@ -98,7 +98,7 @@ def _requests(case: Served, processor: Any, asked: list[str]) -> list[dict[str, 
         content = [*parts, {"type": "text", "text": asked[numbers[0]]}]
         messages = [{"role": "user", "content": content}]
         prompt = processor.apply_chat_template(messages, add_generation_prompt=True)
-        requests.append({"prompt": prompt, "images": files})
+        requests.append({"question": asked[numbers[0]], "prompt": prompt, "images": files})
     return requests
 
 
@@ -119,6 +119,7 @@ def _answer(
     ids = out.sequences[0, inputs["input_ids"].shape[1] :]
     logits = torch.cat(out.logits).float().log_softmax(-1)
     request["ids"] = ids.tolist()
+    request["text"] = processor.decode(ids, skip_special_tokens=True)
     request["logprobs"] = logits.gather(1, ids[:, None])[:, 0].tolist()
 
 

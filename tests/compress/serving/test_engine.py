@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import base64
 import gc
 import json
 import math
 import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -170,6 +178,71 @@ def test_text_alone_and_an_image_at_the_end(answers: dict[str, Any]) -> None:
     with engine(case.model, case.settings) as llm:
         assert max(differences(generate(llm, [text]), stock)) < TOLERANCE
         assert max(differences(generate(llm, [cut]), answers["ends-in-an-image"])) < TOLERANCE
+
+
+@contextmanager
+def server(model: str, settings: Any) -> Iterator[str]:
+    """vLLM's OpenAI server in processes of its own; its URL."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [
+        *(sys.executable, "-m", "vllm.entrypoints.openai.api_server"),
+        *("--model", str(FOLDER / model), "--served-model-name", model),
+        *("--host", "127.0.0.1", "--port", str(port), "--dtype", "float32"),
+        *("--max-model-len", "1024", "--kv-cache-memory-bytes", str(2**26), "--enforce-eager"),
+        *("--block-size", "32", "--hf-overrides", json.dumps({"foveate": settings})),
+    ]
+    url = f"http://127.0.0.1:{port}"
+    with (FOLDER / "server.log").open("w") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+    try:
+        while True:
+            try:
+                urllib.request.urlopen(f"{url}/health", timeout=5).close()
+                break
+            except OSError:
+                if process.poll() is not None:
+                    raise RuntimeError((FOLDER / "server.log").read_text()[-3000:]) from None
+                time.sleep(0.5)
+        yield url
+    finally:
+        process.terminate()
+        process.wait(60)
+
+
+def post(url: str, request: dict[str, Any], **more: Any) -> dict[str, Any]:
+    encoded = [base64.b64encode((FOLDER / name).read_bytes()) for name in request["images"]]
+    content: list[dict[str, Any]] = [
+        {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{one.decode()}"}}
+        for one in encoded
+    ]
+    content.append({"type": "text", "text": request["question"]})
+    messages = [{"role": "user", "content": content}]
+    body = {"messages": messages, "max_tokens": TOKENS, "temperature": 0, **more}
+    headers = {"Content-Type": "application/json"}
+    call = urllib.request.Request(f"{url}/v1/chat/completions", json.dumps(body).encode(), headers)
+    with urllib.request.urlopen(call, timeout=120) as response:
+        return json.load(response)
+
+
+def test_the_server_answers_alike(answers: dict[str, Any]) -> None:
+    case = CASES[0]
+    requests = [*answers[case.name][:10], *answers[case.name][-2:]]
+    with server(case.model, case.settings) as url:
+        with ThreadPoolExecutor(8) as pool:
+            replies = list(pool.map(lambda request: post(url, request), requests))
+        texts = [reply["choices"][0]["message"]["content"].strip() for reply in replies]
+        assert texts == [request["text"].strip() for request in requests]
+        fewer = post(url, requests[0], mm_processor_kwargs={"foveate_keep": 24})
+        tokens = [one["usage"]["prompt_tokens"] for one in (replies[0], fewer)]
+        assert tokens[0] - tokens[1] == KEEP - 24
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            post(url, requests[0], mm_processor_kwargs={"foveate_keep": 0.9})
+        assert refused.value.code == 400
+        assert "started with keep 48" in refused.value.read().decode()
+        again = post(url, requests[0])
+        assert again["choices"][0]["message"]["content"].strip() == texts[0]
 
 
 REFUSED = {
