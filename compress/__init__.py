@@ -5,18 +5,43 @@ from compress import compress
 with compress(model, "duet", budget=64) as c:
     out = model.generate(**inputs)
 print(c.report())
+
+Methods, `reduce` and `Stream` are functions of tensors and need PyTorch alone. `compress` and long
+videos are attached to a transformers model: these names are imported when they are first used, and
+raise ImportError if transformers is missing or too old.
 """
+
+from __future__ import annotations
+
+from importlib import import_module, metadata
+from typing import TYPE_CHECKING, Any
 
 from compress.errors import UnprobedWarning
 from compress.methods import Method, get_method, list_methods
-from compress.probing.measure import probe
-from compress.probing.verdict import Probe
 from compress.reduce import reduce
 from compress.report.cost import Cost, Report
-from compress.runtime.attach import Compression, CompressionError, compress
 from compress.tokens import Reduction, VisualTokens
-from compress.video.long_video import LongVideo, stream_video, video_prompt
 from compress.video.stream import Kept, Stream
+
+if TYPE_CHECKING:
+    from compress.probing.measure import probe
+    from compress.probing.verdict import Probe
+    from compress.runtime.attach import Compression, CompressionError, compress
+    from compress.video.long_video import LongVideo, stream_video, video_prompt
+
+TRANSFORMERS = (5, 20)
+"""The oldest transformers to whose models a compression can be attached."""
+
+_NEEDS_TRANSFORMERS = {
+    "Compression": "compress.runtime.attach",
+    "CompressionError": "compress.runtime.attach",
+    "LongVideo": "compress.video.long_video",
+    "Probe": "compress.probing.verdict",
+    "compress": "compress.runtime.attach",
+    "probe": "compress.probing.measure",
+    "stream_video": "compress.video.long_video",
+    "video_prompt": "compress.video.long_video",
+}
 
 __all__ = [
     "Compression",
@@ -39,3 +64,28 @@ __all__ = [
     "stream_video",
     "video_prompt",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _NEEDS_TRANSFORMERS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    _check_transformers(name)
+    value = getattr(import_module(_NEEDS_TRANSFORMERS[name]), name)
+    globals()[name] = value
+    return value
+
+
+def _check_transformers(name: str) -> None:
+    """Raise ImportError unless transformers is there and new enough."""
+    wanted = ".".join(map(str, TRANSFORMERS))
+    try:
+        found = metadata.version("transformers")
+    except metadata.PackageNotFoundError:
+        raise ImportError(
+            f"compress.{name} needs transformers >= {wanted}, which is not installed"
+        ) from None
+    if tuple(int(part) for part in found.split(".")[:2]) < TRANSFORMERS:
+        raise ImportError(
+            f"compress.{name} needs transformers >= {wanted}, and {found} is installed. Methods, "
+            "compress.reduce and the vLLM plugin run without it"
+        )

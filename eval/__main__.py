@@ -3,6 +3,7 @@
     python -m eval mmbench --data mmbench_dev_en.tsv --model ./out --method duet --budget 64
     python -m eval videomme --data test.parquet --media ./videos --model ./out --frames 64 \\
         --methods duet,random --budgets 0.5,0.1
+    python -m eval mmbench --data mmbench_dev_en.tsv --endpoint http://localhost:8000/v1
     python -m eval make-embedded --split test --scenes 200 --output ./embedded
 
 Every configuration of a sweep answers the same questions, and so does the unreduced (dense) model.
@@ -27,10 +28,11 @@ import torch
 
 import vlm
 from compress.parse import parse_budget, parse_method, split_list
-from eval.answerers import ModelAnswerer
+from eval.answerers import Answerer, ModelAnswerer
 from eval.arms import DENSE, Arm
 from eval.benchmarks import BENCHMARKS
 from eval.benchmarks.embedded import write
+from eval.endpoint import Endpoint, EndpointAnswerer
 from eval.records import replace
 from eval.report import write_report
 from eval.runner import Shard, arms_in, complete, open_run, run
@@ -58,15 +60,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _evaluate(args: argparse.Namespace) -> int:
     # Everything is checked before the model loads.
     arms = _arms(args)
-    device = _device(args.device)
+    if args.endpoint is not None and arms != [DENSE]:
+        raise ValueError(
+            "--endpoint: the server reduces, so --method and --budget go to its settings"
+        )
     benchmark = _benchmark(args)
     loaded = benchmark.load()
     _tell(loaded.problems, args.skip_bad)
     samples = first(loaded.samples, args.limit)
     if not samples:
         raise DataError(f"{benchmark.name}: there are no questions")
-    model, processor = vlm.load(args.model, dtype=DTYPES[args.dtype], device=device)
-    answerer = ModelAnswerer(model, processor, args.model, share_vision=len(arms) > 1)
+    answerer = _answerer(args, len(arms))
     sizes = {"batch_size": args.batch_size, "seed": args.seed}
     folder = open_run(args.output, benchmark, samples, answerer, **sizes)
     shard = Shard.from_launcher()
@@ -87,6 +91,26 @@ def _evaluate(args: argparse.Namespace) -> int:
     )
     print(text, *paths, sep="\n")
     return 0
+
+
+def _answerer(args: argparse.Namespace, arms: int) -> Answerer:
+    if args.endpoint is None:
+        name = args.model or "mini"
+        device = _device(args.device)
+        model, processor = vlm.load(name, dtype=DTYPES[args.dtype], device=device)
+        return ModelAnswerer(model, processor, name, share_vision=arms > 1)
+    key = None if args.api_key_file is None else args.api_key_file.read_text().strip()
+    return EndpointAnswerer(
+        Endpoint(
+            args.endpoint,
+            args.model,
+            concurrency=args.batch_size,
+            retries=args.retries,
+            image_folder=args.image_folder,
+            extra=args.extra,
+            key=key,
+        )
+    )
 
 
 def _arms(args: argparse.Namespace) -> list[Arm]:
@@ -176,7 +200,7 @@ def _add_fields(group: Any, kind: type[Benchmark]) -> None:
 def _add_common(command: argparse.ArgumentParser) -> None:
     group = command.add_argument_group("the model and its reduction")
     add = group.add_argument
-    add("--model", default="mini", help="'mini', a folder, or a hub name (default: mini)")
+    add("--model", help="'mini', a folder, or a hub name (default: mini, or what is served)")
     add("--methods", "--method", action="append", default=[], help="duet,random,duet(query='all')")
     add("--budgets", "--budget", action="append", default=[], help="64,0.11,1/9,25%%")
     add("--positions", default="original", help="original, compact, or a scheme, such as v2pe:1/4")
@@ -184,10 +208,17 @@ def _add_common(command: argparse.ArgumentParser) -> None:
     add("--no-dense", action="store_true", help="leave out the unreduced model")
     add("--dtype", choices=DTYPES, default="float32")
     add("--device", help="default: the GPU if there is one")
+    group = command.add_argument_group("a served model, instead of one loaded here")
+    add = group.add_argument
+    add("--endpoint", metavar="URL", help="of an OpenAI API, such as http://localhost:8000/v1")
+    add("--extra", type=_object, default={}, metavar="JSON", help="further fields of each request")
+    add("--retries", type=int, default=6, help="tries after the first, with growing pauses")
+    add("--image-folder", type=Path, help="name images in it instead of sending them")
+    add("--api-key-file", type=Path, help="a file that holds the key")
     group = command.add_argument_group("the run")
     add = group.add_argument
     add("--output", type=Path, default=Path("out/eval"), help="the folder of all runs")
-    add("--batch-size", type=_count, default=8)
+    add("--batch-size", type=_count, default=8, help="at an endpoint: requests at one time")
     add("--limit", type=_count, help="ask only the first questions, up to whole clusters")
     add("--skip-bad", action="store_true", help="leave out rows that cannot be used")
     add("--seed", type=int, default=0)
@@ -197,6 +228,16 @@ def _count(text: str) -> int:
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text}: expected at least 1")
+    return value
+
+
+def _object(text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise argparse.ArgumentTypeError(f"{text}: expected a JSON object ({error})") from error
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError(f"{text}: expected a JSON object")
     return value
 
 

@@ -51,11 +51,13 @@ class Reply:
         figures: measurements, such as "tokens" (visual tokens per visual input, averaged over
             layers), "entering" (those that enter the language model), "dense" (the same without
             reduction) and "seconds" (this question's share of its batch).
+        error: why there is no answer. The question is then counted and not scored.
     """
 
     text: str
     rendered: str = ""
     figures: dict[str, float] = field(default_factory=dict)
+    error: str = ""
 
 
 class Answerer(Protocol):

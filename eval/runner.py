@@ -101,7 +101,8 @@ def run(
     """Ask the questions without results, and append the results of each batch.
 
     folder: from `open_run`, with the same batch_size and seed. A question whose media cannot be
-    read gets a record with an error, which is counted and not scored.
+    read, or that an answerer cannot answer, gets a record with an error, which is counted and not
+    scored.
     """
     names = [arm.folder for arm in arms]
     if len(set(names)) < len(names):
@@ -128,7 +129,9 @@ def run(
                 draw = zlib.crc32(f"{seed} {batch[0].key}".encode())
                 replies = answerer.answer(questions, arm, draw) if questions else []
                 rows = [
-                    {
+                    {"key": sample.key, "error": reply.error}
+                    if reply.error
+                    else {
                         "key": sample.key,
                         "text": reply.text,
                         "prompt": reply.rendered or sample.prompt,

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForImageTextToText, AutoProcessor
 
 EMBEDDED = ("mini", "mini-1d")
 
@@ -39,6 +38,8 @@ def load(
             are missing, unexpected or of other shapes; code is not trusted; or the processor is
             missing or broken.
     """
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
     # This import registers the model of this package with transformers.
     from vlm.model import CheckpointError, FoveateForConditionalGeneration
     from vlm.model.loading import UNREADABLE, load_strictly, model_type

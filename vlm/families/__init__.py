@@ -2,53 +2,49 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import Any
 
 from torch import nn
 
 from vlm.families.base import ModelAdapter, UnknownFamily
-from vlm.families.cohere2_vision import Cohere2Vision
-from vlm.families.foveate import FoveateAdapter
-from vlm.families.gemma3 import Gemma3
-from vlm.families.glm4v import Glm4v
-from vlm.families.internvl import InternVL
-from vlm.families.lighton_ocr import LightOnOcr
-from vlm.families.llava import Llava
-from vlm.families.llava_next import LlavaNext
-from vlm.families.llava_next_video import LlavaNextVideo
-from vlm.families.llava_onevision import LlavaOnevision
-from vlm.families.mistral3 import Mistral3
-from vlm.families.paligemma import PaliGemma
-from vlm.families.qwen2_5_vl import Qwen2_5VL
-from vlm.families.qwen2_vl import Qwen2VL
-from vlm.families.qwen3_5 import Qwen3_5
-from vlm.families.qwen3_vl import Qwen3VL
-from vlm.families.smolvlm import SmolVLM
-from vlm.families.video_llava import VideoLlava
-from vlm.families.vipllava import VipLlava
 from vlm.inputs import Grid, View, VisualInput
 
-ADAPTERS: tuple[type[ModelAdapter], ...] = (
-    Llava,
-    LlavaNext,
-    LlavaOnevision,
-    VideoLlava,
-    Qwen2VL,
-    Qwen2_5VL,
-    Qwen3VL,
-    InternVL,
-    SmolVLM,
-    Mistral3,
-    Gemma3,
-    Qwen3_5,
-    Glm4v,
-    Cohere2Vision,
-    PaliGemma,
-    LlavaNextVideo,
-    VipLlava,
-    LightOnOcr,
-    FoveateAdapter,
-)
+# File and class of each family. They are imported when a family is first looked for: some need a
+# newer transformers than the base class does, which serving engines use.
+_FAMILIES = {
+    "llava": "Llava",
+    "llava_next": "LlavaNext",
+    "llava_onevision": "LlavaOnevision",
+    "video_llava": "VideoLlava",
+    "qwen2_vl": "Qwen2VL",
+    "qwen2_5_vl": "Qwen2_5VL",
+    "qwen3_vl": "Qwen3VL",
+    "internvl": "InternVL",
+    "smolvlm": "SmolVLM",
+    "mistral3": "Mistral3",
+    "gemma3": "Gemma3",
+    "qwen3_5": "Qwen3_5",
+    "glm4v": "Glm4v",
+    "cohere2_vision": "Cohere2Vision",
+    "paligemma": "PaliGemma",
+    "llava_next_video": "LlavaNextVideo",
+    "vipllava": "VipLlava",
+    "lighton_ocr": "LightOnOcr",
+    "foveate": "FoveateAdapter",
+}
+
+ADAPTERS: tuple[type[ModelAdapter], ...]
+
+
+def __getattr__(name: str) -> Any:
+    if name != "ADAPTERS":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    adapters = tuple(
+        getattr(import_module(f"{__name__}.{file}"), adapter) for file, adapter in _FAMILIES.items()
+    )
+    globals()[name] = adapters
+    return adapters
 
 
 def unwrapped(model: nn.Module) -> Any:
@@ -71,12 +67,13 @@ def adapter_of(model: nn.Module) -> ModelAdapter:
     Raises:
         UnknownFamily: no family serves the model's `config.model_type`.
     """
+    adapters: tuple[type[ModelAdapter], ...] = __getattr__("ADAPTERS")
     inner = unwrapped(model)
     kind = getattr(getattr(inner, "config", None), "model_type", None)
-    for family in ADAPTERS:
+    for family in adapters:
         if kind in family.model_types and hasattr(inner, "model"):
             return family(inner)
-    known = ", ".join(sorted(name for family in ADAPTERS for name in family.model_types))
+    known = ", ".join(sorted(name for family in adapters for name in family.model_types))
     raise UnknownFamily(
         f"{type(model).__name__} (model_type {kind!r}) is of no known family; known model types: "
         f"{known}. docs/add-a-family.md says how to add one"
@@ -85,7 +82,6 @@ def adapter_of(model: nn.Module) -> ModelAdapter:
 
 __all__ = [
     "ADAPTERS",
-    "FoveateAdapter",
     "Grid",
     "ModelAdapter",
     "UnknownFamily",

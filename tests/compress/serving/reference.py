@@ -1,0 +1,127 @@
+"""Answers of transformers with `compress`, which vLLM's are compared with.
+
+    python -m tests.compress.serving.reference
+
+Runs where transformers is as new as `compress` needs; writes to `cases.FOLDER`.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+import vlm
+from compress import compress
+from compress.methods import METHODS, Method
+from tests.compress.serving import tiny
+from tests.compress.serving.cases import CASES, FOLDER, SCENES, TOKENS, Served
+from vlm.embedded.scenes import draw, make_scene, questions
+
+
+def main() -> None:
+    """Write images, models and answers."""
+    torch.set_num_threads(1)
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    asked = [_scene(number) for number in range(SCENES)]
+    models: dict[str, Any] = {}
+    answers = {}
+    for case in CASES:
+        if case.model not in models:
+            models[case.model] = _model(case.model)
+        model, processor = models[case.model]
+        requests = _requests(case, processor, asked)
+        for request in requests:
+            _answer(model, processor, request, _how(case))
+        answers[case.name] = requests
+    model, processor = models["mini-1d"]
+    first = dict(answers[CASES[0].name][0])
+    first["prompt"] = first["prompt"].partition("<image>")[0] + "<image>"
+    _answer(model, processor, first, _how(CASES[0]))
+    answers["ends-in-an-image"] = [first]
+    (FOLDER / "answers.json").write_text(json.dumps(answers))
+
+
+def _how(case: Served) -> tuple[Method, int | float, str]:
+    options = {k: tuple(v) if isinstance(v, list) else v for k, v in case.settings.items()}
+    keep, positions = options.pop("keep"), options.pop("positions")
+    return METHODS[options.pop("method")](**options), keep, positions
+
+
+def _scene(number: int) -> str:
+    """The question about a scene, whose picture is written."""
+    scene = make_scene(number, "test")
+    draw(scene).save(FOLDER / f"{number}.png")
+    width, height = 64 + 16 * (number % 5), 64 + 16 * (number % 3)
+    draw(scene).resize((width, height)).save(FOLDER / f"{number}-any.png")
+    return questions(scene, np.random.default_rng(number))[0].text
+
+
+def _model(name: str) -> tuple[Any, Any]:
+    model, processor = vlm.load(name) if name == "mini-1d" else tiny.build(name)
+    folder = FOLDER / name
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    if name.startswith(("mini", "llava")):
+        rename(folder / "model.safetensors")
+    return model, processor
+
+
+def rename(path: Path) -> None:
+    """Give the vision encoder's weights the names that vLLM 0.32 reads, those of transformers 4."""
+    old, new = "vision_tower.", "vision_tower.vision_model."
+    weights = {
+        name if new in name else name.replace(old, new): value
+        for name, value in load_file(path).items()
+    }
+    save_file(weights, path, metadata={"format": "pt"})
+
+
+def _requests(case: Served, processor: Any, asked: list[str]) -> list[dict[str, Any]]:
+    form = tiny.PROMPTS.get(case.model)
+    shown = [[n] for n in range(case.requests)]
+    shown += [[n, (n + 1) % SCENES] for n in range(case.pairs)]
+    requests = []
+    ending = ".png" if form is None else "-any.png"
+    for numbers in shown:
+        files = [f"{n}{ending}" for n in numbers]
+        parts = [{"type": "image"} for _ in numbers]
+        if form is not None:
+            images = form * len(numbers)
+            requests.append({"prompt": f"w1 w2 {images} w{numbers[0]} w9", "images": files})
+            continue
+        content = [*parts, {"type": "text", "text": asked[numbers[0]]}]
+        messages = [{"role": "user", "content": content}]
+        prompt = processor.apply_chat_template(messages, add_generation_prompt=True)
+        requests.append({"question": asked[numbers[0]], "prompt": prompt, "images": files})
+    return requests
+
+
+def _answer(
+    model: Any, processor: Any, request: dict[str, Any], how: tuple[Method, int | float, str]
+) -> None:
+    method, keep, positions = how
+    images = [Image.open(FOLDER / name).convert("RGB") for name in request["images"]]
+    inputs = processor(text=request["prompt"], images=images, return_tensors="pt")
+    with torch.no_grad(), compress(model, method, budget=keep, positions=positions):
+        out = model.generate(
+            **inputs,
+            max_new_tokens=TOKENS,
+            do_sample=False,
+            return_dict_in_generate=True,
+            output_logits=True,
+        )
+    ids = out.sequences[0, inputs["input_ids"].shape[1] :]
+    logits = torch.cat(out.logits).float().log_softmax(-1)
+    request["ids"] = ids.tolist()
+    request["text"] = processor.decode(ids, skip_special_tokens=True)
+    request["logprobs"] = logits.gather(1, ids[:, None])[:, 0].tolist()
+
+
+if __name__ == "__main__":
+    main()
