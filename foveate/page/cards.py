@@ -63,8 +63,8 @@ def _card(answer: Answer) -> str:
         about = "&nbsp;"
     else:
         about = (
-            f"{report.reduced.layers[0]} tokens enter, {report.budget * report.inputs:.0f} on "
-            f"average, of {report.dense.layers[0]}"
+            f"{report.reduced.layers[0]} of {report.dense.layers[0]} enter, "
+            f"mean {report.budget * report.inputs:.0f}"
         )
     layers = []
     if report is not None:

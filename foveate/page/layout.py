@@ -42,7 +42,7 @@ class Page:
         ) as self.blocks:
             gr.HTML(HEAD.format(html.escape(session.name)))
             self.source = gr.State({"example": self.examples[0].key})
-            with gr.Row(equal_height=False):
+            with gr.Row(equal_height=False, elem_id="columns"):
                 with gr.Column(scale=3, min_width=300):
                     self._asking()
                 with gr.Column(scale=9, min_width=320):

@@ -181,6 +181,7 @@
         };
       });
     }
+    let said = view;
     if (data.layers.length) {
       const strip = element("div", "fv-strip", view);
       const most = shared.most ??= Math.max(...[...holder.querySelectorAll(".fv-card")].flatMap((c) => JSON.parse(c.dataset.kept).layers), 1);
@@ -191,14 +192,14 @@
         element("i", "", bar).style.height = `${Math.max(4, (100 * count) / most)}%`;
         bar.onclick = () => { now.layer = index; again(); };
       });
-      element("p", "fv-said", view, `Decoder layer ${now.layer} of ${data.layers.length}: ${data.layers[now.layer]} tokens`);
+      said = element("p", "fv-said", view);
+      element("span", "", said, `Decoder layer ${now.layer} of ${data.layers.length}: ${data.layers[now.layer]} tokens`);
     }
     if (!data.inputs.length) return;
-    const foot = element("div", "fv-foot", view);
-    const info = element("p", "fv-token", foot);
+    const info = element("p", "fv-token", view);
     info.innerHTML = told(card, data, shared); // numbers and words of this file alone
     if (shared.saliency.length) {
-      const toggle = element("button", now.heat ? "fv-heat fv-on" : "fv-heat", foot, "saliency");
+      const toggle = element("button", now.heat ? "fv-heat fv-on" : "fv-heat", said, "saliency");
       toggle.setAttribute("aria-pressed", String(now.heat));
       toggle.onclick = () => { now.heat = !now.heat; again(); };
     }
