@@ -1,9 +1,13 @@
-"""`python -m compress photo.jpg --budget 64 --method all --out sheet.png`."""
+"""`python -m compress photo.jpg --budget 64 --method all --out sheet.png`.
+
+`python -m compress reduce features.safetensors` is in compress/reduce_file.py.
+"""
 
 from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +23,15 @@ from compress.report.overlay import legend, overlay, panel, sheet, stack
 PROMPT = "Describe the picture."
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, prog: str = "python -m compress") -> int:
     """Draw what methods keep of pictures or of a video's frames, and print what it costs."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if argv[:1] == ["reduce"]:
+        from compress.reduce_file import main as reduce_file
+
+        return reduce_file(argv[1:], prog)
     parser = argparse.ArgumentParser(
-        prog="python -m compress", description="Draw what methods keep of a picture or a video."
+        prog=prog, description="Draw what methods keep of a picture or a video."
     )
     parser.add_argument("media", type=Path, help="a picture, or a video")
     parser.add_argument("--method", default=METHOD, help="a name, several with commas, or 'all'")

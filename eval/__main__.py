@@ -43,9 +43,9 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 SHOWN = 10  # bad rows that are printed
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, prog: str = "python -m eval") -> int:
     """Run the command line and return the exit status: 2 for a mistake in what was given."""
-    args = _parser().parse_args(argv)
+    args = _parser(prog).parse_args(argv)
     try:
         if args.benchmark == "make-embedded":
             for path in write(args.output, args.split, args.scenes, args.clips):
@@ -153,9 +153,9 @@ def _device(name: str | None) -> torch.device:
 # ------------------------------------------------------------------ options
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(prog: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m eval",
+        prog=prog,
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

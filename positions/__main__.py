@@ -79,9 +79,9 @@ class Windows:
         return cls(ascending.argsort()[assign], anchor[ascending])
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, prog: str = "python -m positions") -> int:
     """Run the command; returns the exit status."""
-    parser = _parser()
+    parser = _parser(prog)
     options = parser.parse_args(arguments)
     try:
         scheme = parse_scheme(options.scheme)
@@ -115,8 +115,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("python -m positions", description=__doc__)
+def _parser(prog: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog, description=__doc__)
     add = parser.add_argument
     for name, form in (("text", "N"), ("image", "HxW[@SCHEME]"), ("video", "TxHxW[@SCHEME]")):
         add(f"--{name}", action=_Append, dest="segments", metavar=form, help=f"a {name} segment")

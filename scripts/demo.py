@@ -9,7 +9,14 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from transformers import (
+    CLIPVisionConfig,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+)
 
 import vlm
 from compress import compress
@@ -77,15 +84,80 @@ def costs(model: Any, processor: Any, sample: Sample) -> None:
             print(measure(model, inputs, "duet", budget), end="\n\n")
 
 
-def stages(model: Any, processor: Any, frames: list[Image.Image], budget: int) -> list[Image.Image]:
-    """One row of panels a frame: the tokens that are kept at each layer of the schedule."""
+def stock_llava() -> tuple[Any, dict[str, torch.Tensor]]:
+    """A stock LLaVA of random weights, and a prompt with one image of 576 tokens.
+
+    A quarter of the widths of LLaVA-1.5-7B, and 8 of its 32 decoder layers.
+    """
+    config = LlavaConfig(
+        vision_config=CLIPVisionConfig(
+            hidden_size=256,
+            intermediate_size=1024,
+            num_hidden_layers=6,
+            num_attention_heads=4,
+            image_size=336,
+            patch_size=14,
+        ),
+        text_config=LlamaConfig(
+            hidden_size=1024,
+            intermediate_size=2752,
+            num_hidden_layers=8,
+            num_attention_heads=8,
+            num_key_value_heads=8,
+            vocab_size=1000,
+        ),
+        image_token_index=999,
+        image_seq_length=576,
+    )
+    torch.manual_seed(0)
+    model = LlavaForConditionalGeneration(config).eval()
+    ids = torch.randint(3, 900, (1, 40 + 576))
+    ids[:, 8 : 8 + 576] = 999
+    return model, {"input_ids": ids, "pixel_values": torch.randn(1, 3, 336, 336)}
+
+
+def stock_costs() -> None:
+    """Print tokens, times and key/value bytes of the stock LLaVA, dense and reduced."""
+    model, inputs = stock_llava()
+    shares = {"1/3": 1 / 3, "1/9": 1 / 9}
+    reports = {
+        name: measure(model, inputs, "duet", share, new_tokens=2, repeats=2)
+        for name, share in shares.items()
+    }
+    head = ("", "entering", "mean", "ms vision", "ms reduce", "ms prefill", "ms first", "MiB cache")
+    print("".join(f"{word:>12}" for word in head))
+    sides = {"dense": reports["1/3"].dense} | {n: r.reduced for n, r in reports.items()}
+    for name, side in sides.items():
+        spent = (side.vision or 0, (side.reduce or 0) + (side.plan or 0), side.prefill or 0)
+        figures = [f"{x:.0f}" for x in (*spent, side.first or 0)] + [f"{side.cache / 2**20:.1f}"]
+        mean = sum(side.layers) / len(side.layers)
+        print("".join(f"{x:>12}" for x in (name, side.layers[0], f"{mean:.0f}", *figures)))
+
+
+def stages(
+    model: Any, processor: Any, frames: list[Image.Image], question: str, budget: int
+) -> list[Image.Image]:
+    """One row of panels a frame, with what each stage keeps of it; question and answers below."""
+    dense = ask(model, processor, frames, question)
     with compress(model, "duet", budget=budget) as attached:
-        ask(model, processor, frames, "Describe the picture.", 1)
-        many = len(frames) > 1
-        return [
-            overlay(frame, attached.steps(k), f"frame {k + 1}" if many else "input")
-            for k, frame in enumerate(frames)
-        ]
+        reduced = ask(model, processor, frames, question)
+        drawn, emptied = [], ""
+        for number, frame in enumerate(frames):
+            steps = attached.steps(number)
+            emptied = next((f"; no tokens {s[0]}" for s in steps if not s[2].count), "")
+            title = f"frame {number + 1}" if len(frames) > 1 else "input"
+            drawn.append(overlay(frame, [step for step in steps if step[2].count], title))
+    lines = [f"{question}  dense: {dense}, reduced: {reduced}{emptied}"]
+    return [*drawn, caption(drawn[0].width, lines)]
+
+
+def caption(width: int, lines: list[str]) -> Image.Image:
+    """Lines of text on the ground of the panels."""
+    strip = Image.new("RGB", (width, 8 + 24 * len(lines)), (250, 250, 248))
+    pen = ImageDraw.Draw(strip)
+    for number, line in enumerate(lines):
+        pen.text((10, 24 * number), line, fill=(30, 30, 34), font=ImageFont.load_default(16))
+    return strip
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -109,16 +181,22 @@ def main(argv: list[str] | None = None) -> int:
     samples = choose()
     print("The embedded model on scenes that it never saw, dense and with DUET:\n")
     ask_all(model, processor, samples)
-    print("\nWhat that costs (one question, median of 5 runs in turn):\n")
+    print(
+        "What that costs (one question, median of 5 runs in turn). The embedded model is so small"
+    )
+    print("that the reduction itself takes longer than what it saves:\n")
     costs(model, processor, samples[0])
+    print("A stock LLaVA of random weights, a quarter as wide as LLaVA-1.5-7B, 8 decoder layers,")
+    print("one image of 576 tokens (median of 2 runs in turn):\n")
+    stock_costs()
     budget = BUDGETS["1/3"] or 48
     rows = []
-    for words, frames in (
-        ("A scene of the test split", [samples[0].media[0].load()]),
-        (f"A photograph: {image.name}", photograph),
-        (f"A video: {video.name}, {len(clip)} frames", clip),
+    for words, frames, question in (
+        ("A scene of the test split", [samples[0].media[0].load()], samples[0].prompt),
+        (f"A photograph: {image.name}", photograph, "What colour is the circle?"),
+        (f"A video: {video.name}, {len(clip)} frames", clip, "What does the sign say?"),
     ):
-        drawn = stages(model, processor, frames, budget)
+        drawn = stages(model, processor, frames, question, budget)
         rows += [legend(drawn[0].width - 20, f"{words}. DUET, budget {budget} of 144"), *drawn]
     write(stack(rows), args.out)
     print(f"done in {time.time() - began:.0f} s")

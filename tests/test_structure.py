@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-ROOMS = ("positions", "vlm", "compress", "train", "eval", "scripts")
+ROOMS = ("positions", "vlm", "compress", "train", "eval", "foveate", "scripts")
 # A room may import those before it in its own line, and nothing else of the project.
 MAY_IMPORT = {
     "positions": set(),
@@ -17,6 +17,7 @@ MAY_IMPORT = {
     "compress": {"positions", "vlm"},
     "train": {"positions", "vlm", "compress"},
     "eval": {"positions", "vlm", "compress"},
+    "foveate": {"positions", "vlm", "compress", "train", "eval"},
     "scripts": {"positions", "vlm", "compress", "train", "eval"},
 }
 LINES, ARGUMENTS = 60, 6

@@ -15,8 +15,8 @@ from train.recipe_files import load_recipe
 from train.records import DataError
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m train", description=__doc__)
+def _parser(prog: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=prog, description=__doc__)
     add = parser.add_argument
     add("recipe", help="a YAML file, or the name of a recipe in train/recipes")
     add("overrides", nargs="*", metavar="key=value", help="keys of the recipe to set")
@@ -45,9 +45,9 @@ def _count(text: str) -> int:
     return value
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, prog: str = "python -m train") -> int:
     """Run the command line and return the exit status: 2 for a mistake in what was given."""
-    options = _parser().parse_intermixed_args(arguments)
+    options = _parser(prog).parse_intermixed_args(arguments)
     overrides = list(options.overrides)
     for key, value in (
         ("model", options.model),

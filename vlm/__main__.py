@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -112,9 +112,9 @@ def takes_video(model: Any) -> bool:
     return getattr(model.config, "video_token_id", None) is not None
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, prog: str = "python -m vlm") -> int:
     """The command line; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m vlm", description="Ask a model about media.")
+    parser = argparse.ArgumentParser(prog=prog, description="Ask a model about media.")
     commands = parser.add_subparsers(dest="command", required=True)
     ask = commands.add_parser("ask", help="ask about pictures and videos")
     ask.add_argument("question", nargs="+", help="a question, and follow-up questions")
