@@ -47,6 +47,9 @@ class Gemma3(SiglipHost):
     def pool(self, inputs: Sequence[VisualInput], rows: Tensor) -> Tensor:
         return shuffled(inputs, rows, self.down)
 
+    def token_types(self, visual: Tensor, said: Tensor) -> Tensor | None:
+        return (visual == 1).long()
+
     def attention_blocks(self, ids: Tensor, media: Mapping[str, Any]) -> Tensor | None:
         types = media.get("token_type_ids")
         return None if types is None else runs(types[:, -ids.shape[1] :] == 1)

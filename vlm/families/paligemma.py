@@ -16,12 +16,14 @@ from vlm.inputs import VisualInput
 class PaliGemma(SiglipHost):
     """`PaliGemmaForConditionalGeneration` with a Gemma decoder.
 
-    With `token_type_ids`, the prompt is one block of two-way attention, and answers are causal.
+    With `token_type_ids`, the prompt is one block of two-way attention, and answers are causal. The
+    stock model has one block a row, so samples cannot be packed.
     """
 
     name = "paligemma"
     model_types = frozenset({"paligemma"})
     has_blocks = True
+    packs = False
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model)
@@ -47,6 +49,9 @@ class PaliGemma(SiglipHost):
 
     def inputs(self, kind: str, call: Mapping[str, Any]) -> list[VisualInput]:
         return [VisualInput.plain((1, self.side, self.side))] * len(call["pixel_values"])
+
+    def token_types(self, visual: Tensor, said: Tensor) -> Tensor | None:
+        return said.long()
 
     def attention_blocks(self, ids: Tensor, media: Mapping[str, Any]) -> Tensor | None:
         types, cache = media.get("token_type_ids"), media.get("past_key_values")
