@@ -73,9 +73,9 @@ def test_token_types_are_those_of_the_family() -> None:
     for name in ("gemma3", "paligemma", "llava"):
         case = next(case for case in CASES if case.name == name)
         types = adapter_of(case.model()).token_types
-        made[name] = Collator(pad=0, accepts=ACCEPTS | {"mm_token_type_ids"}, token_types=types)(
-            samples
-        )
+        made[name] = Collator(
+            pad=0, accepts=ACCEPTS | {"mm_token_type_ids", "token_type_ids"}, token_types=types
+        )(samples)
     batch = made["gemma3"]
     assert torch.equal(batch["token_type_ids"], (batch["mm_token_type_ids"] == 1).long())
     assert batch["token_type_ids"].any()
