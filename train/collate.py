@@ -36,6 +36,8 @@ class Collator:
         one_row: put all samples into one row, as FlashAttention requires.
         places: for a model with M-RoPE, a function from a sample's features to its positions
             (3, S), which the model cannot compute from a packed row.
+        token_types: from kinds of tokens (B, S) and whether they have labels, to `token_type_ids`
+            (B, S), None where the model takes none (`ModelAdapter.token_types`).
     """
 
     pad: int
@@ -45,6 +47,7 @@ class Collator:
     window: int = 2048
     one_row: bool = False
     places: Callable[[dict[str, Any]], Tensor] | None = None
+    token_types: Callable[[Tensor, Tensor], Tensor | None] | None = None
 
     def __call__(self, samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """The batch of some samples.
@@ -120,6 +123,10 @@ class Collator:
                 batch["position_ids"] = torch.cat([text, axes])
         else:
             del batch["position_ids"]
+        if self.token_types is not None:
+            types = self.token_types(batch["mm_token_type_ids"], batch["labels"] != IGNORED)
+            if types is not None:
+                batch["token_type_ids"] = types
         always = ("input_ids", "labels", "attention_mask", "position_ids")
         return {k: v for k, v in batch.items() if k in always or k in self.accepts}
 

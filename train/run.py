@@ -252,15 +252,23 @@ def make_collator(
         window=recipe.data.window,
         one_row=recipe.attention == "flash_attention_2",
         places=rope_of(model) if recipe.data.packing else None,
+        token_types=adapter_of(model).token_types,
     )
 
 
 def rope_of(model: Any) -> Callable[[dict[str, Any]], Tensor] | None:
     """For a model with M-RoPE, the function from a sample's features to its (3, S) positions.
 
-    None for other models. Raises RecipeError for a model that plans the positions of whole rows.
+    None for other models. Raises RecipeError for a model that cannot keep packed samples apart, or
+    plans the positions of whole rows.
     """
-    core = adapter_of(model).core
+    adapter = adapter_of(model)
+    core = adapter.core
+    if not adapter.packs:
+        raise RecipeError(
+            f"data.packing: samples of family {adapter.name!r} in one row would not be kept apart: "
+            "set it to false"
+        )
     if hasattr(core, "fusion") and core.fusion.config.scheme:
         raise RecipeError(
             "data.packing: this model plans the positions of whole rows, without the limits of "

@@ -22,14 +22,57 @@ def layer_macs(tokens: int, hidden: int, key_value: int, inner: int) -> int:
 def prefill_macs(counts: Sequence[int], config: Any) -> int:
     """Multiply-adds of a prefill with `counts[l]` tokens in decoder layer l.
 
-    config: the language model's configuration.
+    config: the language model's configuration. A local layer attends to its window's tokens; a
+    linear one has its projections and, for each token, its state read, decayed and written; of a
+    mixture of experts those that a token is sent to are counted.
     """
-    heads = config.num_attention_heads
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
+    heads, d = config.num_attention_heads, config.hidden_size
+    head_dim = getattr(config, "head_dim", None) or d // heads
     key_value = head_dim * (getattr(config, "num_key_value_heads", None) or heads)
-    return sum(
-        layer_macs(n, config.hidden_size, key_value, config.intermediate_size) for n in counts
-    )
+    inner = _inner_width(config)
+    total = 0
+    for n, (kind, reach) in zip(counts, _layers(config, len(counts)), strict=True):
+        total += layer_macs(n, d, key_value, inner)
+        if kind == "linear_attention":
+            key = config.linear_num_key_heads * config.linear_key_head_dim
+            value = config.linear_num_value_heads * config.linear_value_head_dim
+            state = 3 * n * value * config.linear_key_head_dim
+            total += n * d * (2 * key + 3 * value) + state - layer_macs(n, d, key_value, 0)
+        elif reach is not None:
+            total -= 2 * n * d * max(n - reach, 0)
+    return total
+
+
+def _inner_width(config: Any) -> int:
+    """Inner width of the MLP that a token goes through."""
+    experts = getattr(config, "num_experts_per_tok", None)
+    if not experts:
+        return int(config.intermediate_size)
+    width = getattr(config, "moe_intermediate_size", None) or config.intermediate_size
+    shared = getattr(config, "shared_expert_intermediate_size", None)
+    if shared is None:
+        shared = width * (getattr(config, "n_shared_experts", None) or 0)
+    return int(experts * width + shared)
+
+
+def _layers(config: Any, depth: int) -> list[tuple[str, int | None]]:
+    """The kind of each decoder layer, and how many tokens it attends to; None for all."""
+    window = getattr(config, "sliding_window", None)
+    usual = ["sliding_attention" if window is not None else "full_attention"] * depth
+    reaches = {
+        "sliding_attention": window,
+        "chunked_attention": getattr(config, "attention_chunk_size", None),
+    }
+    return [(kind, reaches.get(kind)) for kind in getattr(config, "layer_types", None) or usual]
+
+
+def _cached(counts: Sequence[int], config: Any, inputs: int) -> int:
+    """Tokens that the layers of a cache hold after a prefill with `counts[l]` in layer l."""
+    held = 0
+    for n, (kind, reach) in zip(counts, _layers(config, len(counts)), strict=True):
+        if kind != "linear_attention":
+            held += n if reach is None else min(n, inputs * (reach - 1))
+    return held
 
 
 @dataclass(frozen=True)
@@ -120,13 +163,16 @@ def report_of(record: PrefillRecord) -> Report:
     depth, inputs = record.config.num_hidden_layers, len(record.grids)
     counts = record.counts(depth)
     dense_tokens = sum(t * h * w for t, h, w in record.grids)
-    # A token takes the same bytes in every layer, which gives the size of the dense cache.
-    cached_tokens = sum(counts) + record.text * depth
+    # A token takes as many bytes in every layer that holds it: so large is the dense cache.
+    held, dense_held = (
+        _cached([n + record.text for n in layers], record.config, inputs)
+        for layers in (counts, [dense_tokens] * depth)
+    )
     dense = Cost(
         (dense_tokens,) * depth,
         record.text,
         _macs([dense_tokens] * depth, record.config, inputs),
-        round(record.cache_bytes * (dense_tokens + record.text) * depth / max(cached_tokens, 1)),
+        round(record.cache_bytes * dense_held / max(held, 1)),
     )
     reduced = Cost(
         tuple(counts),

@@ -6,8 +6,10 @@ from typing import Any
 
 import torch
 
+from tests.tiny import CASES
 from train.collate import Collator, blank_input
 from train.encode import IGNORED
+from vlm.families import adapter_of
 
 
 def features(length: int, images: int = 0, first: int = 10) -> dict[str, Any]:
@@ -62,3 +64,21 @@ def test_a_batch_of_text_gets_a_blank_picture_after_its_shortest_row() -> None:
     assert batch["about"]["visual"] == 0
     with_picture = collate([features(8, 1), features(3)])
     assert len(with_picture["pixel_values"]) == 1 and with_picture["input_ids"].shape == (2, 8)
+
+
+def test_token_types_are_those_of_the_family() -> None:
+    """Of images (Gemma 3), or of what the model is to say (PaliGemma); none for other models."""
+    samples = [features(6, images=1), features(4)]
+    made = {}
+    for name in ("gemma3", "paligemma", "llava"):
+        case = next(case for case in CASES if case.name == name)
+        types = adapter_of(case.model()).token_types
+        made[name] = Collator(
+            pad=0, accepts=ACCEPTS | {"mm_token_type_ids", "token_type_ids"}, token_types=types
+        )(samples)
+    batch = made["gemma3"]
+    assert torch.equal(batch["token_type_ids"], (batch["mm_token_type_ids"] == 1).long())
+    assert batch["token_type_ids"].any()
+    batch = made["paligemma"]
+    assert torch.equal(batch["token_type_ids"], (batch["labels"] != -100).long())
+    assert "token_type_ids" not in made["llava"]

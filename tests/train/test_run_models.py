@@ -64,6 +64,13 @@ def test_a_model_that_plans_rows_by_itself_is_not_packed() -> None:
         rope_of(case.model())
 
 
+@pytest.mark.parametrize("name", ["qwen3_5", "paligemma"])
+def test_a_model_that_cannot_keep_samples_apart_is_not_packed(name: str) -> None:
+    case = next(case for case in CASES if case.name == name)
+    with pytest.raises(RecipeError, match=f"data.packing: samples of family '{name}'"):
+        rope_of(case.model())
+
+
 def test_packed_samples_of_a_model_under_mrope_have_their_own_positions(tmp_path: Path) -> None:
     case = next(case for case in CASES if case.name == "qwen2_5_vl")
     model = case.model()

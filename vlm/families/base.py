@@ -38,6 +38,7 @@ class ModelAdapter(ABC):
     one_run_one_input: whether the tiles of an image are inputs of their own to the vision encoder,
         and stand in the prompt without text between them.
     has_blocks: whether some tokens attend to later ones (see `attention_blocks`).
+    packs: whether several samples can stand in one row in training.
     resizes: whether the vision encoder takes smaller pictures (see `resized`).
     videos_by_frame: whether a long video can be encoded frame by frame (see `frames_call`).
     """
@@ -49,6 +50,7 @@ class ModelAdapter(ABC):
     media: ClassVar[tuple[str, ...]] = ("pixel_values", "pixel_values_videos", "mm_encoder_outputs")
     one_run_one_input: ClassVar[bool] = False
     has_blocks: ClassVar[bool] = False
+    packs: ClassVar[bool] = True
     resizes: bool = False
     videos_by_frame: ClassVar[bool] = False
 
@@ -139,6 +141,14 @@ class ModelAdapter(ABC):
 
         Returns (B, S, 3) float64 on the device of `ids`, 0 at padding; None if the model has one
         position axis, or if the stock model would place these tokens as text.
+        """
+        return None
+
+    def token_types(self, visual: Tensor, said: Tensor) -> Tensor | None:
+        """(B, S) int64: the `token_type_ids` of a batch in training, as the family's processor
+        makes them; None if the model takes none.
+
+        visual: (B, S) int64, 1 at images, 2 at videos. said: (B, S) bool, tokens with labels.
         """
         return None
 

@@ -8,17 +8,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from vlm.attention import AttentionReader, ProjectionReader
-from vlm.families.base import ModelAdapter, UnknownFamily
+from vlm.families.base import UnknownFamily
 from vlm.families.internvl import shuffled
 from vlm.families.rotation import rotate_neighbours
+from vlm.families.siglip import SiglipHost
 from vlm.inputs import VisualInput
 
 
-class Cohere2Vision(ModelAdapter):
+class Cohere2Vision(SiglipHost):
     """`Cohere2VisionForConditionalGeneration` and `AyaVisionForConditionalGeneration`.
 
     Tiles stand between text of their own, so each is a visual input.
@@ -36,17 +35,6 @@ class Cohere2Vision(ModelAdapter):
                 "'siglip_vision_model' and 'cohere2'"
             )
 
-    @property
-    def vision_encoder(self) -> nn.Module:
-        return self.core.vision_tower
-
-    def vision_layers(self, kind: str) -> Sequence[Any]:
-        encoder: Any = getattr(self.vision_encoder, "vision_model", self.vision_encoder)
-        return encoder.encoder.layers
-
-    def reader(self, layer: Any) -> AttentionReader:
-        return ProjectionReader(layer.self_attn)
-
     def rotate(self, attention: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         return x if attention.sliding_window is None else rotate_neighbours(x, cos, sin)
 
@@ -58,7 +46,3 @@ class Cohere2Vision(ModelAdapter):
 
     def pool(self, inputs: Sequence[VisualInput], rows: Tensor) -> Tensor:
         return shuffled(inputs, rows, self.config.downsample_factor)
-
-    def blank(self, kind: str) -> dict[str, Tensor]:
-        size = self.config.vision_config.image_size
-        return {"pixel_values": torch.zeros(1, 3, size, size)}

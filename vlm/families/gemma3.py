@@ -6,16 +6,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
-from vlm.attention import AttentionReader, ProjectionReader
-from vlm.families.base import ModelAdapter
 from vlm.families.internvl import shuffled
+from vlm.families.siglip import SiglipHost
 from vlm.inputs import VisualInput
 
 
-class Gemma3(ModelAdapter):
+class Gemma3(SiglipHost):
     """`Gemma3ForConditionalGeneration`.
 
     All images have the same number of tokens; those of pan and scan are images of their own. With
@@ -41,17 +40,6 @@ class Gemma3(ModelAdapter):
     def image_tokens(self) -> int | None:
         return self.side**2
 
-    @property
-    def vision_encoder(self) -> nn.Module:
-        return self.core.vision_tower
-
-    def vision_layers(self, kind: str) -> Sequence[Any]:
-        encoder: Any = getattr(self.vision_encoder, "vision_model", self.vision_encoder)
-        return encoder.encoder.layers
-
-    def reader(self, layer: Any) -> AttentionReader:
-        return ProjectionReader(layer.self_attn)
-
     def inputs(self, kind: str, call: Mapping[str, Any]) -> list[VisualInput]:
         grid = (1, self.side, self.side)
         return [VisualInput.plain(grid, pooled=self.down**2)] * len(call["pixel_values"])
@@ -59,13 +47,12 @@ class Gemma3(ModelAdapter):
     def pool(self, inputs: Sequence[VisualInput], rows: Tensor) -> Tensor:
         return shuffled(inputs, rows, self.down)
 
+    def token_types(self, visual: Tensor, said: Tensor) -> Tensor | None:
+        return (visual == 1).long()
+
     def attention_blocks(self, ids: Tensor, media: Mapping[str, Any]) -> Tensor | None:
         types = media.get("token_type_ids")
         return None if types is None else runs(types[:, -ids.shape[1] :] == 1)
-
-    def blank(self, kind: str) -> dict[str, Tensor]:
-        size = self.config.vision_config.image_size
-        return {"pixel_values": torch.zeros(1, 3, size, size)}
 
 
 def runs(marked: Tensor) -> Tensor:

@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from vlm.attention import AttentionReader, ProjectionReader
-from vlm.families.base import ModelAdapter, UnknownFamily
+from vlm.families.base import UnknownFamily
+from vlm.families.siglip import SiglipHost
 from vlm.inputs import VisualInput
 
 
-class PaliGemma(ModelAdapter):
+class PaliGemma(SiglipHost):
     """`PaliGemmaForConditionalGeneration` with a Gemma decoder.
 
-    With `token_type_ids`, the prompt is one block of two-way attention, and answers are causal.
+    With `token_type_ids`, the prompt is one block of two-way attention, and answers are causal. The
+    stock model has one block a row, so samples cannot be packed.
     """
 
     name = "paligemma"
     model_types = frozenset({"paligemma"})
     has_blocks = True
+    packs = False
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model)
@@ -42,22 +44,14 @@ class PaliGemma(ModelAdapter):
     def image_tokens(self) -> int | None:
         return self.side**2
 
-    @property
-    def vision_encoder(self) -> nn.Module:
-        return self.core.vision_tower
-
-    def vision_layers(self, kind: str) -> Sequence[Any]:
-        encoder: Any = getattr(self.vision_encoder, "vision_model", self.vision_encoder)
-        return encoder.encoder.layers
-
-    def reader(self, layer: Any) -> AttentionReader:
-        return ProjectionReader(layer.self_attn)
-
     def projector_input(self, kind: str) -> nn.Module | None:
         return self.core.multi_modal_projector
 
     def inputs(self, kind: str, call: Mapping[str, Any]) -> list[VisualInput]:
         return [VisualInput.plain((1, self.side, self.side))] * len(call["pixel_values"])
+
+    def token_types(self, visual: Tensor, said: Tensor) -> Tensor | None:
+        return said.long()
 
     def attention_blocks(self, ids: Tensor, media: Mapping[str, Any]) -> Tensor | None:
         types, cache = media.get("token_type_ids"), media.get("past_key_values")
@@ -65,7 +59,3 @@ class PaliGemma(ModelAdapter):
         if types is None or later:  # as in the stock model
             return None
         return torch.where(types[:, -ids.shape[1] :] == 0, 0, -1)
-
-    def blank(self, kind: str) -> dict[str, Tensor]:
-        size = self.config.vision_config.image_size
-        return {"pixel_values": torch.zeros(1, 3, size, size)}

@@ -14,3 +14,4 @@ class Qwen3_5(Qwen2VL):  # noqa: N801 - as the model is called
 
     name = "qwen3_5"
     model_types = frozenset({"qwen3_5", "qwen3_5_moe"})
+    packs = False  # the state would run on from one sample to the next

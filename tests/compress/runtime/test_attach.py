@@ -221,10 +221,3 @@ def test_what_a_family_was_not_written_for() -> None:
     model.config.vision_feature_select_strategy = "full"
     with pytest.raises(UnknownFamily, match=r"'full'.*expected 'default'"):
         compress(model, "duet", budget=8)
-
-
-def test_sliding_attention_is_refused() -> None:
-    model = next(case for case in CASES if case.name == "mistral3").fresh(depth=2)
-    model.model.language_model.config.sliding_window = 16
-    with pytest.raises(CompressionError, match=r"sliding_attention.*full attention"):
-        compress(model, "duet", budget=8)
