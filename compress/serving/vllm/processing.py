@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -17,6 +17,7 @@ from vllm.multimodal.parse import EmbeddingItems
 from vllm.multimodal.processing import PromptUpdateDetails
 
 from compress.serving.vllm.families import Served
+from compress.serving.vllm.placing import shortened
 from compress.serving.vllm.settings import KEEP_ARGUMENT, ServingSettings
 
 logger = init_logger(__name__)
@@ -31,19 +32,6 @@ class ReducedDetails(PromptUpdateDetails):
     """Placeholders of the kept tokens. dense: how many there were before."""
 
     dense: int = 0
-
-
-def reduced(
-    details: PromptUpdateDetails, dense: int, count: int, placeholders: Sequence[bool]
-) -> ReducedDetails:
-    """The same with the first `count` of its `dense` placeholders."""
-    left, full = count, []
-    for token, is_placeholder in zip(details.full, placeholders, strict=True):
-        if is_placeholder and left == 0:
-            continue
-        left -= is_placeholder
-        full.append(token)
-    return ReducedDetails(full, details.is_embed, dense)
 
 
 _Processor: Any = Any if TYPE_CHECKING else object
@@ -108,7 +96,8 @@ class ReducedProcessor(_Processor):
                 logger.warning_once(
                     "foveate: keep is %d, and an image has %d tokens: it keeps all", keep, dense
                 )
-            contents.append(reduced(details, dense, settings.count(dense, keep), placeholders))
+            full = shortened(details.full, placeholders, settings.count(dense, keep))
+            contents.append(ReducedDetails(full, details.is_embed, dense))
             span = self.family.span(item.get_data(), dense, self._config)
             value = torch.tensor([keep, isinstance(keep, int)], dtype=torch.float64)
             shared = MultiModalSharedField(batch_size=len(items), keep_on_cpu=True)
