@@ -41,10 +41,19 @@ class ReducedProcessor(_Processor):
     """Comes before a stock processor among the bases of a class. family: of the model."""
 
     family: ClassVar[type[Served]]
+    _profiling = False
 
     @property
     def _config(self) -> Any:
         return self.info.ctx.model_config.hf_config
+
+    def get_dummy_mm_inputs(self, *args: Any, **kwargs: Any) -> Any:
+        """Inputs that vLLM measures memory with: no request, so that no request is refused."""
+        self._profiling = True
+        try:
+            return super().get_dummy_mm_inputs(*args, **kwargs)
+        finally:
+            self._profiling = False
 
     def apply(self, inputs: Any, timing_ctx: Any) -> Any:
         try:
@@ -108,7 +117,8 @@ class ReducedProcessor(_Processor):
 
     def _apply_prompt_updates(self, token_ids: list[int], mm_prompt_updates: Any) -> Any:
         ids, placeholders = super()._apply_prompt_updates(token_ids, mm_prompt_updates)
-        if ServingSettings.parse(self._config.foveate).positions == "original":
+        positions = ServingSettings.parse(self._config.foveate).positions
+        if positions == "original" and not self._profiling:
             dropped = sum(
                 content.dense - _embedded(content)
                 for updates in mm_prompt_updates.get("image", [])

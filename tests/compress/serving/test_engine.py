@@ -109,13 +109,16 @@ def answer_of(output: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_answers_are_those_of_transformers(case: Served, answers: dict[str, Any]) -> None:
+def test_answers_are_those_of_transformers(
+    case: Served, answers: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
     requests = answers[case.name]
     # Chunks of 40 tokens cut the images, and blocks of 32 end inside them: the second round takes
     # part of each image from the prefix cache.
     options = {"max_num_batched_tokens": 40, "max_num_seqs": 8} if case.chunks else {}
     rounds = ("in chunks", "from the cache") if case.chunks else ("whole",)
     with engine(case.model, case.settings, **options) as llm:
+        assert "warmup failed" not in caplog.text
         for round_ in rounds:
             found = differences(generate(llm, requests), requests)
             near = sum(one < TOLERANCE for one in found)
