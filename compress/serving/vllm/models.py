@@ -106,9 +106,9 @@ class Reduced(_Model):
         if self._settings is None:
             parent = super().recompute_mrope_positions
             return parent(input_ids, multimodal_embeddings, mrope_positions, num_computed_tokens)
+        if not (self._placed and multimodal_embeddings):  # every step of decoding comes by here
+            return multimodal_embeddings, mrope_positions, placing.delta(mrope_positions)
         positions = mrope_positions.clone()
-        if not self._placed:
-            return multimodal_embeddings, positions, placing.delta(positions)
         visual = torch.as_tensor(input_ids) == self._served.placeholder("image")
         embeddings = placing.complete(
             positions, visual, num_computed_tokens, multimodal_embeddings, self.family.axes

@@ -24,6 +24,18 @@ BASE = 256
 DIGITS = 2
 
 
+def shortened(ids: Sequence[int], is_placeholder: Sequence[bool], count: int) -> list[int]:
+    """The ids that stand for an image with the first `count` of its placeholders, and all others,
+    such as the tokens before and after them."""
+    kept, left = [], count
+    for token, placeholder in zip(ids, is_placeholder, strict=True):
+        if placeholder:
+            left -= 1
+        if not placeholder or left >= 0:
+            kept.append(token)
+    return kept
+
+
 def to_columns(places: Tensor, dtype: torch.dtype) -> Tensor:
     """Places (M, axes) int64 as columns (M, axes * DIGITS) of digits.
 

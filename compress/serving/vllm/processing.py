@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -17,6 +17,7 @@ from vllm.multimodal.parse import EmbeddingItems
 from vllm.multimodal.processing import PromptUpdateDetails
 
 from compress.serving.vllm.families import Served
+from compress.serving.vllm.placing import shortened
 from compress.serving.vllm.settings import KEEP_ARGUMENT, ServingSettings
 
 logger = init_logger(__name__)
@@ -33,19 +34,6 @@ class ReducedDetails(PromptUpdateDetails):
     dense: int = 0
 
 
-def reduced(
-    details: PromptUpdateDetails, dense: int, count: int, placeholders: Sequence[bool]
-) -> ReducedDetails:
-    """The same with the first `count` of its `dense` placeholders."""
-    left, full = count, []
-    for token, is_placeholder in zip(details.full, placeholders, strict=True):
-        if is_placeholder and left == 0:
-            continue
-        left -= is_placeholder
-        full.append(token)
-    return ReducedDetails(full, details.is_embed, dense)
-
-
 _Processor: Any = Any if TYPE_CHECKING else object
 
 
@@ -53,10 +41,19 @@ class ReducedProcessor(_Processor):
     """Comes before a stock processor among the bases of a class. family: of the model."""
 
     family: ClassVar[type[Served]]
+    _profiling = False
 
     @property
     def _config(self) -> Any:
         return self.info.ctx.model_config.hf_config
+
+    def get_dummy_mm_inputs(self, *args: Any, **kwargs: Any) -> Any:
+        """Inputs that vLLM measures memory with: no request, so that no request is refused."""
+        self._profiling = True
+        try:
+            return super().get_dummy_mm_inputs(*args, **kwargs)
+        finally:
+            self._profiling = False
 
     def apply(self, inputs: Any, timing_ctx: Any) -> Any:
         try:
@@ -108,7 +105,8 @@ class ReducedProcessor(_Processor):
                 logger.warning_once(
                     "foveate: keep is %d, and an image has %d tokens: it keeps all", keep, dense
                 )
-            contents.append(reduced(details, dense, settings.count(dense, keep), placeholders))
+            full = shortened(details.full, placeholders, settings.count(dense, keep))
+            contents.append(ReducedDetails(full, details.is_embed, dense))
             span = self.family.span(item.get_data(), dense, self._config)
             value = torch.tensor([keep, isinstance(keep, int)], dtype=torch.float64)
             shared = MultiModalSharedField(batch_size=len(items), keep_on_cpu=True)
@@ -119,7 +117,8 @@ class ReducedProcessor(_Processor):
 
     def _apply_prompt_updates(self, token_ids: list[int], mm_prompt_updates: Any) -> Any:
         ids, placeholders = super()._apply_prompt_updates(token_ids, mm_prompt_updates)
-        if ServingSettings.parse(self._config.foveate).positions == "original":
+        positions = ServingSettings.parse(self._config.foveate).positions
+        if positions == "original" and not self._profiling:
             dropped = sum(
                 content.dense - _embedded(content)
                 for updates in mm_prompt_updates.get("image", [])

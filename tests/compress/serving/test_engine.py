@@ -109,13 +109,16 @@ def answer_of(output: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_answers_are_those_of_transformers(case: Served, answers: dict[str, Any]) -> None:
+def test_answers_are_those_of_transformers(
+    case: Served, answers: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
     requests = answers[case.name]
     # Chunks of 40 tokens cut the images, and blocks of 32 end inside them: the second round takes
     # part of each image from the prefix cache.
     options = {"max_num_batched_tokens": 40, "max_num_seqs": 8} if case.chunks else {}
     rounds = ("in chunks", "from the cache") if case.chunks else ("whole",)
     with engine(case.model, case.settings, **options) as llm:
+        assert "warmup failed" not in caplog.text
         for round_ in rounds:
             found = differences(generate(llm, requests), requests)
             near = sum(one < TOLERANCE for one in found)
@@ -132,7 +135,7 @@ def test_keeping_all_is_the_stock_model(answers: dict[str, Any]) -> None:
     requests = answers[f"mini-1d-duet-{KEEP}-original"]
     with engine("mini-1d") as llm:
         stock = [answer_of(output) for output in generate(llm, requests)]
-    with engine("mini-1d", {"keep": 1.0}) as llm:
+    with engine("mini-1d", {"keep": 1000}) as llm:  # an image has 144
         assert max(differences(generate(llm, requests), stock)) < 1e-6
 
 
@@ -271,13 +274,40 @@ def test_refused_at_the_request(answers: dict[str, Any]) -> None:
         assert max(differences(generate(llm, [request]), [request])) < TOLERANCE
 
 
-def test_options_that_would_hide_the_encoder_are_refused(answers: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        ({"enable_mm_embeds": True}, "enable-mm-embeds"),
+        ({"video_pruning_rate": 0.3}, "video-pruning-rate"),
+        ({"compilation_config": {"compile_mm_encoder": True}}, "compile_mm_encoder"),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
+)
+def test_options_that_would_hide_the_encoder_are_refused(
+    options: dict[str, Any], words: str, answers: dict[str, Any]
+) -> None:
     case = CASES[0]
-    with (
-        pytest.raises(ValueError, match="enable-mm-embeds"),
-        engine(case.model, case.settings, enable_mm_embeds=True),
-    ):
+    with pytest.raises(ValueError, match=words), engine(case.model, case.settings, **options):
         pass
+
+
+def test_embeddings_and_videos_are_refused(answers: dict[str, Any]) -> None:
+    import numpy as np
+    import torch
+    from vllm import SamplingParams
+
+    sampling = SamplingParams(max_tokens=2)
+    with engine("qwen3_vl", {"method": "duet", "keep": 0.25}) as llm:
+        video = {"video": np.zeros((4, 64, 64, 3), np.uint8)}
+        prompt = "w1 <|vision_start|><|video_pad|><|vision_end|> w2"
+        with pytest.raises(ValueError, match="video"):
+            llm.generate({"prompt": prompt, "multi_modal_data": video}, sampling)
+        embeddings = {"image": torch.zeros(1, 4, 128)}
+        prompt = "w1 <|vision_start|><|image_pad|><|vision_end|> w2"
+        with pytest.raises(ValueError, match="embed"):
+            llm.generate({"prompt": prompt, "multi_modal_data": embeddings}, sampling)
+        request = answers["qwen3_vl-duet-0.25-original"][0]
+        assert max(differences(generate(llm, [request]), [request])) < TOLERANCE
 
 
 def test_a_version_outside_the_window_is_refused(

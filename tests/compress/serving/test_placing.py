@@ -14,6 +14,7 @@ from compress.serving.vllm.placing import (
     delta,
     dense_positions,
     from_columns,
+    shortened,
     to_columns,
 )
 
@@ -24,6 +25,14 @@ def test_digits_survive_the_type_of_the_embeddings(dtype: torch.dtype) -> None:
     columns = to_columns(places, dtype)
     assert columns.shape == (3, 3 * DIGITS) and columns.dtype == dtype
     assert from_columns(columns).equal(places)
+
+
+def test_placeholders_of_the_kept_tokens() -> None:
+    ids = [8, 5, 5, 5, 9, 5, 5, 7]  # two tiles of 3 and 2, with text around
+    mask = [one == 5 for one in ids]
+    assert shortened(ids, mask, 5) == ids
+    assert shortened(ids, mask, 4) == [8, 5, 5, 5, 9, 5, 7]
+    assert shortened(ids, mask, 2) == [8, 5, 5, 9, 7]
 
 
 @pytest.mark.parametrize("place", [-1, BASE**DIGITS])
