@@ -194,7 +194,13 @@ def server(model: str, settings: Any) -> Iterator[str]:
         *("--model", str(FOLDER / model), "--served-model-name", model),
         *("--host", "127.0.0.1", "--port", str(port), "--dtype", "float32"),
         *("--max-model-len", "1024", "--kv-cache-memory-bytes", str(2**26), "--enforce-eager"),
-        *("--block-size", "32", "--hf-overrides", json.dumps({"foveate": settings})),
+        *(
+            "--block-size",
+            "32",
+            "--trust-request-mm-kwargs",
+            "--hf-overrides",
+            json.dumps({"foveate": settings}),
+        ),
     ]
     url = f"http://127.0.0.1:{port}"
     with (FOLDER / "server.log").open("w") as log:
