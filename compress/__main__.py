@@ -16,9 +16,10 @@ from PIL import Image
 import vlm
 from compress import Cost, Report, compress, get_method, list_methods
 from compress.defaults import BUDGET, METHOD
-from compress.parse import parse_budget, parse_method, split_list
+from compress.parse import SCHEDULES, parse_budget, parse_method, parse_schedule, split_list
 from compress.report.cost import runs
 from compress.report.overlay import legend, overlay, panel, sheet, stack
+from vlm.prompts import picture_prompt
 
 PROMPT = "Describe the picture."
 
@@ -37,7 +38,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m compress") ->
     parser.add_argument("--method", default=METHOD, help="a name, several with commas, or 'all'")
     parser.add_argument("--budget", default=str(BUDGET), help="tokens (64) or a share (0.11, 1/9)")
     parser.add_argument(
-        "--schedule", choices=("own", "probed"), default="own", help="in-LLM pruning schedule"
+        "--schedule", choices=SCHEDULES, default="own", help="in-LLM pruning schedule"
     )
     parser.add_argument("--prompt", default=PROMPT, help="the question that comes with it")
     parser.add_argument("--frames", type=int, default=6, help="frames of a video")
@@ -48,7 +49,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m compress") ->
         names = list_methods() if args.method == "all" else split_list(args.method)
         methods = [get_method(parse_method(name)) for name in names]
         budget = parse_budget(args.budget)
-        schedule = None if args.schedule == "own" else args.schedule
+        schedule = parse_schedule(args.schedule)
         frames = read_frames(args.media, args.frames)
         model, processor = vlm.load(args.model)
         reports, rows = [], []
@@ -116,12 +117,7 @@ def read_frames(path: Path, frames: int) -> list[Image.Image]:
 
 def ask(model: Any, processor: Any, frames: list[Image.Image], prompt: str, new: int = 12) -> str:
     """Ask about some pictures in one prompt; returns the answer."""
-    content: list[dict[str, str]] = [{"type": "image"} for _ in frames]
-    content.append({"type": "text", "text": prompt})
-    text = processor.apply_chat_template(
-        [{"role": "user", "content": content}], add_generation_prompt=True
-    )
-    inputs = processor(text=text, images=frames, return_tensors="pt").to(model.device)
+    inputs = picture_prompt(model, processor, frames, prompt)
     out = model.generate(**inputs, max_new_tokens=new, do_sample=False)
     answer = out[0, inputs["input_ids"].shape[1] :]
     return str(processor.tokenizer.decode(answer, skip_special_tokens=True)).strip()

@@ -9,6 +9,8 @@ from compress.methods import METHODS, Method, get_method
 from positions import PositionError, Scheme
 from positions.__main__ import parse_scheme
 
+SCHEDULES = ("own", "probed")
+
 
 def parse_method(text: str) -> str | Method:
     """A method from "duet", "duet(query='all')" or "Duet(text_query='all')".
@@ -50,6 +52,16 @@ def parse_positions(text: str) -> str | Scheme:
         return parse_scheme(text)
     except PositionError as error:
         raise PositionError(f"{error}, or 'original' or 'compact'") from error
+
+
+def parse_schedule(text: str) -> str | None:
+    """ "own", the method's own schedule, as None; "probed" as it is.
+
+    Raises ValueError on any other.
+    """
+    if text not in SCHEDULES:
+        raise ValueError(f"schedule is {text!r}: expected 'own' or 'probed'")
+    return None if text == "own" else text
 
 
 def parse_budget(text: str) -> int | float:

@@ -27,7 +27,7 @@ from typing import Any
 import torch
 
 import vlm
-from compress.parse import parse_budget, parse_method, split_list
+from compress.parse import SCHEDULES, parse_budget, parse_method, split_list
 from eval.answerers import Answerer, ModelAnswerer
 from eval.arms import DENSE, Arm
 from eval.benchmarks import BENCHMARKS
@@ -204,7 +204,7 @@ def _add_common(command: argparse.ArgumentParser) -> None:
     add("--methods", "--method", action="append", default=[], help="duet,random,duet(query='all')")
     add("--budgets", "--budget", action="append", default=[], help="64,0.11,1/9,25%%")
     add("--positions", default="original", help="original, compact, or a scheme, such as v2pe:1/4")
-    add("--schedule", choices=("own", "probed"), default="own", help="in-LLM pruning schedule")
+    add("--schedule", choices=SCHEDULES, default="own", help="in-LLM pruning schedule")
     add("--no-dense", action="store_true", help="leave out the unreduced model")
     add("--dtype", choices=DTYPES, default="float32")
     add("--device", help="default: the GPU if there is one")

@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Protocol
 
 import torch
@@ -13,7 +14,8 @@ from PIL import Image
 from transformers.video_utils import VideoMetadata
 
 from compress import Compression, compress
-from compress.parse import parse_positions
+from compress.parse import parse_positions, parse_schedule
+from compress.probing.verdict import Probe, probe_of
 from eval.arms import DENSE, Arm
 from eval.vision import SharedVision
 from positions import PPE
@@ -148,6 +150,11 @@ class ModelAnswerer:
             for text, prompt, question in zip(texts, rendered, questions, strict=True)
         ]
 
+    @cached_property
+    def _probe(self) -> Probe | None:
+        """The saved probe of the model, looked up once for all batches."""
+        return probe_of("probed", adapter_of(self.model))
+
     def _attached(self, arm: Arm, seed: int) -> Any:
         if arm.method is None:
             return nullcontext()
@@ -158,7 +165,7 @@ class ModelAnswerer:
             arm.budget,
             positions=parse_positions(arm.positions),
             slots=PPE(arm.slots, arm.layout),
-            schedule=None if arm.schedule == "own" else arm.schedule,
+            schedule=self._probe if parse_schedule(arm.schedule) else None,
             generator=generator,
         )
 

@@ -10,7 +10,7 @@ from typing import Any
 from compress import Method, get_method
 from compress.budget import resolve_budget
 from compress.methods import METHODS
-from compress.parse import parse_method, parse_positions
+from compress.parse import parse_method, parse_positions, parse_schedule
 from eval.samples import slug
 from positions.channels import SlotLayout
 
@@ -44,8 +44,7 @@ class Arm:
             get_method(self.method)
             resolve_budget(self.budget, 2**31)
         parse_positions(self.positions)
-        if self.schedule not in ("own", "probed"):
-            raise ValueError(f"schedule is {self.schedule!r}: expected 'own' or 'probed'")
+        parse_schedule(self.schedule)
 
     def describe(self) -> dict[str, Any]:
         """The configuration as JSON values, with all fields of the method."""

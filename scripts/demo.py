@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+import warnings
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -19,12 +20,13 @@ from transformers import (
 )
 
 import vlm
-from compress import compress
+from compress import UnprobedWarning, compress
 from compress.__main__ import ask, read_frames, write
 from compress.measure import measure
 from compress.report.overlay import legend, overlay, stack
 from eval.benchmarks.embedded import Embedded
 from eval.samples import Sample
+from vlm.prompts import picture_prompt
 
 BUDGETS = {"dense": None, "1/3": 48, "1/9": 16}
 QUESTIONS = 12
@@ -74,11 +76,7 @@ def choose() -> list[Sample]:
 
 def costs(model: Any, processor: Any, sample: Sample) -> None:
     """Print the report of dense and reduced cost at each budget."""
-    text = processor.apply_chat_template(
-        [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": sample.prompt}]}],
-        add_generation_prompt=True,
-    )
-    inputs = processor(text=text, images=sample.media[0].load(), return_tensors="pt")
+    inputs = picture_prompt(model, processor, [sample.media[0].load()], sample.prompt)
     for budget in BUDGETS.values():
         if budget is not None:
             print(measure(model, inputs, "duet", budget), end="\n\n")
@@ -120,10 +118,12 @@ def stock_costs() -> None:
     """Print tokens, times and key/value bytes of the stock LLaVA, dense and reduced."""
     model, inputs = stock_llava()
     shares = {"1/3": 1 / 3, "1/9": 1 / 9}
-    reports = {
-        name: measure(model, inputs, "duet", share, new_tokens=2, repeats=2)
-        for name, share in shares.items()
-    }
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UnprobedWarning)  # of random weights there is no probe
+        reports = {
+            name: measure(model, inputs, "duet", share, new_tokens=2, repeats=2)
+            for name, share in shares.items()
+        }
     head = ("", "entering", "mean", "ms vision", "ms reduce", "ms prefill", "ms first", "MiB cache")
     print("".join(f"{word:>12}" for word in head))
     sides = {"dense": reports["1/3"].dense} | {n: r.reduced for n, r in reports.items()}
@@ -135,20 +135,24 @@ def stock_costs() -> None:
 
 
 def stages(
-    model: Any, processor: Any, frames: list[Image.Image], question: str, budget: int
+    model: Any, processor: Any, frames: list[Image.Image], question: str | None, budget: int
 ) -> list[Image.Image]:
-    """One row of panels a frame, with what each stage keeps of it; question and answers below."""
-    dense = ask(model, processor, frames, question)
+    """One row of panels a frame, with what each stage keeps of it; question and answers below.
+
+    The embedded model knows drawn scenes alone: question is None for other pictures.
+    """
+    asked = question or "Describe the picture."
+    dense = ask(model, processor, frames, asked)
     with compress(model, "duet", budget=budget) as attached:
-        reduced = ask(model, processor, frames, question)
+        reduced = ask(model, processor, frames, asked)
         drawn, emptied = [], ""
         for number, frame in enumerate(frames):
             steps = attached.steps(number)
             emptied = next((f"; no tokens {s[0]}" for s in steps if not s[2].count), "")
             title = f"frame {number + 1}" if len(frames) > 1 else "input"
             drawn.append(overlay(frame, [step for step in steps if step[2].count], title))
-    lines = [f"{question}  dense: {dense}, reduced: {reduced}{emptied}"]
-    return [*drawn, caption(drawn[0].width, lines)]
+    told = f"{question}  dense: {dense}, reduced: {reduced}" if question else "not asked"
+    return [*drawn, caption(drawn[0].width, [told + emptied])]
 
 
 def caption(width: int, lines: list[str]) -> Image.Image:
@@ -193,8 +197,8 @@ def main(argv: list[str] | None = None) -> int:
     rows = []
     for words, frames, question in (
         ("A scene of the test split", [samples[0].media[0].load()], samples[0].prompt),
-        (f"A photograph: {image.name}", photograph, "What colour is the circle?"),
-        (f"A video: {video.name}, {len(clip)} frames", clip, "What does the sign say?"),
+        (f"A photograph: {image.name}", photograph, None),
+        (f"A video: {video.name}, {len(clip)} frames", clip, None),
     ):
         drawn = stages(model, processor, frames, question, budget)
         rows += [legend(drawn[0].width - 20, f"{words}. DUET, budget {budget} of 144"), *drawn]

@@ -29,7 +29,15 @@ from eval.answerers import ModelAnswerer
 from eval.arms import DENSE, Arm
 from eval.benchmarks.embedded import Embedded
 from eval.statistics import holm
-from scripts.common import RESULTS, Asked, against, facts, result_of, write_json, write_table
+from scripts.common import (
+    Asked,
+    add_folders,
+    against,
+    facts,
+    result_of,
+    write_json,
+    write_table,
+)
 from vlm.families import adapter_of
 
 PUBLISHED: dict[str, Any] = {"layers": (0.5, 0.75), "ratios": (0.5, 0.0)}
@@ -60,8 +68,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--scenes", type=int, default=200)
     parser.add_argument("--clips", type=int, default=40)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--work", type=Path, default=Path("out/schedule"), help="raw answers")
-    parser.add_argument("--output", type=Path, default=RESULTS)
+    add_folders(parser, work="out/schedule")
     args = parser.parse_args(argv)
     budgets = [parse_budget(text) for text in split_list(args.budgets)]
     model, processor = vlm.load(args.model)

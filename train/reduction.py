@@ -10,7 +10,7 @@ import torch
 
 from compress import Compression, compress
 from compress.methods import METHODS, Method, Random
-from compress.parse import parse_positions
+from compress.parse import parse_positions, parse_schedule
 from positions import PPE, PositionError, Scheme
 from train.fields import RecipeError, nearest
 from train.recipe import CompressSettings, Recipe
@@ -34,7 +34,7 @@ class Reducer:
             self._budgets[0],
             positions=make_positions(recipe.positions),
             slots=PPE(recipe.slots, recipe.slot_layout),
-            schedule="probed" if recipe.compress and recipe.compress.schedule == "probed" else None,
+            schedule=parse_schedule(recipe.compress.schedule) if recipe.compress else None,
             generator=self._generator,
         )
         self.begin(0)

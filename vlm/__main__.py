@@ -139,7 +139,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m vlm") -> int:
     # The command line may import `compress`; the library `vlm` does not.
     from compress import compress
     from compress.defaults import METHOD, STREAM_BUDGET
-    from compress.parse import parse_budget, parse_method
+    from compress.parse import parse_budget, parse_method, parse_schedule
 
     try:
         budget = parse_budget(args.budget) if args.budget else None
@@ -161,7 +161,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m vlm") -> int:
         media += [("video", vlm.read_video(p, frames=args.frames)) for p in args.video]
         model, processor = vlm.load(args.model)
         told = show(model, processor, media)
-        schedule = None if args.schedule == "own" else args.schedule
+        schedule = parse_schedule(args.schedule)
         reduced: Any = nullcontext()
         if budget is not None:
             reduced = compress(model, method, budget, schedule=schedule)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from compress.methods import METHODS, Method
 
-DENSE, DEPTH, BUDGET = 576, 32, 64  # a published budget of LLaVA-1.5
+DEPTH = 32  # decoder layers of LLaVA-1.5-7B
 
 
 def paper(method: type[Method]) -> str:
@@ -25,7 +25,7 @@ def paper(method: type[Method]) -> str:
 def row(name: str) -> tuple[str, ...]:
     """Name, stages, fields that are read, cost, whether the question counts, paper."""
     method = METHODS[name]()
-    staged = bool(method.allocate(DENSE, DEPTH, BUDGET).schedule)
+    staged = bool(method.own_schedule(DEPTH))
     if method.resizes_input:
         stages = "pre-ViT"
     else:

@@ -24,6 +24,7 @@ from compress.runtime.attach import Compression
 from compress.runtime.settings import Settings
 from compress.tokens import LayerTokens, Reduction, VisualTokens
 from vlm.families import ModelAdapter, adapter_of
+from vlm.prompts import picture_prompt
 
 Prompt = tuple[Image.Image | Sequence[Image.Image], str] | Mapping[str, Any]
 """A picture (or several) and a question, or what the model's processor made of a prompt."""
@@ -76,7 +77,8 @@ def probe(
     one. The next-token distributions at the answer are compared with the dense ones.
 
     The result is saved after every prompt, under the model's fingerprint. An interrupted run goes
-    on where it was, and prompts that were measured before are not run again. Afterwards
+    on where it was, and prompts that are in the saved result are not run again. The finished result
+    is of `samples` alone, and takes the place of an earlier one. Afterwards
     `compress(model, ..., schedule="probed")` uses it.
 
     Args:
@@ -104,14 +106,16 @@ def probe(
     result = Probe(key_of(adapter), family_of(adapter), name, depth, finished=False)
     saved = Probe.find(result.family, result.fingerprint, folder)
     rows = {} if saved is None else {row.digest: row for row in saved.rows}
+    digests: dict[str, None] = {}
     with evaluating(model):
         for prompt in tqdm(prompts, desc="probe", unit="prompt", disable=not progress):
             inputs = prepare(model, processor, prompt)
             digest = digest_of(inputs, max_new_tokens)
+            digests[digest] = None
             if digest not in rows:
                 rows[digest] = _row(model, adapter, inputs, digest, max_new_tokens)
                 replace(result, rows=tuple(rows.values())).save(folder)
-    result = replace(result, rows=tuple(rows.values()), finished=True)
+    result = replace(result, rows=tuple(rows[digest] for digest in digests), finished=True)
     result.save(folder)
     return result
 
@@ -133,11 +137,8 @@ def prepare(model: Any, processor: Any, prompt: Prompt) -> dict[str, Any]:
     if isinstance(prompt, Mapping):
         return {k: v.to(model.device) if isinstance(v, Tensor) else v for k, v in prompt.items()}
     pictures, question = prompt
-    images = [pictures] if isinstance(pictures, Image.Image) else list(pictures)
-    content = [*({"type": "image"} for _ in images), {"type": "text", "text": question}]
-    chat = [{"role": "user", "content": content}]
-    text = processor.apply_chat_template(chat, add_generation_prompt=True)
-    return dict(processor(text=text, images=images, return_tensors="pt").to(model.device))
+    images = [pictures] if isinstance(pictures, Image.Image) else pictures
+    return dict(picture_prompt(model, processor, images, question))
 
 
 def digest_of(inputs: Mapping[str, Any], max_new_tokens: int) -> str:

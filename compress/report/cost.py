@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from compress.report.record import PrefillRecord
+from vlm.decoder import layer_kinds, reach
 
 
 def layer_macs(tokens: int, hidden: int, key_value: int, inner: int) -> int:
@@ -31,15 +32,15 @@ def prefill_macs(counts: Sequence[int], config: Any) -> int:
     key_value = head_dim * (getattr(config, "num_key_value_heads", None) or heads)
     inner = _inner_width(config)
     total = 0
-    for n, (kind, reach) in zip(counts, _layers(config, len(counts)), strict=True):
+    for n, (kind, width) in zip(counts, _layers(config, len(counts)), strict=True):
         total += layer_macs(n, d, key_value, inner)
         if kind == "linear_attention":
             key = config.linear_num_key_heads * config.linear_key_head_dim
             value = config.linear_num_value_heads * config.linear_value_head_dim
             state = 3 * n * value * config.linear_key_head_dim
             total += n * d * (2 * key + 3 * value) + state - layer_macs(n, d, key_value, 0)
-        elif reach is not None:
-            total -= 2 * n * d * max(n - reach, 0)
+        elif width is not None:
+            total -= 2 * n * d * max(n - width, 0)
     return total
 
 
@@ -57,21 +58,15 @@ def _inner_width(config: Any) -> int:
 
 def _layers(config: Any, depth: int) -> list[tuple[str, int | None]]:
     """The kind of each decoder layer, and how many tokens it attends to; None for all."""
-    window = getattr(config, "sliding_window", None)
-    usual = ["sliding_attention" if window is not None else "full_attention"] * depth
-    reaches = {
-        "sliding_attention": window,
-        "chunked_attention": getattr(config, "attention_chunk_size", None),
-    }
-    return [(kind, reaches.get(kind)) for kind in getattr(config, "layer_types", None) or usual]
+    return [(kind, reach(config, kind)) for kind in layer_kinds(config, depth)]
 
 
 def _cached(counts: Sequence[int], config: Any, inputs: int) -> int:
     """Tokens that the layers of a cache hold after a prefill with `counts[l]` in layer l."""
     held = 0
-    for n, (kind, reach) in zip(counts, _layers(config, len(counts)), strict=True):
+    for n, (kind, width) in zip(counts, _layers(config, len(counts)), strict=True):
         if kind != "linear_attention":
-            held += n if reach is None else min(n, inputs * (reach - 1))
+            held += n if width is None else min(n, inputs * (width - 1))
     return held
 
 

@@ -9,7 +9,7 @@ schedule as it then is.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 
 from compress.budget import Allocation, Plan, resolve_budget, solve
 from compress.errors import CompressionError
@@ -19,8 +19,6 @@ from vlm.families import ModelAdapter
 
 LOCAL = ("sliding_attention", "chunked_attention")
 RECURRENT = ("linear_attention",)
-# An input and a budget that show whether a method has an in-LLM part.
-_DENSE, _BUDGET = 576, 0.25
 
 
 def stage_layers(adapter: ModelAdapter, method: Method, scores: bool) -> tuple[int, ...] | None:
@@ -43,7 +41,7 @@ def check_stages(adapter: ModelAdapter, method: Method, scores: bool) -> None:
         return
     kinds = adapter.layer_kinds
     if not stages:
-        if method.allocate(_DENSE, len(kinds), _BUDGET).schedule:
+        if method.own_schedule(len(kinds)):
             raise CompressionError(
                 f"{method!r} ranks visual tokens by the attention of a decoder layer, and "
                 f"{type(adapter.language_model).__name__} has full attention in none that could: "
@@ -102,8 +100,7 @@ def _snapped(allocation: Allocation, stages: Sequence[int]) -> Allocation:
         if stages:
             nearest = min(stages, key=lambda stage: (abs(stage - layer), -stage))
             pairs[nearest] = count
-    schedule = tuple(sorted(pairs.items()))
-    return Allocation(allocation.dense, allocation.depth, allocation.keep, schedule)
+    return replace(allocation, schedule=tuple(sorted(pairs.items())))
 
 
 def _named_layers(method: Method) -> tuple[int, ...]:

@@ -6,14 +6,12 @@ from __future__ import annotations
 from typing import Any
 
 import transformers
-from torch import Tensor
 
 from tests.tiny.base import IMAGE_TOKEN, VIDEO_TOKEN, text
-from tests.tiny.qwen2_vl import Qwen2VL
-from tests.tiny.qwen3_vl import stamped
+from tests.tiny.qwen3_vl import EXPERTS, VISION, Qwen3VL
 
 
-class Qwen3_5(Qwen2VL):  # noqa: N801 - as the model is called
+class Qwen3_5(Qwen3VL):  # noqa: N801 - as the model is called
     name = "qwen3_5"
     model_class = "Qwen3_5ForConditionalGeneration"
     config_class = "Qwen3_5Config"
@@ -30,15 +28,7 @@ class Qwen3_5(Qwen2VL):  # noqa: N801 - as the model is called
         }
         kinds = ["linear_attention", "full_attention"] * ((depth + 1) // 2)
         return getattr(transformers, self.config_class)(
-            vision_config={
-                "depth": 4,
-                "hidden_size": 32,
-                "intermediate_size": 48,
-                "num_heads": 4,
-                "patch_size": 4,
-                "out_hidden_size": 32,
-                "num_position_embeddings": 64,
-            },
+            vision_config=dict(VISION),
             text_config=text(
                 depth=depth,
                 head_dim=16,
@@ -54,13 +44,6 @@ class Qwen3_5(Qwen2VL):  # noqa: N801 - as the model is called
             video_token_id=VIDEO_TOKEN,
         )
 
-    def more_text(self) -> dict[str, Any]:
-        """What a relative's text configuration has beside."""
-        return {}
-
-    def tokens(self, kind: str, variant: str) -> Tensor:
-        return super().tokens(kind, variant) if kind == "image" else stamped(variant)
-
 
 class Qwen3_5Moe(Qwen3_5):  # noqa: N801 - as the model is called
     name = "qwen3_5_moe"
@@ -69,10 +52,4 @@ class Qwen3_5Moe(Qwen3_5):  # noqa: N801 - as the model is called
     quick_in_matrix = False
 
     def more_text(self) -> dict[str, Any]:
-        return {
-            "initializer_range": 0.1,
-            "num_experts": 4,
-            "num_experts_per_tok": 2,
-            "moe_intermediate_size": 16,
-            "shared_expert_intermediate_size": 16,
-        }
+        return EXPERTS | {"shared_expert_intermediate_size": 16}

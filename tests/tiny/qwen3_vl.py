@@ -11,6 +11,22 @@ from torch import Tensor
 from tests.tiny.base import IMAGE_TOKEN, VIDEO_TOKEN, text
 from tests.tiny.qwen2_vl import END, GRIDS, START, Qwen2VL
 
+VISION = {
+    "depth": 4,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_heads": 4,
+    "patch_size": 4,
+    "out_hidden_size": 32,
+    "num_position_embeddings": 64,
+}
+EXPERTS = {
+    "initializer_range": 0.1,
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 16,
+}
+
 
 class Qwen3VL(Qwen2VL):
     name = "qwen3_vl"
@@ -20,16 +36,7 @@ class Qwen3VL(Qwen2VL):
     def config(self, depth: int) -> Any:
         rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1]}
         return getattr(transformers, self.config_class)(
-            vision_config={
-                "depth": 4,
-                "hidden_size": 32,
-                "intermediate_size": 48,
-                "num_heads": 4,
-                "patch_size": 4,
-                "out_hidden_size": 32,
-                "num_position_embeddings": 64,
-                "deepstack_visual_indexes": [0, 2],
-            },
+            vision_config=VISION | {"deepstack_visual_indexes": [0, 2]},
             text_config=text(depth=depth, head_dim=8, rope_parameters=rope, **self.more_text()),
             image_token_id=IMAGE_TOKEN,
             video_token_id=VIDEO_TOKEN,
@@ -50,12 +57,7 @@ class Qwen3VLMoe(Qwen3VL):
     quick = False
 
     def more_text(self) -> dict[str, Any]:
-        return {
-            "initializer_range": 0.1,
-            "num_experts": 4,
-            "num_experts_per_tok": 2,
-            "moe_intermediate_size": 16,
-        }
+        return dict(EXPERTS)
 
 
 def stamped(variant: str) -> Tensor:

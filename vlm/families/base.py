@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from positions import Scheme
+from vlm import decoder
 from vlm.attention import AttentionReader
 from vlm.families.rotation import rotate_halves
 from vlm.inputs import Grid, VisualInput
@@ -100,20 +101,12 @@ class ModelAdapter(ABC):
 
     @property
     def layer_kinds(self) -> tuple[str, ...]:
-        """What each decoder layer is, in transformers' names: "full_attention" where queries see
-        every earlier key, "sliding_attention", "chunked_attention", "linear_attention"."""
-        config: Any = self.language_model.config
-        sliding = getattr(config, "sliding_window", None) is not None
-        usual = ["sliding_attention" if sliding else "full_attention"] * len(self.layers)
-        return tuple(getattr(config, "layer_types", None) or usual)
+        """The kind of each decoder layer (see `vlm.decoder`)."""
+        return decoder.layer_kinds(self.language_model.config, len(self.layers))
 
     def reach(self, kind: str) -> int | None:
-        """How many positions a layer of a kind sees: the window of a sliding layer, the chunk of a
-        chunked one. None where attention is not local."""
-        names = {"sliding_attention": "sliding_window", "chunked_attention": "attention_chunk_size"}
-        if kind not in names:
-            return None
-        return int(getattr(self.language_model.config, names[kind]))
+        """How many positions a layer of a kind sees; None where attention is not local."""
+        return decoder.reach(self.language_model.config, kind)
 
     def attention_blocks(self, ids: Tensor, media: Mapping[str, Any]) -> Tensor | None:
         """(B, S) int64: the block of each token of a prompt, -1 for none. Tokens of one block

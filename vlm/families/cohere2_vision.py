@@ -11,13 +11,13 @@ from typing import Any
 from torch import Tensor, nn
 
 from vlm.families.base import UnknownFamily
+from vlm.families.clip import ClipHost
 from vlm.families.internvl import shuffled
 from vlm.families.rotation import rotate_neighbours
-from vlm.families.siglip import SiglipHost
 from vlm.inputs import VisualInput
 
 
-class Cohere2Vision(SiglipHost):
+class Cohere2Vision(ClipHost):
     """`Cohere2VisionForConditionalGeneration` and `AyaVisionForConditionalGeneration`.
 
     Tiles stand between text of their own, so each is a visual input.

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from vlm.families.clip import ClipHost
 from vlm.families.internvl import shuffled
-from vlm.families.siglip import SiglipHost
 from vlm.inputs import VisualInput
 
 
-class Gemma3(SiglipHost):
+class Gemma3(ClipHost):
     """`Gemma3ForConditionalGeneration`.
 
     All images have the same number of tokens; those of pan and scan are images of their own. With

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vlm.attention import AttentionReader, ProjectionReader
-from vlm.families.base import ModelAdapter, UnknownFamily
+from vlm.families.base import UnknownFamily
+from vlm.families.clip import ClipHost
 from vlm.families.resize import smaller_pictures
 from vlm.inputs import VisualInput
 
 
-class Llava(ModelAdapter):
+class Llava(ClipHost):
     """`LlavaForConditionalGeneration`, the embedded model included."""
 
     name = "llava"
@@ -50,17 +50,6 @@ class Llava(ModelAdapter):
     def image_tokens(self) -> int | None:
         return self.side**2
 
-    @property
-    def vision_encoder(self) -> nn.Module:
-        return self.core.vision_tower
-
-    def vision_layers(self, kind: str) -> Sequence[Any]:
-        encoder: Any = getattr(self.vision_encoder, "vision_model", self.vision_encoder)
-        return encoder.encoder.layers
-
-    def reader(self, layer: Any) -> AttentionReader:
-        return ProjectionReader(layer.self_attn, self.has_class_token)
-
     def projector_input(self, kind: str) -> nn.Module | None:
         return self.core.multi_modal_projector
 
@@ -84,10 +73,6 @@ class Llava(ModelAdapter):
         images, _, height, width = call["pixel_values"].shape
         patch = self.config.vision_config.patch_size
         return [VisualInput.plain((1, height // patch, width // patch))] * images
-
-    def blank(self, kind: str) -> dict[str, Tensor]:
-        size = self.config.vision_config.image_size
-        return {"pixel_values": torch.zeros(1, 3, size, size)}
 
     def frames_call(self, processor: Any, frames: np.ndarray) -> tuple[str, dict[str, Any]]:
         return "image", dict(processor.image_processor(images=list(frames), return_tensors="pt"))

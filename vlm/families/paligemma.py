@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from vlm.families.base import UnknownFamily
-from vlm.families.siglip import SiglipHost
+from vlm.families.clip import ClipHost
 from vlm.inputs import VisualInput
 
 
-class PaliGemma(SiglipHost):
+class PaliGemma(ClipHost):
     """`PaliGemmaForConditionalGeneration` with a Gemma decoder.
 
     With `token_type_ids`, the prompt is one block of two-way attention, and answers are causal. The

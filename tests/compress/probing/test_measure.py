@@ -125,6 +125,15 @@ def test_an_interrupted_run_goes_on(folder: Path, monkeypatch: pytest.MonkeyPatc
     assert len(calls) == 3
 
 
+def test_the_verdict_is_of_the_prompts_that_were_given(folder: Path) -> None:
+    """Prompts of an earlier run do not count, and a prompt that is given again is not run again."""
+    model, (first, second) = CASE.model(), prompts()
+    both = probe(model, None, [first, second], max_new_tokens=2, progress=False)
+    one = probe(model, None, [second], max_new_tokens=2, progress=False)
+    assert one.rows == both.rows[1:]
+    assert Probe.find(one.family, one.fingerprint, folder) == one
+
+
 def test_the_saved_probe_sets_the_schedule_and_ends_the_warning(folder: Path) -> None:
     model, inputs = CASE.model(), CASE.inputs(CASE.samples()[:1])
     with pytest.warns(UnprobedWarning, match=r"from decoder layer 1 on, .*\(llama-4x32\)"):

@@ -1,4 +1,4 @@
-"""Families with a SigLIP encoder on square pictures of one size."""
+"""Families with a CLIP or SigLIP encoder on square pictures of one size."""
 
 from __future__ import annotations
 
@@ -12,8 +12,13 @@ from vlm.attention import AttentionReader, ProjectionReader
 from vlm.families.base import ModelAdapter
 
 
-class SiglipHost(ModelAdapter):
-    """What these families have in common: where the encoder is, and how its attention is read."""
+class ClipHost(ModelAdapter):
+    """What these families have in common: where the encoder is, and how its attention is read.
+
+    has_class_token: whether the encoder has a class token, as CLIP's has.
+    """
+
+    has_class_token: bool = False
 
     @property
     def vision_encoder(self) -> nn.Module:
@@ -24,7 +29,7 @@ class SiglipHost(ModelAdapter):
         return encoder.encoder.layers
 
     def reader(self, layer: Any) -> AttentionReader:
-        return ProjectionReader(layer.self_attn)
+        return ProjectionReader(layer.self_attn, self.has_class_token)
 
     def blank(self, kind: str) -> dict[str, Tensor]:
         size = self.config.vision_config.image_size

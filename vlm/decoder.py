@@ -1,0 +1,24 @@
+"""What a language model's configuration says of its decoder layers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+_REACHES = {"sliding_attention": "sliding_window", "chunked_attention": "attention_chunk_size"}
+
+
+def layer_kinds(config: Any, depth: int) -> tuple[str, ...]:
+    """The kind of each of `depth` decoder layers, in transformers' names.
+
+    "full_attention" where queries see every earlier key; "sliding_attention", "chunked_attention",
+    "linear_attention".
+    """
+    sliding = getattr(config, "sliding_window", None) is not None
+    stock = ("sliding_attention" if sliding else "full_attention",) * depth
+    return tuple(getattr(config, "layer_types", None) or stock)
+
+
+def reach(config: Any, kind: str) -> int | None:
+    """How many positions a layer of a kind sees: the window of a sliding layer, the chunk of a
+    chunked one. None where attention is not local."""
+    return int(getattr(config, _REACHES[kind])) if kind in _REACHES else None
