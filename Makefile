@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test style slow serve-test wheel train-mini results clean
+.PHONY: demo test style slow gpu-test serve-test page-test docs dist train-mini results clean
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -25,6 +25,9 @@ style: $(READY)
 slow: $(READY)  ## what takes long: wheels, launchers, long products of the matrix
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "slow and not gpu"
 
+gpu-test: $(READY)  ## what needs a CUDA device
+	$(BIN)/python -m pytest -m gpu
+
 SERVE := .venv-vllm
 
 serve-test: $(READY)  ## vLLM with the plugin against transformers, in an environment of vLLM's own
@@ -33,6 +36,29 @@ serve-test: $(READY)  ## vLLM with the plugin against transformers, in an enviro
 	    OMP_NUM_THREADS=1 $(BIN)/python -m tests.compress.serving.reference && \
 	    $(SERVE)/bin/python -m pytest tests/compress/serving; fi
 
+TOOLS := .venv-tools
+SITE = import sysconfig; print(sysconfig.get_path("purelib"))
+
+# What .venv-tools lacks it reads from .venv, so that PyTorch is installed once.
+$(TOOLS)/.ready: constraints-tools.txt | $(READY)
+	$(PYTHON) -m venv --clear $(TOOLS)
+	$(BIN)/python -c '$(SITE)' > "$$($(TOOLS)/bin/python -c '$(SITE)')/shared.pth"
+	$(TOOLS)/bin/pip install -q -c constraints-tools.txt gradio playwright \
+	    mkdocs-material "mkdocstrings[python]" build twine
+	touch $@
+
+page-test: $(TOOLS)/.ready  ## the page, in a headless browser where there is one
+	scripts/chromium.sh
+	OMP_NUM_THREADS=1 $(TOOLS)/bin/python -m pytest -rs tests/foveate/test_page.py
+
+docs: $(TOOLS)/.ready  ## the documentation site, in out/site
+	$(TOOLS)/bin/python -m mkdocs build --strict --quiet
+
+dist: $(TOOLS)/.ready  ## source distribution and wheel, checked
+	rm -rf dist
+	$(TOOLS)/bin/python -m build
+	$(TOOLS)/bin/python -m twine check --strict dist/*
+
 train-mini: $(READY)  ## train the embedded model again (some three hours on 2 cores)
 	$(BIN)/python -m train.mini --output out/mini
 
@@ -40,4 +66,4 @@ results: $(READY)  ## tables and pictures of docs/results.md, made again from th
 	$(BIN)/python -m scripts.results
 
 clean:
-	rm -rf $(VENV) $(SERVE) out build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(SERVE) $(TOOLS) out build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
