@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
@@ -99,9 +100,12 @@ class ModelAdapter(ABC):
         """The token id that stands for visual tokens of a kind."""
         return int(getattr(self.config, f"{kind}_token_id"))
 
-    @property
+    @cached_property
     def layer_kinds(self) -> tuple[str, ...]:
-        """The kind of each decoder layer (see `vlm.decoder`)."""
+        """The kind of each decoder layer (see `vlm.decoder`).
+
+        Read once: every decoded token asks.
+        """
         return decoder.layer_kinds(self.language_model.config, len(self.layers))
 
     def reach(self, kind: str) -> int | None:

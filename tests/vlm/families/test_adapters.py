@@ -60,14 +60,15 @@ def test_inputs_leave_no_trace(case: Case) -> None:
 
 
 def test_kinds_of_layers() -> None:
-    adapter = adapter_of(BY_NAME["llava"].fresh())
-    assert adapter.layer_kinds == ("full_attention",) * 4
-    assert adapter.reach("full_attention") is None
-    adapter.language_model.config.sliding_window = 8
-    assert adapter.layer_kinds == ("sliding_attention",) * 4
-    assert adapter.reach("sliding_attention") == 8
-    adapter.language_model.config.layer_types = ["sliding_attention", "full_attention"] * 2
-    assert adapter.layer_kinds == ("sliding_attention", "full_attention") * 2
+    model = BY_NAME["llava"].fresh()
+    config = model.model.language_model.config
+    assert adapter_of(model).layer_kinds == ("full_attention",) * 4
+    assert adapter_of(model).reach("full_attention") is None
+    config.sliding_window = 8
+    assert adapter_of(model).layer_kinds == ("sliding_attention",) * 4
+    assert adapter_of(model).reach("sliding_attention") == 8
+    config.layer_types = ["sliding_attention", "full_attention"] * 2
+    assert adapter_of(model).layer_kinds == ("sliding_attention", "full_attention") * 2
 
 
 def test_only_two_families_encode_videos_by_frame() -> None:
