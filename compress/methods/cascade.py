@@ -26,8 +26,8 @@ class Cascade(Method):
     any depth), each frame alone. Rows are size-weighted means, stand at the centre of their cluster
     and are in raster order.
 
-    before: False leaves the input dense and lets the budget set the ratio (the published "within"
-    row). deep: False clusters before the language model only.
+    pre_llm: False leaves the input dense and lets the budget set the ratio (the published "within"
+    row). in_llm: False clusters before the language model only.
 
     Departures from the released code: unions are real (it keeps one child's positions; here
     `Reduction.then` knows every token), means are weighted by size (it averages averages, in the
@@ -38,8 +38,8 @@ class Cascade(Method):
     per_frame: ClassVar[bool] = True
     in_llm_needs: ClassVar[frozenset[str]] = frozenset()
 
-    before: bool = True
-    deep: bool = True
+    pre_llm: bool = True
+    in_llm: bool = True
     neighbours: int = 5
     layers: tuple[int | float, ...] = (11 / 36, 23 / 36, 35 / 36)
     ratio: float = 0.45
@@ -50,12 +50,12 @@ class Cascade(Method):
             raise ValueError(f"Cascade: ratio is {self.ratio}; it must be in (0, 1]")
         if self.neighbours < 1:
             raise ValueError(f"Cascade: neighbours is {self.neighbours}; it must be at least 1")
-        if not (self.before or self.deep):
-            raise ValueError("Cascade: before and deep are both False, nothing is left to do")
+        if not (self.pre_llm or self.in_llm):
+            raise ValueError("Cascade: pre_llm and in_llm are both False, nothing is left to do")
 
     def _pairs(self, keep: int, depth: int, ratio: float) -> Schedule:
         pairs, count = [], keep
-        for layer in schedule_layers(depth, self.layers) if self.deep else ():
+        for layer in schedule_layers(depth, self.layers) if self.in_llm else ():
             count = math.ceil(count * ratio - 1e-9)
             pairs.append((layer, count))
         return tuple(pairs)
@@ -64,7 +64,7 @@ class Cascade(Method):
         return self._pairs(keep, depth, self.ratio)
 
     def plans(self, dense: int, depth: int) -> Iterator[Plan]:
-        if self.before:
+        if self.pre_llm:
             yield from super().plans(dense, depth)
             return
 

@@ -110,15 +110,15 @@ def test_bad_schedules():
 
 
 def test_cascade_schedule():
-    method = Cascade(before=False)
+    method = Cascade(pre_llm=False)
     published = method._pairs(6000, 36, 0.45)
     assert [layer for layer, _ in published] == [11, 23, 35]
     average = Allocation(6000, 36, 6000, published).average
     assert average / 6000 == pytest.approx(0.526, abs=5e-4)
     assert method.allocate(6000, 36, 0.3).keep == 6000
     assert method.allocate(6000, 36, 0.5).average == pytest.approx(3000, abs=2)
-    with pytest.raises(ValueError, match="before and deep"):
-        Cascade(before=False, deep=False)
+    with pytest.raises(ValueError, match="pre_llm and in_llm"):
+        Cascade(pre_llm=False, in_llm=False)
 
 
 def test_published_fastv_and_pyramiddrop():

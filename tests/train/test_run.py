@@ -100,7 +100,8 @@ def test_packed_samples_learn_the_same_as_single_ones(tmp_path: Path, extra: lis
     assert runs[1] == pytest.approx(runs[0], rel=1e-4)
 
 
-@pytest.mark.parametrize("seed", [42, *later(1)])
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [42, 1])
 def test_the_same_seed_gives_the_same_run_with_draws(tmp_path: Path, seed: int) -> None:
     extra = ["compress={method: random, budget: [0.5, 0.25]}", "positions=v2pe:random"]
     runs = []

@@ -9,7 +9,6 @@ import pytest
 
 from compress import compress
 from compress.methods import Duet
-from tests.marks import later
 from tests.train import small
 from tests.train.small import losses
 from train.dataset import Samples, split
@@ -26,6 +25,7 @@ def reduced_run(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return train(small.recipe(tmp_path_factory.mktemp("reduced"), *REDUCED))
 
 
+@pytest.mark.slow
 def test_losses_are_the_same_with_checkpointing(
     tmp_path: Path, reduced_run: dict[str, Any]
 ) -> None:
@@ -106,7 +106,8 @@ def test_gradients_reach_the_projector_and_the_vision_encoder_through_a_reductio
         assert gradient is not None and bool(gradient.any())
 
 
-@pytest.mark.parametrize("without", [[], *later(["slots=4"])], ids=["slots", "layout"])
+@pytest.mark.slow
+@pytest.mark.parametrize("without", [[], ["slots=4"]], ids=["slots", "layout"])
 def test_slots_and_their_layout_change_what_is_learned(tmp_path: Path, without: list[str]) -> None:
     merged, strided = "compress={method: pool, budget: 0.25}", ["slots=4", "slot_layout=strided"]
     first, second = (

@@ -46,7 +46,7 @@ def decode(model: Any, cache: Any, length: int, rows: int, mask: torch.Tensor | 
 @pytest.mark.parametrize(
     ("method", "positions", "padded"),
     [
-        ("duet", "original", False),
+        pytest.param("duet", "original", False, marks=pytest.mark.slow),
         pytest.param("duet", "original", True, marks=pytest.mark.slow),
         pytest.param("duet", "compact", False, marks=pytest.mark.slow),
         pytest.param("foveate", "original", False, marks=pytest.mark.slow),
@@ -72,6 +72,7 @@ def test_decoding_is_one_graph(method: str, positions: Any, padded: bool) -> Non
     assert counters["stats"]["unique_graphs"] <= 2
 
 
+@pytest.mark.slow
 def test_prefill_may_break_the_graph() -> None:
     model, given = LLAVA.fresh(), LLAVA.inputs(LLAVA.samples())
     with torch.no_grad(), compress(model, "duet", budget=16):

@@ -36,7 +36,7 @@ METHODS: dict[str, Method] = {
     "recycled": SparseVLM(layers=(1, 3), counts=(0.7, 0.3)),
     "keys": DART(visual=2, text=2),
     "merged": Cascade(layers=(1, 2, 3), ratio=0.6),
-    "merged in the LLM": Cascade(before=False, layers=(1, 3)),
+    "merged in the LLM": Cascade(pre_llm=False, layers=(1, 3)),
     "biased": ToMe(proportional_attention=True),
     "biased, in stages": Foveate(relevant=0.0, purity=0.0, layers=(0.25, 0.75), ratios=(0.6, 0.3)),
 }

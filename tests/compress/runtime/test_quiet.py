@@ -21,6 +21,7 @@ from compress.ops import greedy
 from tests.device_counter import Counts, DeviceCounter, to_device
 
 TEXT, PATCHES = 9, 64
+SLOW = (("duet", True), ("foveate", False), ("fastv", False), ("fastv", True))
 
 
 @cache
@@ -30,7 +31,7 @@ def llava() -> Any:
         image_size=32, patch_size=4, projection_dim=16,
     )  # fmt: skip
     text = LlamaConfig(
-        hidden_size=16, intermediate_size=16, num_hidden_layers=8, num_attention_heads=2,
+        hidden_size=16, intermediate_size=16, num_hidden_layers=4, num_attention_heads=2,
         num_key_value_heads=2, vocab_size=64,
     )  # fmt: skip
     config = LlavaConfig(vision_config=vision, text_config=text, image_token_id=5)
@@ -84,8 +85,14 @@ def no_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(greedy, "_fused", lambda table: None)
 
 
-@pytest.mark.parametrize("padded", [False, True])
-@pytest.mark.parametrize("method", ["duet", "foveate", "fastv"])
+@pytest.mark.parametrize(
+    ("method", "padded"),
+    [
+        ("duet", False),
+        ("foveate", True),
+        *(pytest.param(*pair, marks=pytest.mark.slow) for pair in SLOW),
+    ],
+)
 def test_waits_and_copies_do_not_grow_with_the_batch(method: str, padded: bool) -> None:
     stock, stock_decode = (c.totals() for c in count(None, 2, padded=padded))
     small, small_decode = (c.totals() for c in count(method, 2, padded=padded))

@@ -51,7 +51,7 @@ def test_counts(keep: Any, counts: dict[int, int]) -> None:
         ({"keep": 8, "method": "random", "seed": "one"}, "seed is 'one'"),
         ({"keep": 8, "method": "duet", "variant": "new"}, "variant is 'new'"),
         ({"keep": 8, "method": "fastv"}, "between decoder layers only"),
-        ({"keep": 8, "method": "cascade", "before": False}, "between decoder layers only"),
+        ({"keep": 8, "method": "cascade", "pre_llm": False}, "between decoder layers only"),
         ({"keep": 8, "method": "downsample"}, "smaller images"),
         ({"keep": 8, "method": "tome", "proportional_attention": True}, "log\\(size\\)"),
     ],

@@ -105,7 +105,9 @@ def test_parts_of_a_video_of_unknown_length_have_equal_shares(frames):
     assert 0.4 <= halves <= 0.6
 
 
-@pytest.mark.parametrize(("method", "window"), [(Cascade(deep=False), 1), (ToMe(), 3), ("pool", 3)])
+@pytest.mark.parametrize(
+    ("method", "window"), [(Cascade(in_llm=False), 1), (ToMe(), 3), ("pool", 3)]
+)
 def test_merging_again_and_again_conserves_the_weighted_sum(method, window):
     tokens = video(50)
     tokens = VisualTokens(tokens.features.double(), tokens.grid, keys=tokens.keys)

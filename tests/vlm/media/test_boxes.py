@@ -21,7 +21,7 @@ READERS = pytest.mark.parametrize("reader", ["decord", "pyav"])
 def sampled_greys(path: Path, reader: str) -> tuple[list[int], list[int]]:
     """Grey levels of frames sampled one at a time, and those that they should have."""
     expected, got = [], []
-    for index in range(97):
+    for index in range(0, 97, 3):
         video = read_video(path, frames=1, start=index / 10, reader=reader)
         expected.append(grey(int(video.indices[0])))
         got.append(int(video.frames[0, -9, -9, 0]))
