@@ -20,6 +20,7 @@ from compress.errors import UnprobedWarning
 from compress.methods import Method, get_method, list_methods
 from compress.reduce import reduce
 from compress.report.cost import Cost, Report
+from compress.report.export import load_export, picture_hash, save_export
 from compress.tokens import Reduction, VisualTokens
 from compress.video.stream import Kept, Stream
 
@@ -59,8 +60,11 @@ __all__ = [
     "compress",
     "get_method",
     "list_methods",
+    "load_export",
+    "picture_hash",
     "probe",
     "reduce",
+    "save_export",
     "stream_video",
     "video_prompt",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,19 +19,28 @@ class PrefillRecord:
 
     Tensors stay on their device until a report, an overlay or an export needs them.
 
-    method: the method's repr. grids: dense (T, H, W) of each visual input. first: the reductions
-    before the language model. later: for each decoder layer that starts with fewer tokens, the
-    reductions from the dense tokens to those. positions: (B, W, K, 3) float64 of the batch that
-    enters the language model. rows, columns: (T,) int64, the places of its visual tokens.
-    text: number of text tokens. cache_bytes: of keys and values after the prefill. config: the
-    language model's configuration. reduce_ms, plan_ms: the times of reduction and planning.
+    method: the method's repr. reads_question: whether text of the prompt may have decided which
+    tokens enter the language model. grids: dense (T, H, W) of each visual input. first: the
+    reductions before the language model. later: for each decoder layer that starts with fewer
+    tokens, the reductions from the dense tokens to those. features: (T, D), the visual tokens that
+    enter the language model. positions: (B, W, K, 3) float64 of the batch that enters it.
+    dense_positions: (B, S, 3) float64, where its dense tokens would stand, None if tokens are
+    renumbered. places: the row of each visual input, the columns (N,) of its dense tokens and
+    that of the token after it, None at the end. rows, columns: (T,) int64, the places of the visual
+    tokens that enter. text: number of text tokens. cache_bytes: of keys and values after the
+    prefill. config: the language model's configuration. reduce_ms, plan_ms: the times of reduction
+    and planning.
     """
 
     method: str
+    reads_question: bool
     grids: tuple[Grid, ...]
     first: tuple[Reduction, ...]
     later: tuple[tuple[int, tuple[Reduction, ...]], ...]
+    features: Tensor
     positions: Tensor
+    dense_positions: Tensor | None
+    places: tuple[tuple[int, Tensor, int | None], ...]
     rows: Tensor
     columns: Tensor
     text: int
@@ -47,10 +57,27 @@ class PrefillRecord:
     def positions_of(self, index: int) -> Tensor:
         """(M, K, 3) float64: positions of the tokens of visual input `index` that entered the
         language model."""
+        part = self._part(index)
+        return self.positions[self.rows[part], self.columns[part]]
+
+    def features_of(self, index: int) -> Tensor:
+        """(M, D): the tokens of visual input `index` that entered the language model."""
+        return self.features[self._part(index)]
+
+    def next_position(self, index: int) -> float:
+        """Where text after visual input `index` stands."""
+        if self.dense_positions is None:
+            return float(self.positions_of(index).max()) + 1
+        row, columns, following = self.places[index]
+        dense = self.dense_positions[row]
+        if following is not None:  # the stock model's own rule
+            return float(dense[following].max())
+        return math.ceil(dense[columns.to(dense.device)].max()) + 1.0
+
+    def _part(self, index: int) -> slice:
         counts = [reduction.count for reduction in self.first]
         start = sum(counts[:index])
-        part = slice(start, start + counts[index])
-        return self.positions[self.rows[part], self.columns[part]]
+        return slice(start, start + counts[index])
 
     def steps(self, index: int) -> list[tuple[str, Grid, Reduction]]:
         """Name, dense grid and reduction of visual input `index`: before the language model, and

@@ -13,13 +13,13 @@ from __future__ import annotations
 
 import warnings
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from compress.defaults import BUDGET, METHOD
 from compress.errors import CompressionError, UnprobedWarning
@@ -118,23 +118,33 @@ class Compression:
         """
         return report_of(self._last())
 
-    def export(self) -> list[dict[str, Tensor]]:
-        """What the last prefill kept of each visual input, as plain tensors on the host.
+    def export(self, pictures: Sequence[Any] | None = None) -> list[dict[str, Any]]:
+        """What the last prefill kept of each visual input, as plain values on the host.
 
-        For serving engines, and for `safetensors`. N tokens dense, M kept before the language
-        model, m from decoder layer l on:
+        For other engines, and for files (`save_export`). N tokens dense, M that enter the language
+        model, all in the order in which they enter; decoder layer l:
 
-            grid (3,)          t, h, w of the dense tokens
-            keep (N,) bool     tokens that a kept one stands for itself at
-            assign (N,) int64  the kept token that each went to, -1 if dropped
-            anchor (M,) int64  the dense token that each kept one stands for
-            size (M,) int64    tokens merged in each
-            positions (M, K, 3) float64
-            layers.{l}.assign, layers.{l}.anchor, layers.{l}.size   the same from layer l on
+            grid (3,) int64        t, h, w of the dense tokens
+            keep_index int64       tokens that are kept, ascending, each once
+            assign (N,) int64      the kept token that each went to, -1 if dropped
+            anchor (M,) int64      the dense token that each kept one stands for
+            size (M,) int64        tokens merged in each
+            features (M, D)        what the language model received, DeepStack's left out
+            positions (M, K, 3) float64    t, h, w, the same thrice in models of one axis
+            next_position () float64       where text after the input stands
+            layers.{l}.assign, layers.{l}.anchor, layers.{l}.size   from layer l on
+            method str             the method and its options
+            question_dependent bool        whether the text of the prompt may have decided which
+                tokens enter, so that they hold for this question alone. What is left from a later
+                layer on always follows the prompt
+            source_hash str        `picture_hash` of the picture, if `pictures` are given
 
-        Raises RuntimeError before the first prefill.
+        pictures: one a visual input, in order, as (H, W, 3) uint8 or PIL images; the frames
+        (F, H, W, 3) of a video.
+
+        Raises RuntimeError before the first prefill, ValueError for another number of pictures.
         """
-        return export(self._last())
+        return export(self._last(), pictures)
 
     def overlay(self, image: Any, path: Any = None, index: int = 0) -> Any:
         """Draw what was kept, merged and dropped over `image`; one panel for the tokens that enter

@@ -37,11 +37,12 @@ class PrefillState:
     for each of the first layers, (T, D) added to the visual tokens after it. back: (B, S) int64,
     for each column that the model was given the one that stands for it now; None while all are
     there. cached: the state that the cache came with, None where it held nothing of ours; past:
-    tokens that it held in its first layer. table: positions of the new tokens. entered:
-    hidden states and rotary of the layer before, where a method is scored by it. index: (B, W')
-    int64, which of the W tokens that entered are left, None while all are. places: (B, W') float64,
-    their positions, where some layers see the nearest positions alone. blocks: (B, W') int64, as
-    `ModelAdapter.attention_blocks`.
+    tokens that it held in its first layer. table: positions of the new tokens. dense_positions:
+    (B, S, 3) float64, where the dense tokens would stand, None if tokens are renumbered. features:
+    (T', D), the visual tokens as they entered. entered: hidden states and rotary of the layer
+    before, where a method is scored by it. index: (B, W') int64, which of the W tokens that entered
+    are left, None while all are. places: (B, W') float64, their positions, where some layers see
+    the nearest positions alone. blocks: (B, W') int64, as `ModelAdapter.attention_blocks`.
     """
 
     inputs: list[PlacedInput]
@@ -55,6 +56,7 @@ class PrefillState:
     first: tuple[Reduction, ...]
     back: Tensor | None
     text_tokens: int
+    features: Tensor
     deepstack: list[Tensor] = field(default_factory=list)
     cached: CacheState | None = None
     past: int = 0
@@ -62,6 +64,7 @@ class PrefillState:
     now: tuple[Reduction, ...] = ()
     later: list[tuple[int, tuple[Reduction, ...]]] = field(default_factory=list)
     table: PositionTable = field(init=False)
+    dense_positions: Tensor | None = None
     entry_layout: BatchLayout = field(init=False)
     entered: tuple[Tensor, Any] | None = None
     index: Tensor | None = None

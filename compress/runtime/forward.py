@@ -326,10 +326,15 @@ def finish(context: ForwardContext, output: Any) -> PrefillRecord | None:
     totals, settings = context.clock.totals, context.settings
     return PrefillRecord(
         method=repr(settings.method),
+        reads_question=settings.reads("text_query")
+        and settings.method.features_from != "pre_projector",
         grids=tuple(item.input.grid for item in prefill.inputs),
         first=prefill.first,
         later=tuple(prefill.later),
+        features=prefill.features.detach(),
         positions=prefill.table.positions,
+        dense_positions=prefill.dense_positions,
+        places=tuple((item.row, item.columns, item.following) for item in prefill.inputs),
         rows=prefill.entry_layout.rows,
         columns=prefill.entry_layout.columns,
         text=prefill.text_tokens,

@@ -60,7 +60,8 @@ def begin_prefill(context: ForwardContext, kwargs: dict[str, Any]) -> None:
             past if state is None else state.length,
             _begins(state, past, embeds),
         )
-        prefill.table = context.table = place(settings, placement)
+        prefill.table, prefill.dense_positions = place(settings, placement)
+        context.table = prefill.table
         if settings.is_local:
             prefill.places = prefill.table.positions[:, :, 0, 0].to(embeds.device)
         prefill.blocks = _blocks(context, prompt, prefill.layout, index)
@@ -117,6 +118,7 @@ def _enter(
         first=tuple(reductions),
         back=back,
         text_tokens=sum(one.count for one in prompt.texts),
+        features=features,
     )
     if settings.method.query_rows == "salient":
         _mark_salient(settings.method, prefill, prompt.texts, embeds)

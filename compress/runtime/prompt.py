@@ -18,11 +18,13 @@ from vlm.families import ModelAdapter, VisualInput
 class PlacedInput:
     """A visual input in its prompt: the batch's row and the columns (N,) int64 of its tokens.
 
-    sample: the number of the sample that it belongs to. encoded, index: where it was encoded.
+    following: the column of the token after it in its sample, None at the sample's end. sample: the
+    number of the sample that it belongs to. encoded, index: where it was encoded.
     """
 
     row: int
     columns: Tensor
+    following: int | None
     sample: int
     encoded: Encoded
     index: int
@@ -97,10 +99,11 @@ def find_inputs(
             one = one.joined([run for row in runs for run in row])
         for row, members in enumerate(one.by_row(totals)):
             columns = here[row].nonzero().flatten().split([one.inputs[i].count for i in members])
-            placed += [
-                PlacedInput(row, part, int(number_of[row, part[0]]), one, index)
-                for part, index in zip(columns, members, strict=True)
-            ]
+            for part, index in zip(columns, members, strict=True):
+                sample = int(number_of[row, part[0]])
+                after = (number_of[row, int(part[-1]) + 1 :] == sample).nonzero().flatten()
+                following = int(part[-1] + 1 + after[0]) if len(after) else None
+                placed.append(PlacedInput(row, part, following, sample, one, index))
     return sorted(placed, key=lambda item: (item.row, int(item.columns[0])))
 
 

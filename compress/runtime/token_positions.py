@@ -38,27 +38,33 @@ class Placement:
     begins: Tensor
 
 
-def place(settings: Settings, placement: Placement) -> PositionTable:
-    """The positions of the tokens that are left, and where the next text token stands."""
+def place(settings: Settings, placement: Placement) -> tuple[PositionTable, Tensor | None]:
+    """The positions of the tokens that are left, and where the next text token stands.
+
+    With it (B, S, 3) float64, where the dense tokens would stand; None if tokens are renumbered.
+    """
     layout, dense = placement.layout, placement.dense
     ends = dense.masked_fill(~placement.prompt.mask[..., None], 0).amax((1, 2)).ceil() + 1
     if settings.positions == "original":
         left = dense if placement.index is None else gather(dense, placement.index)
         if settings.slots is None:
-            return _table(settings, left[:, :, None], placement.start, ends)
+            return _table(settings, left[:, :, None], placement.start, ends), dense
         slotted = _slotted(settings.slots, placement, left)
-        return _table(settings, slotted, placement.start, ends)
+        return _table(settings, slotted, placement.start, ends), dense
     if settings.positions == "compact":
         numbers = placement.begins[:, None] + layout.index_in_sample()
         positions = numbers[..., None, None].expand(-1, -1, 1, 3)
         ends = numbers.masked_fill(~layout.mask, 0).amax(1) + 1
-        return _table(settings, positions, placement.start, ends)
+        return _table(settings, positions, placement.start, ends), None
     on_host = reductions_on_host(placement.reductions)
     plans = _plans(settings, placement, [reduction.by_anchor() for reduction in on_host])
     table = _scheme_table(plans, placement, ends)
+    planned = torch.zeros(dense.shape, dtype=dense.dtype)
+    for one, (row, columns) in zip(plans, placement.prompt.host.sample_columns, strict=True):
+        planned[row, columns] = one.dense_positions
     if settings.ordered:
-        return table
-    return replace(table, positions=_in_own_order(table.positions, layout, on_host))
+        return table, planned
+    return replace(table, positions=_in_own_order(table.positions, layout, on_host)), planned
 
 
 def _scheme_table(plans: Sequence[Plan], placement: Placement, ends: Tensor) -> PositionTable:

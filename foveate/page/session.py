@@ -173,7 +173,11 @@ class Session:
                         shown = frames if len(exported) == 1 else frames[index : index + 1]
                         rows.append(overlay(shown, kept.steps(index), name))
                     for index, one in enumerate(exported):
-                        tensors |= {f"{name}.{index}.{key}": x for key, x in one.items()}
+                        tensors |= {
+                            f"{name}.{index}.{key}": x
+                            for key, x in one.items()
+                            if isinstance(x, Tensor)
+                        }
         picture, file = folder / "kept.png", folder / "kept.safetensors"
         title = f"{question.media.name}, budget {question.budget:g}"
         sheet = stack(rows)
