@@ -52,7 +52,7 @@ page-test: $(TOOLS)/.ready  ## the page, in a headless browser where there is on
 	OMP_NUM_THREADS=1 $(TOOLS)/bin/python -m pytest -rs tests/foveate/test_page.py
 
 docs: $(TOOLS)/.ready  ## the documentation site, in out/site
-	$(TOOLS)/bin/python -m mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(TOOLS)/bin/python -m mkdocs build --strict --quiet
 
 dist: $(TOOLS)/.ready  ## source distribution and wheel, checked
 	rm -rf dist

@@ -69,7 +69,8 @@ def usage() -> str:
         "",
         *(f"  {name:10}{command.help:58}{command.twin}" for name, command in COMMANDS.items()),
         "",
-        "foveate COMMAND --help lists the options of a command; foveate --version, the version.",
+        "foveate COMMAND --help lists the options of a command; foveate --version, the version;",
+        "foveate completion bash, zsh or fish prints what completes them in a shell.",
     ]
     return "\n".join(lines)
 
@@ -87,6 +88,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if name in ("-V", "--version"):
         print(f"foveate {__version__}")
         return 0
+    if name == "completion":
+        from foveate import completion
+
+        prefer_own_rooms()
+        quiet()
+        return completion.main(rest, COMMANDS)
     if name not in COMMANDS:
         print(
             f"foveate: {name!r} is no command; expected one of {', '.join(COMMANDS)}",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -64,6 +65,27 @@ def test_version_and_mistakes(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == f"foveate {__version__}\n"
     assert main(["compres"]) == 2
     assert "'compres' is no command; expected one of ask" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="not installed: bash")
+def test_completion_of_commands_and_options(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["completion", "bash"]) == 0
+    script = capsys.readouterr().out
+
+    def completed(*words: str) -> list[str]:
+        asked = f"COMP_WORDS=({' '.join(words)}); COMP_CWORD={len(words) - 1}; _foveate"
+        code = f'{script}\n{asked}; echo "${{COMPREPLY[@]}}"'
+        return subprocess.run(["bash", "-c", code], capture_output=True, text=True).stdout.split()
+
+    assert completed("foveate", "me") == ["methods"]
+    assert completed("foveate", "ask", "--bu") == ["--budget"]
+    assert {"--model", "--method"} <= {*completed("foveate", "see", "--")}
+    assert completed("foveate", "see", "photo") == []
+    for shell in ("zsh", "fish"):
+        assert main(["completion", shell]) == 0
+        assert "budget" in capsys.readouterr().out
+    assert main(["completion", "csh"]) == 2
+    assert "shell is csh: expected one of bash" in capsys.readouterr().err
 
 
 def test_a_train_py_of_the_user_is_not_run(tmp_path: Path) -> None:
