@@ -16,7 +16,7 @@ from __future__ import annotations
 from importlib import import_module, metadata
 from typing import TYPE_CHECKING, Any
 
-from compress.errors import UnprobedWarning
+from compress.errors import StreamError, UnprobedWarning
 from compress.methods import Method, get_method, list_methods
 from compress.reduce import reduce
 from compress.report.cost import Cost, Report
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from compress.probing.measure import probe
     from compress.probing.verdict import Probe
     from compress.runtime.attach import Compression, CompressionError, compress
+    from compress.stream.watch import Watch, watch
     from compress.video.long_video import LongVideo, stream_video, video_prompt
 
 TRANSFORMERS = (5, 20)
@@ -41,6 +42,8 @@ _NEEDS_TRANSFORMERS = {
     "compress": "compress.runtime.attach",
     "probe": "compress.probing.measure",
     "stream_video": "compress.video.long_video",
+    "Watch": "compress.stream.watch",
+    "watch": "compress.stream.watch",
     "video_prompt": "compress.video.long_video",
 }
 
@@ -55,8 +58,10 @@ __all__ = [
     "Reduction",
     "Report",
     "Stream",
+    "StreamError",
     "UnprobedWarning",
     "VisualTokens",
+    "Watch",
     "compress",
     "get_method",
     "list_methods",
@@ -67,6 +72,7 @@ __all__ = [
     "save_export",
     "stream_video",
     "video_prompt",
+    "watch",
 ]
 
 

@@ -9,3 +9,7 @@ class CompressionError(ValueError):
 
 class UnprobedWarning(UserWarning):
     """Tokens are pruned in a language model of a kind that no probe has measured."""
+
+
+class StreamError(ValueError):
+    """A stream that cannot be watched as asked, or input that does not go on from the last."""

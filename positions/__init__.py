@@ -12,9 +12,11 @@ with PlannedRotary(model.model.language_model.rotary_emb).use(PositionTable.from
 from positions.channels import ChannelTable
 from positions.checks import check
 from positions.errors import PositionError
+from positions.held import Held, compact
 from positions.keys import move_cache, rerotate
 from positions.layout import Image, Scheme, Segment, Text, Video, Visual, layout_of
 from positions.plan import Plan, from_positions, plan
+from positions.policies import StreamPositions, stream_positions
 from positions.rotary import PlannedRotary
 from positions.schemes import V2PE, Compact, MRoPE, Randomised, Sequential
 from positions.slots import PPE
@@ -25,6 +27,7 @@ __all__ = [
     "V2PE",
     "ChannelTable",
     "Compact",
+    "Held",
     "Image",
     "MRoPE",
     "Plan",
@@ -35,13 +38,16 @@ __all__ = [
     "Scheme",
     "Segment",
     "Sequential",
+    "StreamPositions",
     "Text",
     "Video",
     "Visual",
     "check",
+    "compact",
     "from_positions",
     "layout_of",
     "move_cache",
     "plan",
     "rerotate",
+    "stream_positions",
 ]

@@ -13,6 +13,29 @@ Grid = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
+class FrameLayout:
+    """How the frames of a stream stand in a prompt, step by step.
+
+    kind: "image" or "video": the placeholder, and the encoding function of a step.
+    pictures: frames that make one step.
+    one_video: whether all steps are one video, whose tokens follow one another and whose time axis,
+        if the model has one, counts from its start. Otherwise each step is an input of its own,
+        which starts after all that came before it.
+    rate: positions a second on the time axis, None for one a step.
+    clears_time: whether text after a video starts after its last position on any axis, or after
+        height and width alone, as transformers >= 5.3 places it for Qwen2-VL.
+    stamped: whether text goes before and after each step (`ModelAdapter.frame_words`).
+    """
+
+    kind: str
+    pictures: int = 1
+    one_video: bool = True
+    rate: float | None = None
+    clears_time: bool = True
+    stamped: bool = False
+
+
+@dataclass(frozen=True)
 class View:
     """One plane of a visual input: the whole of it, or a crop.
 

@@ -70,26 +70,41 @@ def text_attention(
         (B, S) float32; and the rotated keys, (B, S, key heads * head_dim), before grouped heads
         are repeated.
     """
+    weight = adapter.layers[layer].self_attn.k_proj.weight
+    device = hidden_states.device if weight.is_meta else weight.device
+    rows = rows.to(device)
+    query, key = projections(adapter, layer, hidden_states, rotary, rows.queries)
+    keys = key if rows.past is None else torch.cat([rows.past.to(key.dtype), key], dim=2)
+    weights = _mean_attention(query, keys, rows)
+    return weights, key.transpose(1, 2).flatten(2)
+
+
+def projections(
+    adapter: ModelAdapter,
+    layer: int,
+    hidden_states: Tensor,
+    rotary: tuple[Tensor, Tensor],
+    queries: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Rotated and scaled queries (B, H, Q, d) of the columns `queries` (B, Q) int64, and rotated
+    keys (B, key heads, S, d) of all columns, as a decoder layer makes them of `hidden_states`."""
     block = adapter.layers[layer]
     attention = block.self_attn
     weight = attention.k_proj.weight  # on its own device, or without data where it is offloaded
     device = hidden_states.device if weight.is_meta else weight.device
-    rows = rows.to(device)
-    cos, sin = (part.to(device).expand(len(rows.queries), -1, -1) for part in rotary)
+    cos, sin = (part.to(device).expand(len(queries), -1, -1) for part in rotary)
     normed = block.input_layernorm(hidden_states.to(device))
     width = attention.head_dim
     key = attention.k_proj(normed).unflatten(-1, (-1, width))
     heads = key.shape[2] * attention.num_key_value_groups
     # Where the output of each head is gated, its gate comes after its query.
-    query = attention.q_proj(gather(normed, rows.queries)).unflatten(-1, (heads, -1))[..., :width]
+    query = attention.q_proj(gather(normed, queries)).unflatten(-1, (heads, -1))[..., :width]
     if hasattr(attention, "q_norm"):
         query, key = attention.q_norm(query), attention.k_norm(key)
-    own = (gather(cos, rows.queries), gather(sin, rows.queries))
+    own = (gather(cos, queries), gather(sin, queries))
     query = adapter.rotate(attention, query.transpose(1, 2), *own)
     key = adapter.rotate(attention, key.transpose(1, 2), cos, sin)
-    keys = key if rows.past is None else torch.cat([rows.past.to(key.dtype), key], dim=2)
-    weights = _mean_attention(query * attention.scaling, keys, rows)
-    return weights, key.transpose(1, 2).flatten(2)
+    return query * attention.scaling, key
 
 
 def _mean_attention(query: Tensor, keys: Tensor, rows: ScoringRows) -> Tensor:

@@ -17,7 +17,7 @@ from positions import Scheme
 from vlm import decoder
 from vlm.attention import AttentionReader
 from vlm.families.rotation import rotate_halves
-from vlm.inputs import Grid, VisualInput
+from vlm.inputs import FrameLayout, Grid, VisualInput
 
 
 class UnknownFamily(ValueError):  # noqa: N818 - read as a sentence in a traceback
@@ -243,7 +243,16 @@ class ModelAdapter(ABC):
         Under ZeRO-3 every process must run the same modules, also one whose batch has no images.
         """
 
-    # -- long videos -------------------------------------------------------------------
+    # -- long videos and streams -------------------------------------------------------
+
+    @property
+    def frame_layout(self) -> FrameLayout | None:
+        """How the frames of a stream stand in a prompt; None if the family takes no streams."""
+        return None
+
+    def frame_words(self, seconds: float) -> tuple[str, str]:
+        """The text before and after a step of a stream at a time, where the layout is `stamped`."""
+        return "", ""
 
     def frames_call(self, processor: Any, frames: np.ndarray) -> tuple[str, dict[str, Any]]:
         """How a piece of a long video is encoded: a kind, and arguments of `get_{kind}_features`.
@@ -253,7 +262,7 @@ class ModelAdapter(ABC):
 
         processor: the model's own. frames: (F, H, W, 3) uint8.
 
-        Raises NotImplementedError unless `videos_by_frame`.
+        Raises NotImplementedError unless `videos_by_frame`, or there is a `frame_layout`.
         """
         raise NotImplementedError(f"{self.name} does not encode videos frame by frame")
 

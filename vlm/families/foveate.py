@@ -17,7 +17,7 @@ from vlm.families.base import ModelAdapter, UnknownFamily, layer_of
 from vlm.families.expert_heads import ExpertsReader
 from vlm.families.resize import smaller_pictures
 from vlm.fusion import Block
-from vlm.inputs import View, VisualInput
+from vlm.inputs import FrameLayout, View, VisualInput
 from vlm.model.features import FoveateFeatures, blocks_of_images, blocks_of_videos, by_expert
 from vlm.model.positions import plan_batch
 
@@ -148,6 +148,17 @@ class FoveateAdapter(ModelAdapter):
         if kind == "image":
             return blocks_of_images(grids, pixels, media.get("image_tiles"))
         return blocks_of_videos(grids, pixels, media.get("video_frames"), media.get("video_times"))
+
+    @property
+    def frame_layout(self) -> FrameLayout | None:
+        """None with several experts, whose blocks of a video do not follow one another frame by
+        frame, with schemes other than M-RoPE's own, and without a placeholder for videos."""
+        (scheme, *others) = self.view_schemes()
+        rate = scheme.tokens_per_second if isinstance(scheme, MRoPE) else None
+        plain = scheme is None or scheme == MRoPE(tokens_per_second=rate)
+        if others or not plain or self.placeholder("video") < 0:
+            return None
+        return FrameLayout("video", rate=rate)
 
     def frames_call(self, processor: Any, frames: np.ndarray) -> tuple[str, dict[str, Any]]:
         call = processor(videos=[frames])

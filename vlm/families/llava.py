@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from vlm.families.base import UnknownFamily
 from vlm.families.clip import ClipHost
 from vlm.families.resize import smaller_pictures
-from vlm.inputs import VisualInput
+from vlm.inputs import FrameLayout, VisualInput
 
 
 class Llava(ClipHost):
@@ -73,6 +73,10 @@ class Llava(ClipHost):
         images, _, height, width = call["pixel_values"].shape
         patch = self.config.vision_config.patch_size
         return [VisualInput.plain((1, height // patch, width // patch))] * images
+
+    @property
+    def frame_layout(self) -> FrameLayout | None:
+        return FrameLayout("image", one_video=False) if self.videos_by_frame else None
 
     def frames_call(self, processor: Any, frames: np.ndarray) -> tuple[str, dict[str, Any]]:
         return "image", dict(processor.image_processor(images=list(frames), return_tensors="pt"))

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from vlm.attention import AttentionReader, FusedReader
 from vlm.families.base import ModelAdapter
-from vlm.inputs import VisualInput
+from vlm.inputs import FrameLayout, VisualInput
 
 
 class Qwen2VL(ModelAdapter):
@@ -78,3 +79,19 @@ class Qwen2VL(ModelAdapter):
         name = "pixel_values" if kind == "image" else "pixel_values_videos"
         grid = torch.tensor([[1, side, side]])
         return {name: torch.zeros(self.group, width), f"{kind}_grid_thw": grid}
+
+    @property
+    def frame_layout(self) -> FrameLayout | None:
+        if "video" not in self.kinds:
+            return None
+        vision = self.config.vision_config
+        rate = getattr(vision, "tokens_per_second", None)
+        return FrameLayout("video", vision.temporal_patch_size, rate=rate, clears_time=False)
+
+    def frames_call(self, processor: Any, frames: np.ndarray) -> tuple[str, dict[str, Any]]:
+        call = processor.video_processor(
+            videos=[torch.from_numpy(frames).permute(0, 3, 1, 2)],
+            do_sample_frames=False,
+            return_tensors="pt",
+        )
+        return "video", {name: call[name] for name in ("pixel_values_videos", "video_grid_thw")}

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from vlm.families.qwen2_vl import Qwen2VL
+from vlm.families.qwen3_vl import Qwen3VL
 
 
-class Qwen3_5(Qwen2VL):  # noqa: N801 - as the model is called
+class Qwen3_5(Qwen3VL):  # noqa: N801 - as the model is called
     """`Qwen3_5ForConditionalGeneration` and its mixture of experts.
 
     A linear layer carries a state from token to token, which decays once a token that is left.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from vlm.families.qwen2_vl import Qwen2VL
+from vlm.inputs import FrameLayout
 
 
 class Qwen3VL(Qwen2VL):
@@ -14,3 +15,11 @@ class Qwen3VL(Qwen2VL):
 
     name = "qwen3_vl"
     model_types = frozenset({"qwen3_vl", "qwen3_vl_moe"})
+
+    @property
+    def frame_layout(self) -> FrameLayout | None:
+        pictures = self.config.vision_config.temporal_patch_size
+        return FrameLayout("video", pictures, one_video=False, stamped=True)
+
+    def frame_words(self, seconds: float) -> tuple[str, str]:
+        return f"<{seconds:.1f} seconds><|vision_start|>", "<|vision_end|>"

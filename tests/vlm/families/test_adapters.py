@@ -75,7 +75,13 @@ def test_only_two_families_encode_videos_by_frame() -> None:
     able = [case.name for case in CASES if adapter_of(case.model()).videos_by_frame]
     assert able == ["llava", "foveate"]
     with pytest.raises(NotImplementedError, match="frame by frame"):
-        adapter_of(BY_NAME["qwen2_vl"].model()).frames_call(None, torch.zeros(1).numpy())
+        adapter_of(BY_NAME["gemma3"].model()).frames_call(None, torch.zeros(1).numpy())
+
+
+def test_families_that_take_streams() -> None:
+    able = [case.name for case in CASES if adapter_of(case.model()).frame_layout is not None]
+    qwen = ["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe"]
+    assert set(able) == {"llava", *qwen}  # and Foveate's own model with one expert
 
 
 @torch.no_grad()
