@@ -1,4 +1,4 @@
-"""`python -m vlm ask --image photo.jpg "What colour is the cup?" --budget 64`."""
+"""`python -m vlm ask --image photo.jpg "What colour is the cup?" --budget 64`, and `prepare`."""
 
 from __future__ import annotations
 
@@ -112,6 +112,21 @@ def takes_video(model: Any) -> bool:
     return getattr(model.config, "video_token_id", None) is not None
 
 
+def prepare(what: str) -> int:
+    """Fetch the parts of the small judge, or the pictures of collages; returns the exit status."""
+    from vlm.embedded import collage, small
+
+    try:
+        if what == "small":
+            print(f"the parts are in {small.prepare()}")
+        else:
+            print(f"the pictures are in {collage.prepare(small.CACHE / 'collage')}")
+    except (small.PartsError, collage.PicturesError, OSError) as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
 def main(argv: Sequence[str] | None = None, prog: str = "python -m vlm") -> int:
     """The command line; returns the exit status."""
     parser = argparse.ArgumentParser(prog=prog, description="Ask a model about media.")
@@ -135,7 +150,11 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m vlm") -> int:
         "tokens (a count; 8192 by default)",
     )
     ask.add_argument("--fps", type=float, default=1.0, help="frames a second, with --stream")
+    made = commands.add_parser("prepare", help="fetch and convert what is not in the package")
+    made.add_argument("what", choices=("small", "collage"), help="the judge's parts, or pictures")
     args = parser.parse_args(argv)
+    if args.command == "prepare":
+        return prepare(args.what)
     # The command line may import `compress`; the library `vlm` does not.
     from compress import compress
     from compress.defaults import METHOD, STREAM_BUDGET

@@ -23,7 +23,8 @@ def load(
 
     Args:
         name: "mini" for the embedded model, "mini-1d" for its sibling with positions on one axis (a
-            stock LLaVA), a folder of a checkpoint, or a hub model's name.
+            stock LLaVA), "small" for the judge of pretrained parts (once `python -m vlm prepare
+            small` has fetched them), a folder of a checkpoint, or a hub model's name.
         dtype: of the weights.
         device: the device of the model.
         trust_remote_code: run code from the checkpoint; off by default.
@@ -37,6 +38,7 @@ def load(
         CheckpointError: (a ValueError) a hub name cannot be loaded; weights are not in safetensors,
             are missing, unexpected or of other shapes; code is not trusted; or the processor is
             missing or broken.
+        PartsError: (a ValueError) the parts of "small" are not prepared.
     """
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
@@ -44,6 +46,12 @@ def load(
     from vlm.model import CheckpointError, FoveateForConditionalGeneration
     from vlm.model.loading import UNREADABLE, load_strictly, model_type
 
+    model: Any
+    if name == "small":
+        from vlm.embedded import small
+
+        model, processor = small.load()
+        return model.to(dtype).to(device).eval(), processor
     if name in EMBEDDED:
         path = str(resources.files("vlm.embedded") / "checkpoints" / str(name))
     else:
@@ -56,7 +64,7 @@ def load(
     code = {"trust_remote_code": trust_remote_code}
     options = {"dtype": dtype, "strict": strict, **code}
     if model_type(path) == "foveate":
-        model: Any = FoveateForConditionalGeneration.from_pretrained(path, **options)
+        model = FoveateForConditionalGeneration.from_pretrained(path, **options)
     else:
         make = AutoModelForImageTextToText.from_pretrained
         model = load_strictly(make, path, (), options, ours=False)

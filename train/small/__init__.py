@@ -1,0 +1,10 @@
+"""Training of the small judge: pretrained parts joined, from collages of `vlm.embedded.collage`.
+
+Three stages, each resumed where it was stopped (`python -m train.small --output out/small`):
+
+1. `features`: the frozen encoder sees every picture once; its features lie on disk.
+2. `align`: the projector alone learns to turn the features of each patch into the input embeddings
+   of what the patch shows. No language model runs, so this takes minutes.
+3. `learn`: language model and projector learn to answer, from 2 x 2 averages of the visual tokens.
+   All questions about a picture stand behind it in one row and do not see each other.
+"""
