@@ -40,8 +40,21 @@ def _rows(results: Sequence[Result], column: str | None) -> list[list[str]]:
     """The head and the rows. Empty columns are left out."""
     kinds = sorted({k for r in results for k in r.by.get(column or "", {})})
     extra = list(dict.fromkeys(name for r in results for name in r.extra))
-    head = ["", "tokens", "entering", "accuracy", "95% interval", "of dense", "+/-", "p", "p Holm"]
-    head += [*extra, *kinds, "s each", "GMAC", "KV MiB", "peak MiB", "unread", "failed"]
+    head = ["", "tokens", "entering", "accuracy", "95% interval", "of dense", "+/-"]
+    head += [
+        "flips",
+        "p",
+        "p Holm",
+        "hard",
+        *extra,
+        *kinds,
+        "s each",
+        "GMAC",
+        "KV MiB",
+        "peak MiB",
+        "unread",
+        "failed",
+    ]
     rows = [[r.title, *_cells(r, column or "", kinds, extra)] for r in results]
     used = [i for i in range(len(head)) if i == 0 or any(row[i] for row in rows)]
     return [[row[i] for i in used] for row in (head, *rows)]
@@ -61,8 +74,10 @@ def _cells(result: Result, column: str, kinds: Sequence[str], extra: Sequence[st
         "" if accuracy is None else f"{accuracy.low:.1%} .. {accuracy.high:.1%}",
         "" if result.share is None else f"{result.share:.1%}",
         "" if against is None else f"+{against.gained} -{against.lost}",
+        "" if result.flips is None else f"{result.flips:.1%}",
         "" if against is None else f"{against.p:.2g}",
         "" if result.adjusted is None else f"{result.adjusted:.2g}",
+        "" if result.hard is None else f"{result.hard.mean:.1%} of {result.hard.count}",
         *(_plain(result.extra[name]) if name in result.extra else "" for name in extra),
         *(f"{by[kind].mean:.1%}" if kind in by else "" for kind in kinds),
         figure("seconds", ".3f"),

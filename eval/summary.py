@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from statistics import fmean, median
 from typing import Any
 
+from compress import get_method
 from eval.arms import Arm
 from eval.samples import Benchmark, Sample, Score, Scored, Unit
 from eval.statistics import Interval, Paired, holm, interval, paired
@@ -29,6 +30,9 @@ class Result:
         unread: the number of answers from which nothing was read. They count as wrong.
         line: the name of the curve that this configuration is a point of.
         adjusted: the p of `against` after Holm, for the number of compared configurations.
+        hard: accuracy on the questions that down-sampled images of the same budget get wrong and
+            dense gets right (the filter of VTC-Bench, arXiv 2510.07143, section 4). None where no
+            configuration down-samples at this budget.
     """
 
     title: str
@@ -42,6 +46,14 @@ class Result:
     unread: int = 0
     line: str = "dense"
     adjusted: float | None = None
+    hard: Interval | None = None
+
+    @property
+    def flips(self) -> float | None:
+        """The share of questions whose score differs from that of dense, up or down."""
+        if self.against is None or self.accuracy is None:
+            return None
+        return (self.against.gained + self.against.lost) / self.accuracy.count
 
 
 def score_all(
@@ -73,6 +85,7 @@ def summarise(
     scored = {arm: score_all(benchmark, samples, records[arm]) for arm in arms}
     units = {arm: benchmark.units(scored[arm]) for arm in arms}
     dense = next((units[arm] for arm in arms if arm.method is None), None)
+    coarse = {arm.budget: units[arm] for arm in arms if _downsamples(arm)}
     results = []
     for arm in arms:
         own = units[arm]
@@ -91,6 +104,9 @@ def summarise(
                 {s.sample.key: s.error for s in scored[arm] if s.error},
                 sum(s.score.read is None for s in scored[arm] if not s.error),
                 arm.line,
+                hard=_hard(dense, coarse.get(arm.budget), own, seed)
+                if arm.method is not None and not _downsamples(arm)
+                else None,
             )
         )
     _fill_dense(results)
@@ -120,6 +136,22 @@ def _compare(
     a, b = [dense_values[u.key] for u in both], [u.value for u in both]
     share = fmean(b) / fmean(a) if any(a) else None
     return share, paired(a, b, [u.cluster for u in both], seed=seed)
+
+
+def _downsamples(arm: Arm) -> bool:
+    return arm.method is not None and get_method(arm.method).resizes_input
+
+
+def _hard(
+    dense: Sequence[Unit] | None, coarse: Sequence[Unit] | None, own: Sequence[Unit], seed: int
+) -> Interval | None:
+    """The accuracy of `own` on the units on which `coarse` is worse than `dense`."""
+    if dense is None or coarse is None:
+        return None
+    values = {unit.key: unit.value for unit in coarse}
+    hard = {unit.key for unit in dense if unit.value > values.get(unit.key, unit.value)}
+    units = [unit for unit in own if unit.key in hard]
+    return _interval(units, seed) if units else None
 
 
 def _interval(units: Sequence[Unit], seed: int) -> Interval:

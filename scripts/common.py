@@ -112,7 +112,8 @@ def result_of(row: dict[str, Any]) -> Result:
     }
     accuracy = Interval(**row["accuracy"]) if row["accuracy"] else None
     beside = Paired(**row["against"]) if row["against"] else None
-    return Result(**{**row, "accuracy": accuracy, "against": beside, "by": by})
+    hard = Interval(**row["hard"]) if row.get("hard") else None
+    return Result(**{**row, "accuracy": accuracy, "against": beside, "by": by, "hard": hard})
 
 
 def add_folders(parser: argparse.ArgumentParser, work: str) -> None:
