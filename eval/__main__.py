@@ -28,7 +28,7 @@ import torch
 
 import vlm
 from compress.parse import SCHEDULES, parse_budget, parse_method, split_list
-from eval.answerers import Answerer, ModelAnswerer
+from eval.answerers import DTYPES, Answerer, ModelAnswerer
 from eval.arms import DENSE, Arm
 from eval.benchmarks import BENCHMARKS
 from eval.benchmarks.embedded import write
@@ -39,7 +39,6 @@ from eval.runner import Shard, arms_in, complete, open_run, run
 from eval.samples import Benchmark, DataError, Problem, first
 from vlm.embedded.scenes import SPLITS
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 SHOWN = 10  # bad rows that are printed
 
 

@@ -24,6 +24,8 @@ from vlm.fingerprint import fingerprint
 from vlm.media import Video
 from vlm.model import FoveateProcessor
 
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
 
 @dataclass(frozen=True)
 class Question:

@@ -25,7 +25,11 @@ MOST_ERRORS = 50  # shown on the page for one configuration
 def table(results: Sequence[Result], *, column: str | None = "category") -> str:
     """Results as aligned text, with a row for each configuration and a column for each value of
     `column`."""
-    rows = _rows(results, column)
+    return aligned(_rows(results, column))
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> str:
+    """Rows as text, the first column to the left and the others to the right."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return "\n".join(
         "  ".join(

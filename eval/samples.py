@@ -173,6 +173,19 @@ class Benchmark:
         """Further figures by name."""
         return {}
 
+    def sums(self, scored: Sequence[Scored]) -> dict[str, dict[str, float]]:
+        """Cluster -> name -> sum: all that `published` needs, added up over dependent questions."""
+        found: dict[str, dict[str, float]] = {}
+        for unit in self.units(scored):
+            row = found.setdefault(unit.cluster, {"right": 0.0, "asked": 0.0})
+            row["right"] += unit.value
+            row["asked"] += 1
+        return found
+
+    def published(self, sums: Mapping[str, Any]) -> Any:
+        """The figure that papers report, from sums over clusters: numbers, or arrays of draws."""
+        return 100 * sums["right"] / sums["asked"]
+
     def chance(self, samples: Sequence[Sample]) -> float | None:
         """The best accuracy without seeing the media, or None if it is not known."""
         return None

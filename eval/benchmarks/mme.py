@@ -10,10 +10,10 @@ cognition of 4.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from eval.extract import yes_no
 from eval.files import folder
@@ -75,6 +75,28 @@ class MME(Benchmark):
             if all(task in tasks for task in wanted):
                 sums[name] = sum(tasks[task] for task in wanted)
         return sums | tasks
+
+    def sums(self, scored: Sequence[Scored]) -> dict[str, dict[str, float]]:
+        """By task: pictures, right answers, and pictures with both answers right."""
+        pairs: dict[str, list[Scored]] = defaultdict(list)
+        for s in scored:
+            if s.score.value is not None and not s.error:
+                pairs[s.sample.cluster].append(s)
+        found = {}
+        for picture, pair in pairs.items():
+            task, values = pair[0].sample.groups["task"], [s.score.value or 0.0 for s in pair]
+            if len(pair) == 2:
+                names = (f"{task} pictures", f"{task} right", f"{task} both")
+                found[picture] = dict(zip(names, (1.0, sum(values), min(values)), strict=True))
+        return found
+
+    def published(self, sums: Mapping[str, Any]) -> Any:
+        """The sum of the scores of all tasks that were asked: perception and cognition."""
+        tasks = [name.removesuffix(" pictures") for name in sums if name.endswith(" pictures")]
+        return sum(
+            100 * (sums[f"{t} right"] / 2 + sums[f"{t} both"]) / sums[f"{t} pictures"]
+            for t in tasks
+        )
 
 
 def _texts(task: Path) -> Iterator[Path]:

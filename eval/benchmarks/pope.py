@@ -6,7 +6,7 @@ a folder with several. Pictures are in `media`, by name.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -72,3 +72,20 @@ class POPE(Benchmark):
             "F1": 2 * hits / (said + true) if said + true else 0.0,
         }
         return figures | ({"yes ratio": said / len(pairs)} if pairs else {})
+
+    def sums(self, scored: Sequence[Scored]) -> dict[str, dict[str, float]]:
+        """Right, given and true answers "yes" of each picture."""
+        found: dict[str, dict[str, float]] = {}
+        for s in scored:
+            if s.error:
+                continue
+            row = found.setdefault(s.sample.cluster, dict.fromkeys(("hits", "said", "true"), 0.0))
+            true, said = s.sample.answer == "yes", s.score.read == "yes"
+            row["hits"] += true and said
+            row["said"] += said
+            row["true"] += true
+        return found
+
+    def published(self, sums: Mapping[str, Any]) -> Any:
+        """F1 of "yes", in percent."""
+        return 200 * sums["hits"] / (sums["said"] + sums["true"])
