@@ -12,6 +12,7 @@ from foveate.page.media import Media, data_uri
 from foveate.page.session import Answer
 
 PARTS = ("vision", "reduce", "plan", "prefill")
+_SHORT = 24  # characters of an answer that are shown in large type
 
 
 def error(text: str) -> str:
@@ -54,7 +55,8 @@ def _card(answer: Answer) -> str:
         said = error(answer.error)
     elif answer.done or answer.text:
         words = html.escape(answer.text.strip()) or "<i>no words</i>"
-        said = f'<div class="fv-answer">{words}{"" if answer.done else "<u></u>"}</div>'
+        kind = "fv-answer fv-long" if len(words) > _SHORT else "fv-answer"
+        said = f'<div class="{kind}">{words}{"" if answer.done else "<u></u>"}</div>'
     else:
         said = '<div class="fv-answer fv-waits">waiting</div>'
     if answer.method is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import tempfile
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -16,7 +17,7 @@ from compress import list_methods
 from compress.parse import split_list
 from foveate.page import cards
 from foveate.page.media import Example, Media, examples, read
-from foveate.page.session import MOST_METHODS, Question, Session, code, sentence
+from foveate.page.session import MOST_METHODS, SCHEDULES, Question, Session, code, sentence
 
 HERE = Path(__file__).parent
 METHODS = ("duet", "foveate", "divprune")
@@ -26,8 +27,47 @@ HEAD = (
     '<div class="fv-head"><h1><i></i>Foveate</h1><p>What does a vision-language model still see '
     "with a third of its visual tokens?</p><p>model <code>{}</code></p></div>"
 )
+SCHEDULE_CHOICES = [
+    ("the method's own", SCHEDULES[0]),
+    ("as published", SCHEDULES[1]),
+    ("by this model's probe", SCHEDULES[2]),
+]
 # The errors that a question can end with; anything else is a defect and is shown by Gradio.
 EXPECTED = (ValueError, TypeError, OSError, RuntimeError)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the controls are set to.
+
+    source: the key of an example, or the path of an uploaded file. unit: SHARE or COUNT.
+    """
+
+    source: dict[str, str]
+    text: str
+    methods: list[str]
+    unit: str
+    budget: float
+    positions: str
+    schedule: str
+
+    def question(self, media: Media) -> Question:
+        """The question that they ask about a picture or video."""
+        amount = int(self.budget) if self.unit == COUNT else self.budget / 100
+        methods = tuple(self.methods)
+        return Question(media, self.text, methods, amount, self.positions, self.schedule)
+
+    def link(self) -> str:
+        """The query of an address that opens the page with these settings."""
+        given = {
+            "question": self.text,
+            "methods": ",".join(self.methods),
+            "unit": "tokens" if self.unit == COUNT else "share",
+            "budget": f"{self.budget:.0f}",
+            "positions": self.positions,
+            "schedule": self.schedule,
+        }
+        return urlencode(given | {k: v for k, v in self.source.items() if k == "example"})
 
 
 class Page:
@@ -94,6 +134,12 @@ class Page:
             allow_custom_value=True,
             elem_id="positions",
         )
+        self.schedule = gr.Dropdown(
+            SCHEDULE_CHOICES,
+            value=SCHEDULES[0],
+            label="Pruning schedule",
+            elem_id="schedule",
+        )
         self.ask = gr.Button("Ask", variant="primary", elem_id="ask")
 
     def _answers(self) -> None:
@@ -106,14 +152,8 @@ class Page:
                 self.tensors = gr.DownloadButton("Tensors", interactive=False, elem_id="tensors")
 
     def _wire(self) -> None:
-        given = [
-            self.source,
-            self.question,
-            self.methods,
-            self.unit,
-            self.budget,
-            self.positions,
-        ]
+        controls = [self.methods, self.unit, self.budget, self.positions, self.schedule]
+        given = [self.source, self.question, *controls]
         made = [self.results, self.code, self.link, self.picture, self.tensors]
         run: dict[str, Any] = {
             "fn": self.answer,
@@ -139,15 +179,7 @@ class Page:
         self.unit.input(
             self.change_unit, [self.unit, self.budget, self.source], self.budget, queue=False
         )
-        opened = [
-            self.source,
-            self.preview,
-            self.question,
-            self.methods,
-            self.unit,
-            self.budget,
-            self.positions,
-        ]
+        opened = [self.source, self.preview, self.question, *controls]
         self.blocks.load(self.open, outputs=opened, show_progress="hidden").then(**run)
 
     # ------------------------------------------------------------ what the parts do
@@ -178,27 +210,17 @@ class Page:
             return gr.Slider(1, dense, value=min(value, dense), step=1)
         return gr.Slider(1, 100, value=min(100, max(1, round(100 * budget / dense))), step=1)
 
-    def answer(
-        self,
-        source: dict[str, str],
-        text: str,
-        methods: list[str],
-        unit: str,
-        budget: float,
-        positions: str,
-    ) -> Iterator[tuple[Any, ...]]:
-        """The results as they come; then code, link and downloads."""
-        nothing = gr.skip()
+    def answer(self, *given: Any) -> Iterator[tuple[Any, ...]]:
+        """The results as they come; then code, link and downloads. given: the `Settings`."""
+        nothing, settings = gr.skip(), Settings(*given)
         try:
-            media = self._media(source)
-            amount = int(budget) if unit == COUNT else budget / 100
-            question = Question(media, text, tuple(methods), amount, positions)
+            question = settings.question(self._media(settings.source))
             for answers, saliency in self.session.ask(question):
-                yield cards.results(media, answers, saliency), nothing, nothing, nothing, nothing
+                shown = cards.results(question.media, answers, saliency)
+                yield shown, nothing, nothing, nothing, nothing
             prompt, _ = self.session.prompt(question)
             lines = code(question, self.session.name, prompt)
-            link = self._link(source, text, methods, unit, budget, positions)
-            yield nothing, lines, link, nothing, nothing
+            yield nothing, lines, self._link(settings), nothing, nothing
             if any(answer.error for answer in answers):
                 return
             folder = Path(tempfile.mkdtemp(dir=self.folder))
@@ -231,29 +253,13 @@ class Page:
             unit,
             gr.Slider(1, most, value=min(max(1, value), most), step=1),
             asked.get("positions", POSITIONS[0])[:40],
+            schedule if (schedule := asked.get("schedule")) in SCHEDULES else SCHEDULES[0],
         )
 
-    def _link(
-        self,
-        source: dict[str, str],
-        text: str,
-        methods: list[str],
-        unit: str,
-        budget: float,
-        positions: str,
-    ) -> str:
-        settings = {
-            "question": text,
-            "methods": ",".join(methods),
-            "unit": "tokens" if unit == COUNT else "share",
-            "budget": f"{budget:.0f}",
-            "positions": positions,
-        }
-        if "example" in source:
-            settings["example"] = source["example"]
-        own = "" if "example" in source else " (the uploaded file is not part of it)"
+    def _link(self, settings: Settings) -> str:
+        own = "" if "example" in settings.source else " (the uploaded file is not part of it)"
         return (
-            f'<p class="fv-link"><a href="?{html.escape(urlencode(settings), quote=True)}">'
+            f'<p class="fv-link"><a href="?{html.escape(settings.link(), quote=True)}">'
             f"Link to these settings</a>{own}</p>"
         )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from queue import Queue
 from typing import Any, ClassVar
@@ -16,8 +16,8 @@ from transformers import StoppingCriteria, StoppingCriteriaList, TextStreamer
 
 from compress import Compression, Report, compress, ops
 from compress.measure import measure
-from compress.methods import Method
-from compress.parse import parse_method, parse_positions
+from compress.methods import METHODS, Method, get_method
+from compress.parse import parse_positions
 from compress.report.overlay import legend, overlay, stack
 from compress.tokens import Reduction, VisualTokens
 from foveate.page.media import Media
@@ -26,18 +26,35 @@ from vlm.families import adapter_of
 
 MOST_METHODS = 4
 NEW_TOKENS = 48
+SCHEDULES = ("default", "published", "probed")
 _END = object()
 
 
 @dataclass(frozen=True)
 class Question:
-    """What is asked of the page. budget: tokens (int) or a share (float)."""
+    """What is asked of the page.
+
+    methods: names. budget: tokens (int) or a share (float). schedule: one of SCHEDULES; "published"
+        is that of a method's released code, where it differs from the default.
+    """
 
     media: Media
     text: str
     methods: tuple[str, ...]
     budget: int | float
     positions: str = "original"
+    schedule: str = "default"
+
+    def method(self, name: str) -> Method:
+        """A method of the question. Raises ValueError for an unknown name."""
+        if self.schedule == "published" and has_variants(name):
+            return METHODS[name](variant="released")  # type: ignore[call-arg]
+        return get_method(name)
+
+    def options(self) -> dict[str, Any]:
+        """What `compress` takes beside a method and the budget."""
+        schedule = "probed" if self.schedule == "probed" else None
+        return {"positions": parse_positions(self.positions), "schedule": schedule}
 
 
 @dataclass
@@ -131,8 +148,11 @@ class Session:
             )
         if not question.text.strip():
             raise ValueError("there is no question: write one")
-        positions = parse_positions(question.positions)
-        methods = [(name, parse_method(name)) for name in question.methods]
+        if question.schedule not in SCHEDULES:
+            expected = ", ".join(SCHEDULES)
+            raise ValueError(f"schedule is {question.schedule!r}: expected one of {expected}")
+        options = question.options() | {"budget": question.budget}
+        methods = [question.method(name) for name in question.methods]
         with self._lock:
             _, inputs = self.prompt(question)
             answers = [Answer(None), *(Answer(name) for name in question.methods)]
@@ -141,8 +161,7 @@ class Session:
                 answers[0].text += words
                 yield answers, saliency
             answers[0].done = True
-            for answer, (_, method) in zip(answers[1:], methods, strict=True):
-                options: dict[str, Any] = {"budget": question.budget, "positions": positions}
+            for answer, method in zip(answers[1:], methods, strict=True):
                 try:
                     with compress(self.model, method, **options) as attached:
                         for words in self._words(inputs):
@@ -164,8 +183,8 @@ class Session:
         with self._lock:
             _, inputs = self.prompt(question)
             for name in question.methods:
-                options: dict[str, Any] = {"positions": parse_positions(question.positions)}
-                with compress(self.model, parse_method(name), question.budget, **options) as kept:
+                method, options = question.method(name), question.options()
+                with compress(self.model, method, question.budget, **options) as kept:
                     self.model.generate(**inputs, max_new_tokens=1, do_sample=False)
                     exported = kept.export()
                     frames = list(question.media.frames)
@@ -254,18 +273,31 @@ def sentence(error: BaseException) -> str:
     return text[:1].upper() + text[1:] + ("" if text.endswith((".", "!", "?")) else ".")
 
 
+def has_variants(name: str) -> bool:
+    """Whether a method has its published form beside its own."""
+    return (
+        "variant" in {field.name for field in fields(METHODS[name])} if name in METHODS else False
+    )
+
+
 def code(question: Question, model: str, text: str) -> str:
     """Lines of Python that give the first method's answer again."""
     given = {"image": "images=vlm.read_image", "video": "videos=vlm.read_video"}
     file = "photo.jpg" if question.media.kind == "image" else "clip.mp4"
-    method = parse_method(question.methods[0])
-    method = repr(method) if isinstance(method, str) else f"parse_method({question.methods[0]!r})"
+    name = question.methods[0]
+    method, imports = repr(name), ["import vlm", "from compress import compress"]
+    if question.schedule == "published" and has_variants(name):
+        method = f'{METHODS[name].__name__}(variant="released")'
+        imports.append(f"from compress.methods import {METHODS[name].__name__}")
+    options = f"positions={question.positions!r}"
+    if question.schedule == "probed":
+        options += ', schedule="probed"'
     budget = f"{question.budget:.4g}" if isinstance(question.budget, float) else question.budget
     lines = [
         f"model, processor = vlm.load({model!r})",
         f'inputs = processor(text={text!r}, {given[question.media.kind]}("{file}"), '
         'return_tensors="pt")',
-        f"with compress(model, {method}, {budget}, positions={question.positions!r}) as c:",
+        f"with compress(model, {method}, {budget}, {options}) as c:",
         "    print(processor.batch_decode(model.generate(**inputs, do_sample=False)), c.report())",
     ]
-    return "\n".join(["import vlm", "from compress import compress", "", *lines])
+    return "\n".join([*imports, "", *lines])

@@ -20,9 +20,11 @@ import pytest
 from PIL import Image
 
 import vlm
+from compress import get_method
 from foveate.page import cards, media
 from foveate.page.__main__ import main
-from foveate.page.session import Answer, Question, Session, code, sentence
+from foveate.page.session import SCHEDULES, Answer, Question, Session, code, sentence
+from tests.vlm.clips import write_sound
 
 ROOT = Path(__file__).parents[2]
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
@@ -78,6 +80,23 @@ def test_a_method_that_fails_leaves_the_others(
     assert 'role="alert"' in cards.results(example.media, answers, [])
 
 
+def test_schedules(session: Session, examples: dict[str, media.Example]) -> None:
+    """Own and probed keep tokens in other layers; the published one of DUET drops all of them."""
+    example = examples["scene-515"]
+    layers = {}
+    for schedule in SCHEDULES:
+        question = Question(example.media, example.question, ("duet",), 1 / 3, schedule=schedule)
+        *_, (answers, _) = session.ask(question)
+        assert not answers[1].error
+        layers[schedule] = answers[1].report.reduced.layers  # type: ignore[union-attr]
+    assert layers["published"][-1] == 0 < layers["default"][-1]
+    assert layers["probed"] != layers["default"]
+    question = Question(example.media, "?", ("divprune",), 1 / 3, schedule="published")
+    assert question.method("divprune") == get_method("divprune")  # which has one form alone
+    with pytest.raises(ValueError, match="schedule is 'mine': expected one of default"):
+        next(session.ask(Question(example.media, "?", ("duet",), 1 / 3, schedule="mine")))
+
+
 def test_an_answer_that_nobody_reads_on_is_ended(
     session: Session, examples: dict[str, media.Example]
 ) -> None:
@@ -90,7 +109,9 @@ def test_an_answer_that_nobody_reads_on_is_ended(
     assert again[1].done
 
 
+@pytest.mark.parametrize("schedule", SCHEDULES)
 def test_the_python_that_is_shown_runs(
+    schedule: str,
     session: Session,
     examples: dict[str, media.Example],
     tmp_path: Path,
@@ -98,7 +119,7 @@ def test_the_python_that_is_shown_runs(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     example = examples["scene-515"]
-    question = Question(example.media, example.question, ("duet",), 1 / 3)
+    question = Question(example.media, example.question, ("duet",), 1 / 3, schedule=schedule)
     lines = code(question, "mini", session.prompt(question)[0])
     example.media.frames[0].save(tmp_path / "photo.jpg")
     monkeypatch.chdir(tmp_path)
@@ -225,13 +246,17 @@ def test_slide_ask_click_and_read(browser: Any, address: str) -> None:
 def test_upload_and_broken_files(browser: Any, address: str, tmp_path: Path) -> None:
     page = opened(browser, address)
     (tmp_path / "text.jpg").write_text("no picture")
-    page.locator("#upload input[type=file]").set_input_files(tmp_path / "text.jpg")
-    page.wait_for_selector(".fv-error")
-    assert "not an image" in page.locator(".fv-error").inner_text()
+    Image.new("1", (20_000, 10_000)).save(tmp_path / "bomb.png")
+    write_sound(tmp_path / "sound.mp4")
+    for name in ("text.jpg", "bomb.png", "sound.mp4"):
+        page.locator("#upload input[type=file]").set_input_files(tmp_path / name)
+        page.wait_for_selector(f".fv-error:has-text('{name}')")
+        said = page.locator(".fv-error").inner_text()
+        assert said.endswith(".") and "\n" not in said and "Traceback" not in said
+        page.reload()
+        page.wait_for_selector(".fv-costs tbody tr:nth-child(4)")
     noise = np.random.default_rng(0).integers(0, 255, (120, 160, 3), dtype=np.uint8)
     Image.fromarray(noise).save(tmp_path / "photo.png")
-    page.reload()
-    page.wait_for_selector(".fv-costs tbody tr:nth-child(4)")
     page.locator("#upload input[type=file]").set_input_files(tmp_path / "photo.png")
     page.wait_for_selector(".fv-welcome")
     page.locator("#ask").click()
@@ -244,7 +269,8 @@ def test_upload_and_broken_files(browser: Any, address: str, tmp_path: Path) -> 
 def test_two_users_at_once_and_a_link(browser: Any, address: str) -> None:
     first = opened(browser, address, 390)
     assert first.evaluate("document.documentElement.scrollWidth") <= 390
-    link = f"{address}/?example=scene-507&question=What+does+the+sign+say%3F&methods=pool&budget=60"
+    link = f"{address}/?example=scene-507&question=What+does+the+sign+say%3F&methods=duet&budget=60"
+    link += "&schedule=published"
     second = browser.new_context().new_page()
     second.set_default_timeout(WAIT)
     second.goto(link)
@@ -252,6 +278,12 @@ def test_two_users_at_once_and_a_link(browser: Any, address: str) -> None:
     second.wait_for_selector(".fv-costs tbody tr:nth-child(2)")
     assert second.locator(".fv-card").count() == 2
     assert second.locator(".fv-card[data-key=dense] .fv-answer").inner_text() == "TM"
+    last = second.locator(".fv-card[data-key=duet] .fv-strip button").last
+    assert last.get_attribute("title") == "decoder layer 3: 0 tokens"
+    zero = second.context.new_page()
+    zero.goto(f"{address}/?budget=0&methods=none&schedule=mine&example=gone")
+    zero.wait_for_selector(".fv-card[data-key=divprune]", timeout=WAIT)
+    assert zero.locator("#budget input[type=number]").input_value() == "1"
     first.wait_for_selector(".fv-costs tbody tr:nth-child(4)")
     assert first.locator(".fv-card[data-key=dense] .fv-answer").inner_text() == "4"
     first.context.close()
