@@ -19,6 +19,7 @@ from compress.defaults import BUDGET, METHOD
 from compress.parse import SCHEDULES, parse_budget, parse_method, parse_schedule, split_list
 from compress.report.cost import runs
 from compress.report.overlay import legend, overlay, panel, sheet, stack
+from vlm.progress import quiet_logs
 from vlm.prompts import picture_prompt
 
 PROMPT = "Describe the picture."
@@ -45,6 +46,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m compress") ->
     parser.add_argument("--model", default="mini", help="'mini', a folder, or a hub model's name")
     parser.add_argument("--out", type=Path, default=Path("out/compress.png"))
     args = parser.parse_args(argv)
+    quiet_logs()
     try:
         names = list_methods() if args.method == "all" else split_list(args.method)
         methods = [get_method(parse_method(name)) for name in names]

@@ -38,6 +38,7 @@ from eval.report import write_report
 from eval.runner import Shard, arms_in, complete, open_run, run
 from eval.samples import Benchmark, DataError, Problem, first
 from vlm.embedded.scenes import SPLITS
+from vlm.progress import quiet_logs
 
 SHOWN = 10  # bad rows that are printed
 
@@ -45,6 +46,7 @@ SHOWN = 10  # bad rows that are printed
 def main(argv: Sequence[str] | None = None, prog: str = "python -m eval") -> int:
     """Run the command line and return the exit status: 2 for a mistake in what was given."""
     args = _parser(prog).parse_args(argv)
+    quiet_logs()
     try:
         if args.benchmark == "make-embedded":
             for path in write(args.output, args.split, args.scenes, args.clips):

@@ -14,13 +14,13 @@ import torch
 from accelerate import Accelerator
 from lmms_eval.api.instance import Instance
 from lmms_eval.api.model import lmms
-from tqdm import tqdm
 
 import vlm
 from compress.parse import parse_budget, parse_method
 from eval.answerers import ModelAnswerer, Question
 from eval.arms import DENSE, Arm
 from vlm import read_image, read_video
+from vlm.progress import progress_bar
 
 
 class Foveate(lmms):
@@ -73,7 +73,7 @@ class Foveate(lmms):
         """One text for each request, in order."""
         texts = []
         steps = range(0, len(requests), self.batch_size)
-        for start in tqdm(steps, disable=self.rank != 0, desc=self.arm.title):
+        for start in progress_bar(steps, disable=self.rank != 0, desc=self.arm.title):
             batch = requests[start : start + self.batch_size]
             questions = [self._question(request) for request in batch]
             seed = zlib.crc32(f"{batch[0].args[3:]}".encode())

@@ -20,12 +20,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from eval.answerers import Answerer, Question
 from eval.arms import Arm, restore
 from eval.records import RecordFile, read_records, write_once
 from eval.samples import Benchmark, Clip, DataError, MediaError, Picture, Sample, slug
+from vlm.progress import progress_bar
 
 PACKAGES = ("foveate", "torch", "torchvision", "transformers", "numpy", "pillow", "decord")
 
@@ -118,7 +117,7 @@ def run(
             stack.callback(files[arm.folder].close)
         own = batches[shard.rank :: shard.world]
         media: dict[Any, Any] = {}  # of the previous batch: questions on one video are neighbours
-        bar = tqdm(own, unit="batch", disable=not progress or shard.rank > 0)
+        bar = progress_bar(own, unit="batch", disable=not progress or shard.rank > 0)
         for batch in bar:
             waiting = [arm for arm in arms if any(s.key not in done[arm.folder] for s in batch)]
             if not waiting:

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from train.fields import RecipeError
 from train.recipe_files import load_recipe
 from train.records import DataError
+from vlm.progress import quiet_logs
 
 
 def _parser(prog: str) -> argparse.ArgumentParser:
@@ -48,6 +49,7 @@ def _count(text: str) -> int:
 def main(arguments: Sequence[str] | None = None, prog: str = "python -m train") -> int:
     """Run the command line and return the exit status: 2 for a mistake in what was given."""
     options = _parser(prog).parse_intermixed_args(arguments)
+    quiet_logs()
     overrides = list(options.overrides)
     for key, value in (
         ("model", options.model),

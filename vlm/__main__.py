@@ -15,6 +15,7 @@ from PIL import Image
 from transformers import TextStreamer
 
 import vlm
+from vlm.progress import quiet_logs
 
 
 class Answer(TextStreamer):
@@ -153,6 +154,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m vlm") -> int:
     made = commands.add_parser("prepare", help="fetch and convert what is not in the package")
     made.add_argument("what", choices=("small", "collage"), help="the judge's parts, or pictures")
     args = parser.parse_args(argv)
+    quiet_logs()
     if args.command == "prepare":
         return prepare(args.what)
     # The command line may import `compress`; the library `vlm` does not.

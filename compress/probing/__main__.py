@@ -8,6 +8,7 @@ from pathlib import Path
 
 import vlm
 from compress.probing.measure import Prompt, drawn_prompts, probe
+from vlm.progress import quiet_logs
 
 QUESTION = "What is shown in the picture?"
 
@@ -26,13 +27,14 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--folder", type=Path, help="where it is saved (default: the hub's cache)")
     parser.add_argument("--out", type=Path, default=Path("out/probe.png"))
     args = parser.parse_args(argv)
+    quiet_logs()
     try:
         if args.samples < 1:
             raise ValueError(f"--samples is {args.samples}: expected at least 1")
         prompts = prompts_of(args.images, args.question, args.samples)
         model, processor = vlm.load(args.model)
         options = {"max_new_tokens": args.max_new_tokens, "folder": args.folder}
-        verdict = probe(model, processor, prompts, progress=sys.stderr.isatty(), **options)
+        verdict = probe(model, processor, prompts, **options)
         verdict.draw(args.out)
     except (ValueError, TypeError, OSError, ImportError) as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)

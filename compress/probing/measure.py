@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from compress import ops
 from compress.budget import Allocation
@@ -24,6 +23,7 @@ from compress.runtime.attach import Compression
 from compress.runtime.settings import Settings
 from compress.tokens import LayerTokens, Reduction, VisualTokens
 from vlm.families import ModelAdapter, adapter_of
+from vlm.progress import progress_bar
 from vlm.prompts import picture_prompt
 
 Prompt = tuple[Image.Image | Sequence[Image.Image], str] | Mapping[str, Any]
@@ -108,7 +108,7 @@ def probe(
     rows = {} if saved is None else {row.digest: row for row in saved.rows}
     digests: dict[str, None] = {}
     with evaluating(model):
-        for prompt in tqdm(prompts, desc="probe", unit="prompt", disable=not progress):
+        for prompt in progress_bar(prompts, desc="probe", unit="prompt", disable=not progress):
             inputs = prepare(model, processor, prompt)
             digest = digest_of(inputs, max_new_tokens)
             digests[digest] = None
