@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+DOCS = ROOT / "docs"
+PAGES = sorted([*ROOT.glob("*.md"), *DOCS.rglob("*.md")])
 FENCED = re.compile(r"^(```|~~~).*?^\1", re.MULTILINE | re.DOTALL)
 
 
@@ -48,6 +49,17 @@ def dead_links(page: Path) -> list[str]:
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_links(page: Path) -> None:
     assert not dead_links(page)
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if p.is_relative_to(DOCS)], ids=name_of)
+def test_site(page: Path) -> None:
+    """A page is in the navigation of mkdocs.yml, and links to no file that the site lacks."""
+    name = page.relative_to(DOCS).as_posix()
+    if not name.startswith(("results/", "bench/")):
+        assert f": {name}\n" in (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    files = [target.partition("#")[0] for target in relative_targets(prose(page))]
+    outside = [f for f in files if f and not (page.parent / f).resolve().is_relative_to(DOCS)]
+    assert not outside
 
 
 def test_dead_links_are_seen(tmp_path: Path) -> None:
