@@ -16,6 +16,8 @@ from __future__ import annotations
 from importlib import import_module, metadata
 from typing import TYPE_CHECKING, Any
 
+from compress.adaptive import Coverage, Shared
+from compress.calibration import Calibration
 from compress.errors import StreamError, UnprobedWarning
 from compress.methods import Method, get_method, list_methods
 from compress.reduce import reduce
@@ -48,15 +50,18 @@ _NEEDS_TRANSFORMERS = {
 }
 
 __all__ = [
+    "Calibration",
     "Compression",
     "CompressionError",
     "Cost",
+    "Coverage",
     "Kept",
     "LongVideo",
     "Method",
     "Probe",
     "Reduction",
     "Report",
+    "Shared",
     "Stream",
     "StreamError",
     "UnprobedWarning",

@@ -16,7 +16,14 @@ from PIL import Image
 import vlm
 from compress import Cost, Report, compress, get_method, list_methods
 from compress.defaults import BUDGET, METHOD
-from compress.parse import SCHEDULES, parse_budget, parse_method, parse_schedule, split_list
+from compress.parse import (
+    SCHEDULES,
+    parse_any_budget,
+    parse_calibration,
+    parse_method,
+    parse_schedule,
+    split_list,
+)
 from compress.report.cost import runs
 from compress.report.overlay import legend, overlay, panel, sheet, stack
 from vlm.progress import quiet_logs
@@ -41,6 +48,9 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m compress") ->
     parser.add_argument(
         "--schedule", choices=SCHEDULES, default="own", help="in-LLM pruning schedule"
     )
+    parser.add_argument(
+        "--calibrate", default="own", help="own, none, or size+first_layer+distance"
+    )
     parser.add_argument("--prompt", default=PROMPT, help="the question that comes with it")
     parser.add_argument("--frames", type=int, default=6, help="frames of a video")
     parser.add_argument("--model", default="mini", help="'mini', a folder, or a hub model's name")
@@ -50,13 +60,16 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m compress") ->
     try:
         names = list_methods() if args.method == "all" else split_list(args.method)
         methods = [get_method(parse_method(name)) for name in names]
-        budget = parse_budget(args.budget)
-        schedule = parse_schedule(args.schedule)
+        budget = parse_any_budget(args.budget)
+        more: dict[str, Any] = {
+            "schedule": parse_schedule(args.schedule),
+            "calibrate": parse_calibration(args.calibrate),
+        }
         frames = read_frames(args.media, args.frames)
         model, processor = vlm.load(args.model)
         reports, rows = [], []
         for name, method in zip(names, methods, strict=True):
-            with compress(model, method, budget, schedule=schedule) as attached:
+            with compress(model, method, budget, **more) as attached:
                 ask(model, processor, frames, args.prompt)
                 reports.append(attached.report())
                 steps = [attached.steps(index) for index in range(len(frames))]

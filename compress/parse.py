@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import ast
+from dataclasses import fields
 from fractions import Fraction
 
+from compress.adaptive import Budget, Coverage, Shared
+from compress.calibration import Calibration
 from compress.methods import METHODS, Method, get_method
 from positions import PositionError, Scheme
 from positions.__main__ import parse_scheme
 
 SCHEDULES = ("own", "probed")
+ADAPTIVE: dict[str, type[Coverage] | type[Shared]] = {"coverage": Coverage, "shared": Shared}
+NAMED_POSITIONS = ("original", "median", "compact")
 
 
 def parse_method(text: str) -> str | Method:
@@ -42,16 +47,17 @@ def parse_method(text: str) -> str | Method:
 
 
 def parse_positions(text: str) -> str | Scheme:
-    """ "original", "compact", or the scheme of a short name (see `python -m positions --help`).
+    """ "original", "median", "compact", or the scheme of a short name (see `python -m positions
+    --help`).
 
     Raises PositionError, a ValueError, on any other.
     """
-    if text in ("original", "compact"):
+    if text in NAMED_POSITIONS:
         return text
     try:
         return parse_scheme(text)
     except PositionError as error:
-        raise PositionError(f"{error}, or 'original' or 'compact'") from error
+        raise PositionError(f"{error}, or {', '.join(map(repr, NAMED_POSITIONS))}") from error
 
 
 def parse_schedule(text: str) -> str | None:
@@ -62,6 +68,23 @@ def parse_schedule(text: str) -> str | None:
     if text not in SCHEDULES:
         raise ValueError(f"schedule is {text!r}: expected 'own' or 'probed'")
     return None if text == "own" else text
+
+
+def parse_calibration(text: str) -> Calibration | None:
+    """ "own", what the method asks for, as None; "none"; or terms such as "size+first_layer".
+
+    Raises ValueError on any other.
+    """
+    terms = [] if text == "none" else text.split("+")
+    known = [field.name for field in fields(Calibration)]
+    if text == "own":
+        return None
+    if not set(terms) <= set(known) or len(set(terms)) < len(terms):
+        raise ValueError(
+            f"calibrate is {text!r}: expected 'own', 'none', or terms among {', '.join(known)}, "
+            "such as 'size+first_layer'"
+        )
+    return Calibration(**{name: name in terms for name in known})
 
 
 def parse_budget(text: str) -> int | float:
@@ -77,6 +100,17 @@ def parse_budget(text: str) -> int | float:
         raise ValueError(
             f"budget {text!r}: expected a count such as 64, or a fraction such as 0.25, 1/9 or 11%"
         ) from error
+
+
+def parse_any_budget(text: str) -> Budget:
+    """A budget as `parse_budget` reads it, or one of `compress.adaptive`: "coverage:0.95",
+    "shared:64". Raises ValueError for anything else."""
+    kind, colon, number = text.partition(":")
+    if not colon:
+        return parse_budget(text)
+    if kind not in ADAPTIVE:
+        raise ValueError(f"budget {text!r}: expected a number, 'coverage:0.95' or 'shared:64'")
+    return ADAPTIVE[kind](parse_budget(number))
 
 
 def split_list(text: str) -> list[str]:

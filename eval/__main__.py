@@ -27,7 +27,7 @@ from typing import Any
 import torch
 
 import vlm
-from compress.parse import SCHEDULES, parse_budget, parse_method, split_list
+from compress.parse import SCHEDULES, parse_any_budget, parse_method, split_list
 from eval.answerers import DTYPES, Answerer, ModelAnswerer
 from eval.arms import DENSE, Arm
 from eval.benchmarks import BENCHMARKS
@@ -116,10 +116,10 @@ def _answerer(args: argparse.Namespace, arms: int) -> Answerer:
 
 def _arms(args: argparse.Namespace) -> list[Arm]:
     methods = [parse_method(m) for text in args.methods for m in split_list(text)]
-    budgets = [parse_budget(b) for text in args.budgets for b in split_list(text)]
+    budgets = [parse_any_budget(b) for text in args.budgets for b in split_list(text)]
     if bool(methods) != bool(budgets):
         raise ValueError("--method and --budget go together: give both, or neither for dense alone")
-    more = {"positions": args.positions, "schedule": args.schedule}
+    more = {name: getattr(args, name) for name in ("positions", "schedule", "calibrate")}
     reduced = [Arm(m, b, **more) for m in methods for b in budgets]
     return list(dict.fromkeys(([] if args.no_dense and reduced else [DENSE]) + reduced))
 
@@ -204,8 +204,13 @@ def _add_common(command: argparse.ArgumentParser) -> None:
     add("--model", help="'mini', a folder, or a hub name (default: mini, or what is served)")
     add("--methods", "--method", action="append", default=[], help="duet,random,duet(query='all')")
     add("--budgets", "--budget", action="append", default=[], help="64,0.11,1/9,25%%")
-    add("--positions", default="original", help="original, compact, or a scheme, such as v2pe:1/4")
+    add(
+        "--positions",
+        default="original",
+        help="original, median, compact, or a scheme, such as v2pe:1/4",
+    )
     add("--schedule", choices=SCHEDULES, default="own", help="in-LLM pruning schedule")
+    add("--calibrate", default="own", help="own, none, or size+first_layer+distance")
     add("--no-dense", action="store_true", help="leave out the unreduced model")
     add("--dtype", choices=DTYPES, default="float32")
     add("--device", help="default: the GPU if there is one")

@@ -14,7 +14,7 @@ from PIL import Image
 from transformers.video_utils import VideoMetadata
 
 from compress import Compression, compress
-from compress.parse import parse_positions, parse_schedule
+from compress.parse import parse_calibration, parse_positions, parse_schedule
 from compress.probing.verdict import Probe, probe_of
 from eval.arms import DENSE, Arm
 from eval.vision import SharedVision
@@ -168,6 +168,7 @@ class ModelAnswerer:
             positions=parse_positions(arm.positions),
             slots=PPE(arm.slots, arm.layout),
             schedule=self._probe if parse_schedule(arm.schedule) else None,
+            calibrate=parse_calibration(arm.calibrate),
             generator=generator,
         )
 

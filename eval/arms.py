@@ -8,9 +8,16 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from compress import Method, get_method
+from compress.adaptive import Adaptive, Budget
 from compress.budget import resolve_budget
 from compress.methods import METHODS
-from compress.parse import parse_method, parse_positions, parse_schedule
+from compress.parse import (
+    parse_any_budget,
+    parse_calibration,
+    parse_method,
+    parse_positions,
+    parse_schedule,
+)
 from eval.samples import slug
 from positions.channels import SlotLayout
 
@@ -22,39 +29,46 @@ class Arm:
     Args:
         method: a method or its name, or None for dense.
         budget: as in `compress`.
-        positions: "original", "compact" or the short name of a scheme, such as "v2pe:1/4" (see
-            `python -m positions --help`).
+        positions: "original", "median", "compact" or the short name of a scheme, such as "v2pe:1/4"
+            (see `python -m positions --help`).
         slots, layout: the number of positions that a merged token carries, and how they share the
             rotary channels (see `positions.PPE`).
         schedule: "own" for the method's schedule in the language model, or "probed" (see
             `compress.probe`).
+        calibrate: "own" for what the method asks for, "none", or terms of `compress.Calibration`
+            such as "size+first_layer".
 
     Raises ValueError or TypeError for an unknown method or scheme, or an impossible budget.
     """
 
     method: str | Method | None = None
-    budget: int | float = 1.0
+    budget: Budget = 1.0
     positions: str = "original"
     slots: int = 1
     layout: SlotLayout = "contiguous"
     schedule: str = "own"
+    calibrate: str = "own"
 
     def __post_init__(self) -> None:
         if self.method is not None:
             get_method(self.method)
-            resolve_budget(self.budget, 2**31)
+            if not isinstance(self.budget, Adaptive):
+                resolve_budget(self.budget, 2**31)
         parse_positions(self.positions)
         parse_schedule(self.schedule)
+        parse_calibration(self.calibrate)
 
     def describe(self) -> dict[str, Any]:
         """The configuration as JSON values, with all fields of the method."""
         if self.method is None:
             return {"method": None}
         method = repr(get_method(self.method))
-        settings = {"method": method, "budget": self.budget, "positions": self.positions}
+        budget = str(self.budget) if isinstance(self.budget, Adaptive) else self.budget
+        settings = {"method": method, "budget": budget, "positions": self.positions}
         if self.slots > 1:
             settings |= {"slots": self.slots, "layout": self.layout}
-        return settings if self.schedule == "own" else settings | {"schedule": self.schedule}
+        asked = {"schedule": self.schedule, "calibrate": self.calibrate}
+        return settings | {name: value for name, value in asked.items() if value != "own"}
 
     @property
     def title(self) -> str:
@@ -65,12 +79,20 @@ class Arm:
         return f"{self._name} {budget}{self._where}"
 
     @property
+    def amount(self) -> float:
+        """The number in the budget: a count, or a share."""
+        if isinstance(self.budget, Adaptive):
+            return float(self.budget.amount)
+        return float(self.budget)
+
+    @property
     def _name(self) -> str:
         return self.method if isinstance(self.method, str) else _short(self.method)
 
     @property
     def _where(self) -> str:
         where = "" if self.schedule == "own" else f" {self.schedule}"
+        where += "" if self.calibrate == "own" else f" {self.calibrate}"
         where += "" if self.positions == "original" else f" {self.positions}"
         return where if self.slots == 1 else f"{where} x{self.slots} {self.layout}"
 
@@ -111,5 +133,8 @@ def restore(description: Mapping[str, Any]) -> Arm:
         return DENSE
     method = parse_method(description["method"])
     name = next((n for n in METHODS if get_method(n) == method), None)
-    more = {k: description[k] for k in ("slots", "layout", "schedule") if k in description}
-    return Arm(name or method, description["budget"], description["positions"], **more)
+    named = ("slots", "layout", "schedule", "calibrate")
+    more = {name: description[name] for name in named if name in description}
+    budget = description["budget"]
+    budget = parse_any_budget(budget) if isinstance(budget, str) else budget
+    return Arm(name or method, budget, description["positions"], **more)

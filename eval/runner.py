@@ -148,7 +148,7 @@ def arms_in(folder: Path, samples: Sequence[Sample]) -> list[Arm]:
         restore(json.loads(path.read_text(encoding="utf-8"))) for path in folder.glob("*/arm.json")
     ]
     # Counts before fractions, as which of them keeps more depends on the input.
-    arms.sort(key=lambda a: (a.method is not None, a.line, a.budget < 1, -a.budget))
+    arms.sort(key=lambda a: (a.method is not None, a.line, a.amount < 1, -a.amount))
     return [arm for arm in arms if complete(folder, samples, arm)]
 
 

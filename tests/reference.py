@@ -14,10 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from compress.calibration import Calibration
 from compress.methods import Method
 from compress.ops.windows import deal
 from compress.tokens import LayerTokens, VisualTokens
-from tests.reference_layers import LayerRun, Tokens, language_model, run_layer
+from tests.reference_layers import LayerRun, Terms, Tokens, language_model, run_layer
 from tests.reference_vision import Seen, encode
 from tests.tiny import IMAGE_TOKEN, VIDEO_TOKEN, Case, Sample
 
@@ -26,8 +27,8 @@ TOKEN = {"image": IMAGE_TOKEN, "video": VIDEO_TOKEN}
 
 @dataclass
 class Prefix:
-    """A reduced prompt, where the next token stands, the tokens that it had, the method, and for
-    each visual input its tokens in each decoder layer and its grid."""
+    """A reduced prompt, where the next token stands, the tokens that it had, the method, for each
+    visual input its tokens in each decoder layer and its grid, and what attention gets added."""
 
     tokens: Tokens
     following: int
@@ -35,6 +36,7 @@ class Prefix:
     method: Method
     counts: list[tuple[int, ...]]
     grids: list[tuple[int, int, int]]
+    terms: Terms
 
 
 def counts_of(
@@ -152,9 +154,18 @@ def dense_positions(model: Any, case: Case, sample: Sample) -> tuple[Tensor, int
 
 
 def reduce_prompt(
-    model: Any, case: Case, method: Method, budget: int | float, sample: Sample
+    model: Any,
+    case: Case,
+    method: Method,
+    budget: int | float,
+    sample: Sample,
+    calibrate: Calibration | None = None,
+    median: bool = False,
 ) -> Prefix:
-    """The prompt as it enters the language model."""
+    """The prompt as it enters the language model.
+
+    median: whether a merged token stands at the median of its members' positions.
+    """
     lm = language_model(model)
     words = model.get_input_embeddings()(sample.ids)
     positions, following = dense_positions(model, case, sample)
@@ -186,6 +197,7 @@ def reduce_prompt(
         if place not in owned
     ]
     end = min(max(input_places) for input_places in places)
+    moved: dict[int, Tensor] = {}
     query = words[[place for place, *_ in rows if place > end]]
     for number, ((kind, variant, _), s) in enumerate(zip(sample.shown, seen, strict=True)):
         keep = counts[number][0]
@@ -195,6 +207,10 @@ def reduce_prompt(
             x, members = x[order], [members[i] for i in order]
             anchors = [anchors[i] for i in order]
         own = [places[number][anchor] for anchor in anchors]
+        for at, group in zip(own, members, strict=True):
+            if median and len(group) < len(s.tokens):
+                ranked = positions[[places[number][i] for i in group]].sort(dim=0).values
+                moved[at] = ranked[(len(group) - 1) // 2]
         for row, (stands, group, anchor) in enumerate(
             zip(sorted(own), members, anchors, strict=True)
         ):
@@ -206,7 +222,7 @@ def reduce_prompt(
     after = (image < 0) & (torch.tensor(at) > end)
     tokens = Tokens(
         torch.stack(embeds),
-        positions[list(own_at)],
+        torch.stack([moved.get(place, positions[place]) for place in own_at]),
         image,
         torch.tensor(index),
         torch.tensor(size),
@@ -229,7 +245,12 @@ def reduce_prompt(
         views = case.views(kind, variant)
         whole = len(views) == 1 and len(views[0][1]) == len(s.tokens)
         grids.append(views[0][0] if whole else (1, 1, len(s.tokens)))
-    return Prefix(tokens, following, len(sample.ids), method, counts, grids)
+    terms = Terms(method.proportional_attention is not False)
+    if calibrate is not None:
+        entering = tuple(each[0] for each in counts)
+        asked = (calibrate.size, calibrate.first_layer, calibrate.distance)
+        terms = Terms(*asked, len(sample.ids), tuple(dense), entering)
+    return Prefix(tokens, following, len(sample.ids), method, counts, grids, terms)
 
 
 def _blocks(case: Case, sample: Sample) -> Tensor:
@@ -267,7 +288,7 @@ def forward(model: Any, prefix: Prefix, new: Tensor | None = None) -> tuple[Tens
     lm = language_model(model)
     new = torch.tensor([], dtype=torch.int64) if new is None else new
     tokens = _with(prefix, model.get_input_embeddings()(new))
-    biased, lengths = prefix.method.proportional_attention is not False, []
+    terms, lengths = prefix.terms, []
     entered = tokens
     for number in range(len(lm.layers)):
         counts = [layer_counts[number] for layer_counts in prefix.counts]
@@ -275,9 +296,10 @@ def forward(model: Any, prefix: Prefix, new: Tensor | None = None) -> tuple[Tens
         if counts != here:
             previous = prefix.method.scored_by == "previous"
             scorer, seen = (number - 1, entered) if previous else (number, tokens)
-            tokens = _stage(prefix, tokens, counts, run_layer(model, scorer, seen, biased))
+            run = run_layer(model, scorer, seen, terms)
+            tokens = _stage(prefix, tokens, counts, run, number, tokens.h - entered.h)
         entered = tokens
-        h = run_layer(model, number, tokens, biased).hidden
+        h = run_layer(model, number, tokens, terms).hidden
         if number < len(tokens.deep):
             h = h + tokens.deep[number]
         tokens = replace(tokens, h=h)
@@ -304,9 +326,30 @@ def _with(prefix: Prefix, new: Tensor) -> Tokens:
     )
 
 
-def _stage(prefix: Prefix, tokens: Tokens, counts: list[int], scorer: LayerRun) -> Tokens:
-    """The tokens that are left after each input was reduced to its count."""
-    scores = scorer.weights.mean(0)[tokens.asking].mean(0)
+def _rank(
+    rule: str, tokens: Tokens, own: Tensor, scorer: LayerRun, layer: int, change: Tensor
+) -> Tensor:
+    """(n,): what ranks the tokens of one input, which are `own` of all."""
+    if rule == "random":
+        return torch.rand(len(own), generator=torch.Generator().manual_seed(layer))
+    if rule == "change":
+        return change[own].square().sum(1).sqrt()
+    rows = scorer.weights.mean(0)
+    asked = rows[tokens.asking].mean(0)[own]
+    following = [i for i in tokens.after.nonzero().flatten().tolist() if i > int(own.max())]
+    if rule == "attention" or not following:
+        return asked
+    p, q = (x.double() / x.double().sum() for x in (asked, rows[following[0]][own]))
+    return (p * ((p + 1e-10) / (q + 1e-10)).log()).float()
+
+
+def _stage(
+    prefix: Prefix, tokens: Tokens, counts: list[int], scorer: LayerRun, layer: int, change: Tensor
+) -> Tokens:
+    """The tokens that are left after each input was reduced to its count.
+
+    change: (S, D), of the hidden states since the layer before.
+    """
     flat_keys = scorer.keys.transpose(0, 1).flatten(1)
     stay = (tokens.image < 0).nonzero().flatten().tolist()
     source = {}
@@ -320,7 +363,7 @@ def _stage(prefix: Prefix, tokens: Tokens, counts: list[int], scorer: LayerRun) 
             tokens.size[own_rows][None],
             tokens.index[own_rows][None],
             prefix.grids[image],
-            scores=scores[own_rows][None],
+            scores=_rank(prefix.method.score, tokens, own_rows, scorer, layer, change)[None],
             keys=flat_keys[own_rows][None],
             text=tokens.h[tokens.after][None],
             text_keys=flat_keys[tokens.after][None],

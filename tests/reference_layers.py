@@ -6,6 +6,7 @@ tests' own gives the attention map and keys.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -55,11 +56,38 @@ class LayerRun:
     keys: Tensor = field(default_factory=lambda: torch.empty(0))
 
 
-def run_layer(model: Any, number: int, tokens: Tokens, biased: bool) -> LayerRun:
-    """One stock decoder layer on the tokens that are left.
+@dataclass
+class Terms:
+    """What is added to attention logits at visual keys: by size, a share in the first layer, by
+    distance among the first `prompt` tokens of the dense sequence. dense, left: tokens of each
+    visual input, and those of them that enter."""
 
-    biased: whether the log of the tokens merged in a key is added to its logits.
-    """
+    size: bool
+    first_layer: bool = False
+    distance: bool = False
+    prompt: int = 0
+    dense: tuple[int, ...] = ()
+    left: tuple[int, ...] = ()
+
+    def added(self, number: int, tokens: Tokens, rotary: tuple[Tensor, Tensor]) -> Tensor:
+        """(S, S): for each query and key of a layer."""
+        count = len(tokens.h)
+        added = torch.zeros(count, count)
+        if number == 0 and self.first_layer:
+            for image, (dense, left) in enumerate(zip(self.dense, self.left, strict=True)):
+                added[:, tokens.image == image] = math.log(dense / left)
+        elif self.size:
+            added = added + tokens.size.log()
+        if self.distance:
+            angle = torch.atan2(rotary[1][0].double(), rotary[0][0].double())
+            apart = torch.stack([(angle - own).cos().mean(1) for own in angle])
+            pairs = (tokens.place < self.prompt)[:, None] & (tokens.image >= 0)
+            added = added + (2 - apart).log().float() * pairs
+        return added
+
+
+def run_layer(model: Any, number: int, tokens: Tokens, terms: Terms) -> LayerRun:
+    """One stock decoder layer on the tokens that are left."""
     lm, layer, h = language_model(model), language_model(model).layers[number], tokens.h[None]
     local = getattr(lm.config, "sliding_window", None) is not None
     usual = ["sliding_attention" if local else "full_attention"] * len(lm.layers)
@@ -72,8 +100,7 @@ def run_layer(model: Any, number: int, tokens: Tokens, biased: bool) -> LayerRun
         out = layer(h, position_embeddings=rotary, attention_mask=None)
         return LayerRun(out[0])
     added = torch.where(_sees(lm.config, kind, tokens), 0.0, -torch.inf)
-    if biased:
-        added = added + tokens.size.log()
+    added = added + terms.added(number, tokens, rotary)
     stock, lm.config._attn_implementation = lm.config._attn_implementation, "recorded"
     MAPS.clear()
     try:

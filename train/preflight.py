@@ -17,7 +17,7 @@ from train.encode import TEMPLATES
 from train.fields import RecipeError, nearest
 from train.recipe import Recipe
 from train.recipe_files import find
-from train.reduction import make_method, make_positions
+from train.reduction import make_calibration, make_method, make_positions
 
 
 @dataclass
@@ -69,6 +69,7 @@ def check_recipe(recipe: Recipe, world: int) -> tuple[int, dict[str, Any] | None
     settings = deepspeed_settings(recipe, accumulation)
     if recipe.compress is not None:
         make_method(recipe.compress)
+        make_calibration(recipe.compress)
     make_positions(recipe.positions)
     _check_template(recipe.data.template)
     if recipe.sequence_parallel > 1:

@@ -153,12 +153,15 @@ class CompressSettings:
         options: fields of the method.
         schedule: "own" for the method's schedule in the language model, or "probed" (see
             `compress.probe`); the probe is that of the weights before training.
+        calibrate: "own" for what the method asks for, "none", or terms of `compress.Calibration`
+            such as "size+first_layer".
     """
 
     method: str = METHOD
     budget: Budget | tuple[Budget, ...] = BUDGET
     options: dict[str, Any] = field(default_factory=dict)
     schedule: Literal["own", "probed"] = "own"
+    calibrate: str = "own"
 
     @property
     def budgets(self) -> tuple[int | float, ...]:

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from compress import Compression, compress
+from compress import Calibration, Compression, compress
 from compress.methods import METHODS, Method, Random
-from compress.parse import parse_positions, parse_schedule
+from compress.parse import parse_calibration, parse_positions, parse_schedule
 from positions import PPE, PositionError, Scheme
 from train.fields import RecipeError, nearest
 from train.recipe import CompressSettings, Recipe
@@ -35,6 +35,7 @@ class Reducer:
             positions=make_positions(recipe.positions),
             slots=PPE(recipe.slots, recipe.slot_layout),
             schedule=parse_schedule(recipe.compress.schedule) if recipe.compress else None,
+            calibrate=make_calibration(recipe.compress) if recipe.compress else None,
             generator=self._generator,
         )
         self.begin(0)
@@ -83,6 +84,14 @@ def make_method(reduction: CompressSettings) -> Method:
         return kind(**options)
     except (ValueError, TypeError) as error:
         raise RecipeError(f"compress.options: {error}") from error
+
+
+def make_calibration(reduction: CompressSettings) -> Calibration | None:
+    """The terms added to attention logits. Raises RecipeError, which names those that are known."""
+    try:
+        return parse_calibration(reduction.calibrate)
+    except ValueError as error:
+        raise RecipeError(f"compress.{error}") from error
 
 
 def make_positions(name: str) -> str | Scheme:

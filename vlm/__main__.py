@@ -143,6 +143,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m vlm") -> int:
     ask.add_argument(
         "--schedule", choices=("own", "probed"), default="own", help="in-LLM pruning schedule"
     )
+    ask.add_argument("--calibrate", default="own", help="own, none, or size+first_layer+distance")
     ask.add_argument("--max-new-tokens", type=int, default=64)
     ask.add_argument(
         "--stream",
@@ -160,10 +161,10 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m vlm") -> int:
     # The command line may import `compress`; the library `vlm` does not.
     from compress import compress
     from compress.defaults import METHOD, STREAM_BUDGET
-    from compress.parse import parse_budget, parse_method, parse_schedule
+    from compress.parse import parse_any_budget, parse_calibration, parse_method, parse_schedule
 
     try:
-        budget = parse_budget(args.budget) if args.budget else None
+        budget = parse_any_budget(args.budget) if args.budget else None
         method = parse_method(args.method or METHOD)
         if args.stream and (args.image or not args.video):
             raise ValueError("--stream is for videos alone: expected --video and no --image")
@@ -182,10 +183,13 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m vlm") -> int:
         media += [("video", vlm.read_video(p, frames=args.frames)) for p in args.video]
         model, processor = vlm.load(args.model)
         told = show(model, processor, media)
-        schedule = parse_schedule(args.schedule)
+        more: dict[str, Any] = {
+            "schedule": parse_schedule(args.schedule),
+            "calibrate": parse_calibration(args.calibrate),
+        }
         reduced: Any = nullcontext()
         if budget is not None:
-            reduced = compress(model, method, budget, schedule=schedule)
+            reduced = compress(model, method, budget, **more)
         with reduced as attached:
             converse(model, processor, *told, args.question, args.max_new_tokens)
             if attached is not None:

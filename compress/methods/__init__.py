@@ -13,6 +13,7 @@ from compress.methods.duet import Duet
 from compress.methods.fastv import FastV
 from compress.methods.fastvid import FastVID
 from compress.methods.foveate import Foveate
+from compress.methods.foveate_gains import gains_of
 from compress.methods.holov import HoloV
 from compress.methods.mmtok import MMTok
 from compress.methods.pool import Pool
@@ -79,5 +80,5 @@ def get_method(method: str | Method) -> Method:
     return METHODS[method]()
 
 
-__all__ = ["METHODS", "Method", "get_method", "list_methods"]
+__all__ = ["METHODS", "Method", "gains_of", "get_method", "list_methods"]
 __all__ += [cls.__name__ for cls in METHODS.values()]

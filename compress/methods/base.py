@@ -35,12 +35,12 @@ their order, about to enter decoder layer l:
 
 - `hidden` (B, n, D), the hidden states that enter layer l; `size`, `anchor` and `grid` as the
   reductions so far left them.
-- `scores` (B, n) float32, if `method.in_llm_needs` has "scores": attention from text to the visual
-  tokens. It is softmax attention in float32 over the whole causal row, averaged over heads and over
-  the query rows, of which the visual columns are taken. Query rows are those that
-  `method.query_rows` names; "salient" rows are marked by `method.salient_rows`, called once on the
-  embeddings that enter layer 0. A sequence without text after its visual input uses the row of its
-  last visual token.
+- `scores` (B, n) float32, if `method.in_llm_needs` has "scores": what ranks the visual tokens, by
+  `method.score`. By default it is attention from text to them: softmax attention in float32 over
+  the whole causal row, averaged over heads and over the query rows, of which the visual columns are
+  taken. Query rows are those that `method.query_rows` names; "salient" rows are marked by
+  `method.salient_rows`, called once on the embeddings that enter layer 0. A sequence without text
+  after its visual input uses the row of its last visual token.
 - `keys` (B, n, Dk), if `in_llm_needs` has "keys": keys after the rotary embedding, key heads
   concatenated.
 - `text` (B, Q, D), `text_keys` (B, Q, Dk) and `text_mask`, if named there: hidden states and keys
@@ -71,6 +71,8 @@ from compress import ops
 from compress.budget import Allocation, Plan, Schedule, resolve_budget, solve
 from compress.ops import windows
 from compress.tokens import Grid, LayerTokens, Reduction, VisualTokens
+
+SCORES = ("attention", "prior", "random", "change")
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,8 @@ class Method:
     repeats_anchors: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        """Raise TypeError for a field whose value is not of its type, ValueError if not finite."""
+        """Raise TypeError for a field whose value is not of its type, ValueError if not finite, or
+        if `score` is not known."""
         hints = get_type_hints(type(self))
         for option in fields(self):
             value, name = getattr(self, option.name), f"{type(self).__name__}: {option.name}"
@@ -113,6 +116,7 @@ class Method:
             values = value if isinstance(value, tuple) else (value,)
             if any(isinstance(v, float) and not math.isfinite(v) for v in values):
                 raise ValueError(f"{name} is {value!r}; it must be finite")
+        choose(self, score=SCORES)
 
     @property
     def needs(self) -> frozenset[str]:
@@ -145,6 +149,30 @@ class Method:
         that `salient_rows` marks.
         """
         return "last"
+
+    @property
+    def score(self) -> str:
+        """What ranks visual tokens in the language model, one of `SCORES`. A method that leaves the
+        choice to its user has a field of this name.
+
+        "attention": attention of the query rows. "prior": P log(P / Q), P that attention and Q the
+        attention of the first text token after the input, which has not seen the question, both
+        normalised over the input's tokens (PriorTR, arXiv 2606.24156); P alone where no text
+        follows. "random": a draw, the same for every input without a generator (what remains of
+        any score in deep layers, by Information Horizon, arXiv 2512.07580). "change": the norm of
+        the difference between the hidden states that enter layers l and l - 1 (V2Drop, CVPR 2026).
+        """
+        return "attention"
+
+    @property
+    def reads_scores(self) -> bool:
+        """Whether what ranks tokens is read from the attention of a decoder layer."""
+        return self.score in ("attention", "prior") and "scores" in self.in_llm_needs
+
+    @property
+    def draws_scores(self) -> bool:
+        """Whether what ranks tokens is drawn."""
+        return self.score == "random"
 
     @property
     def scored_by(self) -> str:

@@ -21,14 +21,13 @@ class Duet(Method):
     """DUET (arXiv 2602.18846, section 3; code AMD-AGI/DUET-VLM).
 
     Pre-LLM: the `dominant` most salient tokens are kept, and of the rest `width` tokens for each
-    contextual token are merged into it. In-LLM, as published: n tokens, then n/2 from half of the
-    depth on, then none from three quarters on: the mean is 0.625 n. The last step is safe on
-    LLaVA-1.5 and loses colours and names elsewhere; the default schedule has none such.
+    contextual token are merged into it. In-LLM, as published: n tokens, n/2 from half of the depth
+    on, none from three quarters on, 0.625 n on average. The last step loses colours and names
+    elsewhere than on LLaVA-1.5, and is no part of the default schedule.
 
-    variant: "released", what the code does; "paper", what the paper says; "default", as "released"
-        but for its schedule: half of the tokens are left from a quarter of the depth. It sets
-        what is left at None. On the embedded benchmark "released" is far better than "paper". The
-        paper reads the encoder's last layer, the code the one whose output is projected.
+    variant: what is left at None. "released", what the code does; "paper", what the paper says, far
+        worse on the embedded benchmark (it reads the encoder's last layer, not the one projected);
+        "default", as "released", but half of the tokens are left from a quarter of the depth.
     saliency: "received", attention averaged over all queries (paper), "cls", or "auto", from the
         class token where there is one (released).
     cluster: "pool" (released): anchors are every `width`-th of the `width` * C most salient of the
@@ -39,15 +38,15 @@ class Duet(Method):
         conserves nothing.
     query: text rows that rank tokens: "last" (paper), "all" (released) or "salient".
     order: "raster" (paper), or "rank" (released): dominant, then contextual tokens by saliency.
-    contextual: share (float) or number (int) of contextual tokens. None: as published, linear in
-        between. A video is reduced frame by frame, as in Video-LLaVA.
+    contextual: share (float) or number (int) of contextual tokens. None: as published, or between.
+        A video is reduced frame by frame, as in Video-LLaVA.
     layers, ratios: the in-LLM schedule: layers (int) or shares of the depth (float), and the share
-        of the tokens that entered which is left from there on.
+        of what entered that is left from there on. score: what ranks tokens there (`Method.score`).
 
     Departures from the released code: the class token is not kept (its number of dominant tokens
     includes it); ties go to the lower index. From the paper: "attention" clusters do not overlap (a
-    token goes to the anchor that attends to it most). From both: "salient" text is chosen by its
-    similarity to the image (`Method.salient_rows`), not by a part-of-speech tagger.
+    token goes to the anchor that attends to it most). From both: `Method.salient_rows` chooses the
+    "salient" text, not a part-of-speech tagger.
     """
 
     features_from: ClassVar[str] = "pre_projector"
@@ -63,6 +62,7 @@ class Duet(Method):
     order: str | None = None
     layers: tuple[int | float, ...] | None = None
     ratios: tuple[float, ...] | None = None
+    score: str = "attention"
 
     def __post_init__(self) -> None:
         super().__post_init__()

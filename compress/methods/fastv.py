@@ -19,12 +19,14 @@ class FastV(Method):
     image's place as a constant; this does not.
 
     A budget that `layer` full layers already exceed is met by dropping earlier (layer 1 at the
-    earliest), which the paper does not do.
+    earliest), which the paper does not do. score: what ranks tokens instead of attention
+    (`Method.score`).
     """
 
     in_llm_only: ClassVar[bool] = True
 
     layer: int = 2
+    score: str = "attention"
 
     def __post_init__(self) -> None:
         super().__post_init__()

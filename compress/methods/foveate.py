@@ -39,7 +39,8 @@ class Foveate(Method):
     layers, ratios: the in-LLM schedule, by the last token's attention: 60% of what enters is left
         from a quarter of the depth. The defaults were chosen on the validation split of the
         embedded benchmark (docs/results.md), whose language model has four layers; of schedules
-        that were as good, the one that keeps tokens in every layer.
+        that were as good, the one that keeps tokens in every layer. score: what ranks them there,
+        by default attention (`Method.score`).
 
     Sources of the parts: coverage, MMTok; determinant, CDPruner; saliency, VisionZip; merging and
     log(size), ToMe. New here: one mixture instead of separate quotas, and place in the kernel.
@@ -61,6 +62,7 @@ class Foveate(Method):
     proportional_attention: bool | None = None
     layers: tuple[int | float, ...] = (0.25,)
     ratios: tuple[float, ...] = (0.6,)
+    score: str = "attention"
 
     def __post_init__(self) -> None:
         super().__post_init__()

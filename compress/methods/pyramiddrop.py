@@ -21,7 +21,8 @@ class PyramidDrop(Method):
     A budget sets the ratio (the paper has no rule). Where that would have to fall below `floor`,
     all drops move to earlier layers together, no earlier than needed; at layer 1 the ratio may fall
     to any value. Departures from the released code: positions are kept (it
-    renumbers); nothing is truncated; any number of images and any padding.
+    renumbers); nothing is truncated; any number of images and any padding. score: what ranks
+    tokens instead of attention (`Method.score`).
     """
 
     in_llm_only: ClassVar[bool] = True
@@ -30,6 +31,7 @@ class PyramidDrop(Method):
     ratio: float = 0.5
     query: str = "last"
     floor: float = 0.25
+    score: str = "attention"
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -31,7 +31,8 @@ class SparseVLM(Method):
     (`PUBLISHED`) are kept tokens without the recycled ones, and their true mean is above the
     budget they are named for: 192 is (576 * 3 + 300 * 4 + 200 * 9 + 110 * 16) / 32 = 202.75 plus
     recycled. Here a budget is what layers see, recycled tokens included. One that the first full
-    layers already exceed is met by dropping earlier.
+    layers already exceed is met by dropping earlier. score: what ranks tokens instead of attention
+    (`Method.score`).
 
     Departures from the released code: positions are kept; recycled tokens stand at their cluster's
     centre, in raster order (it appends them); means are weighted by size; density ties go to the
@@ -43,6 +44,7 @@ class SparseVLM(Method):
     layers: tuple[int | float, ...] = (3 / 32, 7 / 32, 0.5)
     counts: tuple[float, ...] = (300 / 576, 200 / 576, 110 / 576)
     recycle: float = 0.3
+    score: str = "attention"
 
     def __post_init__(self) -> None:
         super().__post_init__()

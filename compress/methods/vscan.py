@@ -24,7 +24,8 @@ class VScan(Method):
     96, then 32, for an average of 64.
 
     Where `shallow_saliency` is missing, `saliency` is used. If the windows do not divide the count,
-    their next best tokens are taken in order of saliency. A video is reduced frame by frame.
+    their next best tokens are taken in order of saliency. A video is reduced frame by
+    frame. score: what ranks tokens in the language model (`Method.score`).
     """
 
     requires: ClassVar[frozenset[str]] = frozenset({"saliency"})
@@ -35,6 +36,7 @@ class VScan(Method):
     window: int = 6
     layer: int | float = 0.5
     ratio: float = 1 / 3
+    score: str = "attention"
 
     def __post_init__(self) -> None:
         super().__post_init__()

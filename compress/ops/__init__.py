@@ -7,7 +7,7 @@ index. Selections that look at one token after another are in `compress.ops.gree
 """
 
 from compress.ops.clusters import density_peaks, dpc_knn
-from compress.ops.merging import merge, prune, segment_sum, to_closest, to_nearest
+from compress.ops.merging import merge, prune, segment_median, segment_sum, to_closest, to_nearest
 from compress.ops.selection import by_quota, gather, on_device, others, rank, spread, top
 from compress.ops.similarity import (
     batches,
@@ -19,9 +19,10 @@ from compress.ops.similarity import (
     unit,
     wide,
 )
-from compress.ops.text import text_raters
+from compress.ops.text import against_prior, text_raters
 
 __all__ = [
+    "against_prior",
     "batches",
     "by_quota",
     "cosine",
@@ -36,6 +37,7 @@ __all__ = [
     "prune",
     "rank",
     "rows_at_once",
+    "segment_median",
     "segment_sum",
     "spread",
     "squared_distances",

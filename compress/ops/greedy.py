@@ -167,6 +167,17 @@ def cover(table: Tensor, count: int, together: bool | None = None) -> Tensor:
     return _cover_all(table, count)
 
 
+@torch.no_grad()
+def gains(table: Tensor) -> Tensor:
+    """(B, N), descending: what each further token adds to the total of `cover`, all tokens taken in
+    its order."""
+    order = cover(table, table.shape[2])
+    ranked = table.gather(2, order[:, None].expand(-1, table.shape[1], -1))
+    covered = ranked.cummax(2).values.sum(1)
+    added = covered.diff(dim=1, prepend=torch.zeros_like(covered[:, :1]))
+    return added.cummin(1).values  # rounding apart, it is
+
+
 def _cover_all(table: Tensor, count: int) -> Tensor:
     """All gains computed again at every selection."""
     met = table.new_zeros(*table.shape[:2], 1)

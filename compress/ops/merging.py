@@ -27,6 +27,20 @@ def segment_sum(x: Tensor, assign: Tensor, count: int) -> Tensor:
     return out.reshape(b, count + 1, d)[:, 1:]
 
 
+def segment_median(x: Tensor, assign: Tensor, count: int) -> Tensor:
+    """The lower median, channel by channel, of x (N, D) by row assign (N,) in -1..count-1, where no
+    row is empty -> (count, D); -1 goes nowhere."""
+    sizes = x.new_zeros(count + 1, dtype=torch.int64).scatter_add_(
+        0, assign + 1, torch.ones_like(assign)
+    )
+    first = sizes.cumsum(0) - sizes
+    middle = (first + (sizes - 1).clamp(min=0) // 2)[1:]
+    by_value = x.sort(dim=0, stable=True)
+    rows = assign[by_value.indices]
+    order = rows.sort(dim=0, stable=True).indices
+    return by_value.values.gather(0, order.gather(0, middle[:, None].expand(-1, x.shape[1])))
+
+
 def prune(features: Tensor, index: Tensor, size: Tensor | None = None) -> Reduction:
     """Tokens at index (B, M), distinct, in raster order; the rest dropped.
 

@@ -27,3 +27,14 @@ def text_raters(text: Tensor, visual: Tensor, mask: Tensor | None = None) -> Ten
     mean = share.sum(1, keepdim=True) / mask.sum(1, keepdim=True).clamp(min=1)
     raters = (share > mean) & mask
     return torch.where(raters.any(1, keepdim=True), raters, mask)
+
+
+@torch.no_grad()
+def against_prior(attention: Tensor, prior: Tensor) -> Tensor:
+    """P log(P / Q) of each token (PriorTR, arXiv 2606.24156) -> (B, n) float32 or better.
+
+    attention, prior: (B, n), not negative; P and Q are these, normalised over the tokens. It is
+    below 0 where P < Q, and ranks as P where the prior is all zeros.
+    """
+    p, q = (x / x.sum(1, keepdim=True).clamp(min=1e-30) for x in (wide(attention), wide(prior)))
+    return p * ((p + 1e-10) / (q + 1e-10)).log()

@@ -21,6 +21,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from compress.adaptive import Budget
+from compress.calibration import Calibration
 from compress.defaults import BUDGET, METHOD
 from compress.errors import CompressionError, UnprobedWarning
 from compress.methods import Method, get_method
@@ -34,6 +36,7 @@ from compress.runtime import forward
 from compress.runtime.cache_state import cache_length, refuse_caches
 from compress.runtime.context import ForwardContext, current_context
 from compress.runtime.encode import EncodingFunction
+from compress.runtime.folded import install
 from compress.runtime.settings import Settings
 from compress.runtime.zero3 import Zero3Symmetry, is_partitioned
 from positions import PPE, PlannedRotary, PositionTable, Scheme
@@ -66,6 +69,7 @@ class Compression:
         }
         self._rotary = PlannedRotary(settings.adapter.rotary, source=_table)
         self._attach(model)
+        self._unfold = install(settings.attention_implementation) if settings.is_folded else None
         _ATTACHED[settings.adapter.core] = self
 
     # ------------------------------------------------------------ what users call
@@ -82,6 +86,9 @@ class Compression:
         for encoder in self._encoders.values():
             encoder.remove()
         self._rotary.remove()
+        if self._unfold is not None:
+            self._unfold()
+            self._unfold = None
         core = self.settings.adapter.core
         if _ATTACHED.get(core) is self:
             del _ATTACHED[core]
@@ -104,7 +111,7 @@ class Compression:
             "and compress() the copy (save_pretrained works as ever)"
         )
 
-    def set_budget(self, budget: int | float) -> None:
+    def set_budget(self, budget: Budget) -> None:
         """Use another budget from the next prompt on.
 
         Raises ValueError or TypeError for one that is out of range; the old one stays then.
@@ -310,11 +317,12 @@ def _restore(module: nn.Module, args: tuple[Any, ...]) -> Any:
 def compress(
     model: nn.Module,
     method: str | Method = METHOD,
-    budget: int | float = BUDGET,
+    budget: Budget = BUDGET,
     *,
     positions: str | Scheme = "original",
     slots: int | PPE = 1,
     schedule: str | Probe | None = None,
+    calibrate: Calibration | None = None,
     generator: torch.Generator | None = None,
 ) -> Compression:
     """Attach a reduction of visual tokens to a stock vision-language model.
@@ -332,15 +340,20 @@ def compress(
         budget: mean number of visual tokens per visual input over the decoder layers; an int is a
             count, a float in (0, 1] a share of the dense count. The nearest reachable one is
             taken, and reported. An input with fewer tokens than a count keeps all it has.
+            `Coverage` and `Shared` (`compress.adaptive`) give each input a count of its own.
         positions: "original" leaves every token that is kept at the position that the model itself
-            would have given it, and text where it would have stood; "compact" numbers the tokens
-            that are left without gaps; a `positions.Scheme` plans its own.
+            would have given it, and text where it would have stood; "median" does so, too, but for
+            a token that was merged before the language model, which stands at the median of its
+            members' positions (lower, axis by axis); "compact" numbers the tokens that are left
+            without gaps; a `positions.Scheme` plans its own.
         slots: how many of its members' positions a token that was merged before the language model
             carries (`positions.PPE`). Tokens merged in the language model have those of their
             anchors.
         schedule: how many tokens are left in which decoder layer. None: the method's own schedule.
             "probed": the one that follows from the saved probe of this model
             (`compress.probe(model, processor)`); or a `Probe`.
+        calibrate: what is added to the attention logits of visual tokens. None: what the method
+            asks for (`Method.proportional_attention`).
         generator: the source of draws, for methods and schemes that draw.
 
     Text that the model is to say ranks no visual token: labelled tokens, and with
@@ -349,7 +362,8 @@ def compress(
 
     Raises:
         ValueError: an unknown method, option or family; a budget out of range; a model that has a
-            compression already, or whose attention cannot be reduced (CompressionError);
+            compression already, or whose attention cannot be reduced, or calibrated so
+            (CompressionError);
             schedule="probed" for a model without a saved probe.
         TypeError: an argument of a wrong kind.
 
@@ -366,6 +380,7 @@ def compress(
         slots=None if chosen.slots == 1 else chosen,
         generator=generator,
         probe=probe_of(schedule, adapter),
+        calibrate=calibrate,
     )
     compression = Compression(model, settings)
     if settings.probe is None:

@@ -32,7 +32,8 @@ class PrefillState:
     decoder layer at which a schedule has a pair, the tokens that each input keeps from it on.
     query, query_real: (B, Q) int64 and bool, columns of the query rows now. text, text_real:
     (samples, Qt), columns now of the text after each sample's first visual input; text_rows:
-    (samples,) int64. first: reductions before the language model; now: from the dense tokens to
+    (samples,) int64. priors, prior_of: as in `DensePrompt`, columns now. first: reductions before
+    the language model; now: from the dense tokens to
     those that are left; later: the same for each layer that started with fewer tokens. deepstack:
     for each of the first layers, (T, D) added to the visual tokens after it. back: (B, S) int64,
     for each column that the model was given the one that stands for it now; None while all are
@@ -53,6 +54,8 @@ class PrefillState:
     text: Tensor
     text_real: Tensor
     text_rows: Tensor
+    priors: Tensor
+    prior_of: tuple[int, ...]
     first: tuple[Reduction, ...]
     back: Tensor | None
     text_tokens: int
@@ -98,6 +101,7 @@ class PrefillState:
         if self.blocks is not None:
             self.blocks = self.blocks.gather(1, index)
         self.query = back.gather(1, self.query)
+        self.priors = back.gather(1, self.priors)
         self.text = back[self.text_rows[:, None], self.text]
         self.back = back if self.back is None else back.gather(1, self.back)
         self.now = tuple(
@@ -153,10 +157,9 @@ class ForwardContext:
         prefill = self.prefill
         if prefill is None:
             return False
-        layers = prefill.schedules
-        return layer in layers or layer + 1 in layers or (
-            layer == 0 and not prefill.spans[0].plain
-        )  # fmt: skip
+        layers, masked = prefill.schedules, self.settings.calibration.distance
+        masked = masked or not prefill.spans[0].plain
+        return layer in layers or layer + 1 in layers or (layer == 0 and masked)
 
 
 def current_context() -> ForwardContext | None:

@@ -30,7 +30,9 @@ class DensePrompt:
     host, inputs, texts: ids, visual inputs and the text of each sample, on the host. layout: where
     the visual tokens are. embeds: (B, S, D). query, query_real: (B, Q) int64 and bool, columns of
     the query rows. text, text_real: (samples, Qt), columns of the text after each sample's first
-    visual input; text_rows: (samples,) int64, the row of each.
+    visual input; text_rows: (samples,) int64, the row of each. priors: (B, K) int64, columns of the
+    first text token after each visual input of a row; empty unless the method reads these rows.
+    prior_of: for each input which of its row's K it is, K where no text follows.
     """
 
     host: HostPrompt
@@ -43,6 +45,8 @@ class DensePrompt:
     text: Tensor
     text_real: Tensor
     text_rows: Tensor
+    priors: Tensor
+    prior_of: tuple[int, ...]
 
     @property
     def mask(self) -> Tensor:
@@ -68,13 +72,14 @@ def read_prompt(context: ForwardContext, kwargs: dict[str, Any], dense: int) -> 
     texts = sample_texts(host, inputs, context.settings.method.query_rows)
     query, query_real = padded(_query_columns(texts, len(embeds)))
     text, text_real = padded([one.after.tolist() for one in texts])
+    priors, prior_of = _priors(context, inputs, texts, len(embeds))
     rows = torch.cat([torch.full_like(item.columns, item.row) for item in inputs])
     columns = torch.cat([item.columns for item in inputs])
     packed: list[Tensor] = [] if host.samples is None else [host.samples]
     parts = [rows, columns, host.mask, query, query_real, text, text_real]
-    text_rows = torch.tensor([one.row for one in texts])
-    rows, columns, mask, query, query_real, text, text_real, text_rows, *samples = copy_to(
-        embeds.device, *parts, text_rows, *packed
+    parts += [torch.tensor([one.row for one in texts]), priors]
+    rows, columns, mask, query, query_real, text, text_real, text_rows, priors, *samples = copy_to(
+        embeds.device, *parts, *packed
     )
     layout = BatchLayout(
         text_lengths=_text_lengths(texts, len(embeds)),
@@ -88,8 +93,28 @@ def read_prompt(context: ForwardContext, kwargs: dict[str, Any], dense: int) -> 
     )
     return DensePrompt(
         host, inputs, texts, layout, embeds, query, query_real.bool(), text, text_real.bool(),
-        text_rows,
+        text_rows, priors, prior_of,
     )  # fmt: skip
+
+
+def _priors(
+    context: ForwardContext,
+    inputs: Sequence[PlacedInput],
+    texts: Sequence[SampleText],
+    rows: int,
+) -> tuple[Tensor, tuple[int, ...]]:
+    """`DensePrompt.priors` on the host, and `prior_of`."""
+    columns: list[list[int]] = [[] for _ in range(rows)]
+    prior_of: list[int | None] = []
+    for item in inputs:
+        column = texts[item.sample].next_to(item.columns)
+        if context.settings.method.score != "prior" or column is None:
+            prior_of.append(None)
+            continue
+        prior_of.append(len(columns[item.row]))
+        columns[item.row].append(column)
+    priors, _ = padded(columns)
+    return priors, tuple(priors.shape[1] if one is None else one for one in prior_of)
 
 
 def _pads_left(context: ForwardContext, host: HostPrompt) -> bool:

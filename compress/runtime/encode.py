@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from compress.report.clock import Clock
+from compress.runtime.adaptive import allocations
 from compress.runtime.context import current_context
 from compress.runtime.encoded import Encoded
 from compress.runtime.reduce_inputs import InputTokens, reduce_inputs
@@ -212,9 +213,10 @@ def _reduce_before_projector(encoded: Encoded, features: Tensor) -> Tensor | Non
         encoded.fields["pre_projector"] = settings.adapter.pool(inputs, rows)
     if settings.method.features_from != "pre_projector":
         return None
-    keeps = [settings.allocation(count).keep for count in encoded.counts]
     pooled = settings.adapter.pool(inputs, rows)
     tokens = InputTokens(inputs, pooled, encoded.fields, encoded.attention)
+    encoded.chosen = allocations(settings, tokens)
+    keeps = [one.keep for one in encoded.chosen]
     encoded.reductions = reduce_inputs(settings, tokens, keeps)
     if keeps == encoded.counts:
         return None

@@ -10,6 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from compress.adaptive import Adaptive
+from compress.budget import Allocation
+from compress.runtime.adaptive import allocations
+from compress.runtime.reduce_inputs import InputTokens
 from compress.runtime.settings import Settings
 from compress.tokens import Reduction
 from vlm.families import VisualInput
@@ -29,7 +33,8 @@ class Encoded:
     None unless the method reads it. reductions: made before the projector, None where the
     reduction follows it; carriers: for each, (M,) int64, the tokens whose rows took the merged
     features through the projector, None where all tokens are kept. features: (T, D), as the
-    language model is to receive them; None until the call is over. reduce_ms: time spent.
+    language model is to receive them; None until the call is over. chosen: the counts that the
+    budget gives each input, once they are known. reduce_ms: time spent.
     """
 
     kind: str
@@ -41,6 +46,7 @@ class Encoded:
     reductions: list[Reduction] | None = None
     carriers: list[Tensor] | None = None
     features: Tensor | None = None
+    chosen: list[Allocation] | None = None
     reduce_ms: float = 0.0
 
     def __deepcopy__(self, memo: dict[int, object]) -> Encoded:
@@ -56,6 +62,19 @@ class Encoded:
     def offsets(self) -> list[int]:
         """The first of each input's tokens among all T."""
         return [0, *accumulate(self.counts)][:-1]
+
+    @property
+    def allocations(self) -> list[Allocation]:
+        """The counts that the budget gives each input; an adaptive one looks at `features`."""
+        if self.chosen is None:
+            budget = self.settings.budget
+            if isinstance(budget, Adaptive):
+                features: Tensor = self.features  # type: ignore[assignment]
+                tokens = InputTokens(self.inputs, features, self.fields)
+                self.chosen = allocations(self.settings, tokens)
+            else:
+                self.chosen = [self.settings.allocation(count) for count in self.counts]
+        return self.chosen
 
     def bind(self, output: Any) -> None:
         """Hand this on with the output of the call."""
@@ -127,7 +146,7 @@ class Encoded:
         if attention is not None:
             attention = [torch.block_diag(*(attention[i] for i in group)) for group in groups]
         inputs = [VisualInput.join([self.inputs[i] for i in group]) for group in groups]
-        return replace(self, inputs=inputs, attention=attention)
+        return replace(self, inputs=inputs, attention=attention, chosen=None)
 
     def _mismatch(self, totals: Sequence[int]) -> str:
         return (

@@ -28,10 +28,11 @@ from compress.runtime.cache_state import (
     positions_of,
     turn_positions,
 )
+from compress.runtime.calibrated import distance_terms
 from compress.runtime.context import ForwardContext
 from compress.runtime.encoded import PIXELS, Encoded
 from compress.runtime.in_llm import add_deepstack, reduce_at_layer, scoring_layers
-from compress.runtime.masks import NewTokens, needs_own_masks, new_indices, span_masks
+from compress.runtime.masks import NewTokens, layer_arguments, needs_own_masks
 from compress.runtime.prefill import begin_prefill
 from compress.runtime.prompt import without_pixels
 from compress.runtime.tensors import gather
@@ -147,7 +148,7 @@ def _placed_by_caller(context: ForwardContext, kwargs: Mapping[str, Any], count:
     """Whether the positions of new text are those that reach the language model, and have to be
     looked at there: a second turn, or a model that adds the offset of its last prompt."""
     given = kwargs.get("position_ids")
-    if given is None or context.settings.positions != "original":
+    if given is None or not context.settings.keeps_original:
         return False
     return count > 1 or (given.ndim == 3 and len(given) == 1)
 
@@ -164,7 +165,7 @@ def continue_on_cache(
     if count == 1 and new is not None and state.spans[0].valid is None:
         # The stock model looks whether the mask of a decoded token is all ones, too.
         new = None if bool(new.all()) else new
-    original = context.settings.positions == "original" and context.positions_given
+    original = context.settings.keeps_original and context.positions_given
     given = kwargs.get("position_ids") if original else None
     start = state.length
     context.arguments = {"attention_mask": None}
@@ -221,12 +222,7 @@ def _mask_layers(context: ForwardContext, count: int, device: torch.device) -> N
         if span.first == 0 and span.plain and not state.pressed and not settings.is_mixed:
             layers += [{}] * stop
             continue
-        own: dict[str, Any] = {}
-        if count > 1:  # one token is never taken for the first of a packed sample
-            own["position_ids"] = new_indices(span, count, device)
-        masks = span_masks(adapter, span, stop, new)
-        kinds = adapter.layer_kinds[span.first : stop]
-        layers += [{"attention_mask": masks[kind], **own} for kind in kinds]
+        layers += layer_arguments(adapter, span, stop, new)
     context.layer_arguments = layers
 
 
@@ -270,7 +266,7 @@ def enter_layer(
         with context.clock.time("reduce"):
             hidden_states = reduce_at_layer(context, layer, hidden_states, kwargs)
         kwargs["position_embeddings"] = prefill.rotary_of(kind, rotary)
-    if layer + 1 in prefill.schedules and context.settings.method.scored_by == "previous":
+    if layer + 1 in prefill.schedules and context.settings.reads_previous_layer:
         prefill.entered = (hidden_states, kwargs["position_embeddings"])
     _new_arguments(context, layer, hidden_states, kwargs)
     return hidden_states
@@ -286,18 +282,17 @@ def _new_arguments(
     if span is None or state is None:
         return
     pressed = prefill.cached is not None and prefill.cached.pressed
-    mixed = context.settings.is_mixed
-    if layer == 0 and span.stock_mask_serves and not pressed and not mixed:
+    mixed, distant = context.settings.is_mixed, context.settings.calibration.distance
+    if layer == 0 and span.stock_mask_serves and not (pressed or mixed or distant):
         return
     depth = len(adapter.layers)
-    new = NewTokens(hidden_states, kwargs.get("past_key_values"), state.dense, prefill.blocks)
+    cache, terms = kwargs.get("past_key_values"), None
+    if distant:
+        rotary = kwargs["position_embeddings"]
+        terms = distance_terms(rotary, rotary, prefill.layout.visual.to(hidden_states.device))
+    new = NewTokens(hidden_states, cache, state.dense, prefill.blocks, terms)
     stop = min((one.first for one in prefill.spans if one.first > layer), default=depth)
-    masks = span_masks(adapter, span, stop, new)
-    index = new_indices(span, hidden_states.shape[1], hidden_states.device)
-    own = [
-        {"attention_mask": masks[kind], "position_ids": index}
-        for kind in adapter.layer_kinds[layer:stop]
-    ]
+    own = layer_arguments(adapter, span, stop, new)
     layers = context.layer_arguments or [{}] * depth
     context.layer_arguments = layers[:layer] + own + layers[stop:]
     kwargs.update(context.layer_arguments[layer])

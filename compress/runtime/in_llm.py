@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import groupby
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
+from compress import ops
 from compress.errors import CompressionError
 from compress.runtime.context import ForwardContext, PrefillState
 from compress.runtime.prefill import new_span
@@ -51,17 +53,35 @@ def reduce_at_layer(
     if counts == list(prefill.layout.counts):
         return hidden_states
     settings = context.settings
-    scores, keys = None, None
+    ranking = Ranking(layer)
     if settings.scores_in_llm and any(counts):
-        scores, keys = _scores(context, layer, hidden_states, kwargs)
-    reductions = _reductions(settings, prefill, counts, hidden_states, (scores, keys))
+        ranking = _scores(context, layer, hidden_states, kwargs)
+    elif settings.method.score == "change" and any(counts):
+        before, _ = prefill.entered  # type: ignore[misc]
+        change = hidden_states.float() - before.to(hidden_states.device).float()
+        ranking = Ranking(layer, change.norm(dim=-1))
+    reductions = _reductions(settings, prefill, counts, hidden_states, ranking)
     return _shorten(settings, prefill, layer, hidden_states, (reductions, counts))
+
+
+class Ranking(NamedTuple):
+    """What ranks the tokens that are about to enter decoder layer `layer`.
+
+    scores: (B, S). keys: (B, S, Dk). priors: (B, K, S), attention of the first text token after
+    each visual input of a row.
+    """
+
+    layer: int
+    scores: Tensor | None = None
+    keys: Tensor | None = None
+    priors: Tensor | None = None
 
 
 def _scores(
     context: ForwardContext, layer: int, hidden_states: Tensor, kwargs: dict[str, Any]
-) -> tuple[Tensor, Tensor]:
-    """Scores (B, S) and keys (B, S, Dk) of every token, from the layer that the method names."""
+) -> Ranking:
+    """Attention and keys of every token, in the layer that the method names."""
+    begins = layer
     prefill: PrefillState = context.prefill  # type: ignore[assignment]
     rotary = kwargs["position_embeddings"]
     if context.settings.method.scored_by == "previous":
@@ -84,8 +104,11 @@ def _scores(
         span.key_bias(),
         prefill.layout.samples,
         prefill.blocks,
+        prefill.layout.visual if context.settings.calibration.distance else None,
     )
-    return text_attention(context.settings.adapter, layer, hidden_states, rotary, scoring)
+    adapter = context.settings.adapter
+    read = text_attention(adapter, layer, hidden_states, rotary, scoring, prefill.priors)
+    return Ranking(begins, *read)
 
 
 def _cached_keys(cache: Any, layer: int, count: int) -> Tensor:
@@ -104,7 +127,7 @@ def _reductions(
     prefill: PrefillState,
     counts: Sequence[int],
     hidden_states: Tensor,
-    scored: tuple[Tensor | None, Tensor | None],
+    ranking: Ranking,
 ) -> list[Reduction]:
     """The reduction of each input's tokens; those of one shape and count as one batch."""
     layout, device = prefill.layout, hidden_states.device
@@ -117,7 +140,7 @@ def _reductions(
     offsets = layout.offsets
     where = [torch.arange(offsets[n], offsets[n] + layout.counts[n]) for n in order]
     samples, *indices = copy_to(device, [prefill.inputs[n].sample for n in order], *where)
-    tokens = [None if x is None else x.to(device)[rows, columns] for x in scored]
+    own = _of_visual(prefill, ranking, rows, columns)
     hidden = hidden_states[rows, columns]
     size = prefill.sizes.to(device)
     anchor = torch.cat([reduction.anchor[0] for reduction in prefill.now]).to(device)
@@ -126,17 +149,42 @@ def _reductions(
         members = list(group)
         batch = slice(members[0], members[-1] + 1)
         index = torch.stack(indices[batch])
-        given = {
-            name: x[index]
-            for name, x in zip(("scores", "keys"), tokens, strict=True)
-            if x is not None
-        }
+        given = {name: x[index] for name, x in own.items()}
+        if settings.method.draws_scores:
+            given["scores"] = _drawn(index, layer=ranking.layer, generator=settings.generator)
+        if "prior" in given:
+            given["scores"] = ops.against_prior(given["scores"], given.pop("prior"))
         if settings.method.in_llm_needs & {"text", "text_keys", "text_mask"} and count:
-            given |= _text(prefill, samples[batch], hidden_states, scored[1])
+            given |= _text(prefill, samples[batch], hidden_states, ranking.keys)
         part = LayerTokens(hidden[index], size[index], anchor[index], grid, **given)
         reduction = settings.method.reduce_in_llm(part, count, settings.generator)
         found |= {order[i]: reduction.sample(b) for b, i in enumerate(members)}
     return [found[number] for number in range(len(order))]
+
+
+def _of_visual(
+    prefill: PrefillState, ranking: Ranking, rows: Tensor, columns: Tensor
+) -> dict[str, Tensor]:
+    """What ranks each visual token, (T, ...) each; of all zeros is the prior of an input that no
+    text follows."""
+    named = {"scores": ranking.scores, "keys": ranking.keys}
+    own = {name: x.to(rows.device)[rows, columns] for name, x in named.items() if x is not None}
+    if ranking.priors is not None and ranking.priors.shape[1]:
+        counts = torch.tensor(prefill.layout.counts)
+        (number,) = copy_to(rows.device, torch.tensor(prefill.prior_of).repeat_interleave(counts))
+        priors = functional.pad(ranking.priors.to(rows.device), (0, 0, 0, 1))
+        own["prior"] = priors[rows, number, columns]
+    return own
+
+
+def _drawn(index: Tensor, layer: int, generator: torch.Generator | None) -> Tensor:
+    """(b, n) float32: scores that are drawn; without a generator the same in any batch."""
+    b, n = index.shape
+    if generator is None:
+        draw = torch.rand(1, n, generator=torch.Generator().manual_seed(layer)).expand(b, n)
+    else:
+        draw = torch.rand(b, n, generator=generator, device=generator.device)
+    return ops.on_device(draw, index.device)
 
 
 def _text(

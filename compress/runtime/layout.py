@@ -57,9 +57,14 @@ class BatchLayout:
     @property
     def text(self) -> Tensor:
         """(B, S) bool: True at text, False at visual tokens and padding."""
-        text = self.mask.clone()
-        text[self.rows, self.columns] = False
-        return text
+        return self.mask & ~self.visual
+
+    @property
+    def visual(self) -> Tensor:
+        """(B, S) bool: True at visual tokens."""
+        visual = torch.zeros_like(self.mask)
+        visual[self.rows, self.columns] = True
+        return visual
 
     def index_in_sample(self) -> Tensor:
         """(B, S) int64: how many tokens of its own sample come before each token."""

@@ -17,6 +17,7 @@ from transformers.masking_utils import create_causal_mask
 
 from compress.errors import CompressionError
 from compress.runtime.cache_state import Span, is_static
+from compress.runtime.folded import KEY_TERMS
 from compress.runtime.settings import ADDITIVE
 from compress.runtime.stages import RECURRENT
 from vlm.families import ModelAdapter
@@ -28,13 +29,15 @@ class NewTokens:
 
     like: (B, q, ...) hidden states, for shape, dtype and device. cache: the cache that the layers
     will append them to, or None. dense: tokens of the sequence without reduction, these included.
-    blocks: (B, q) int64, as `ModelAdapter.attention_blocks`.
+    blocks: (B, q) int64, as `ModelAdapter.attention_blocks`. terms: (B, q, q) float32, added to the
+    logits of pairs of these tokens.
     """
 
     like: Tensor
     cache: Any
     dense: int
     blocks: Tensor | None = None
+    terms: Tensor | None = None
 
     @property
     def count(self) -> int:
@@ -42,10 +45,11 @@ class NewTokens:
         return self.like.shape[1]
 
 
-def span_masks(
+def layer_arguments(
     adapter: ModelAdapter, span: Span, stop: int, new: NewTokens
-) -> dict[str, Tensor | None]:
-    """The mask that layers `span.first` up to `stop` take for the newest tokens, by kind of layer.
+) -> list[dict[str, Any]]:
+    """What the layers `span.first` up to `stop` are given for the newest tokens, each in place of
+    its own arguments.
 
     span: with the newest tokens in its length.
 
@@ -53,12 +57,20 @@ def span_masks(
         CompressionError: another tool has removed keys (kvpress), and the mask depends on which; or
             the attention implementation cannot follow a window in positions.
     """
-    masks: dict[str, Tensor | None] = {}
+    device, masks = new.like.device, dict[str, dict[str, Any]]()
+    own: dict[str, Any] = {}
+    if new.count > 1:  # one token is never taken for the first of a packed sample
+        own["position_ids"] = new_indices(span, new.count, device)
+    implementation = adapter.language_model.config._attn_implementation
+    terms = None if implementation in ADDITIVE else span.key_bias()
     for layer in range(span.first, stop):
         kind = adapter.layer_kinds[layer]
-        if kind not in masks:
-            masks[kind] = _mask(adapter, span, layer, new)
-    return masks
+        if kind in masks:
+            continue
+        masks[kind] = {"attention_mask": _mask(adapter, span, layer, new), **own}
+        if terms is not None and kind not in RECURRENT:
+            masks[kind][KEY_TERMS] = terms
+    return [masks[kind] for kind in adapter.layer_kinds[span.first : stop]]
 
 
 def needs_own_masks(adapter: ModelAdapter, dense: int) -> bool:
@@ -77,7 +89,7 @@ def _mask(adapter: ModelAdapter, span: Span, layer: int, new: NewTokens) -> Tens
         return None if count == 1 or real is None else real.to(new.like.device)
     reach = adapter.reach(kind)
     local = reach is not None and reach <= new.dense
-    if span.plain and new.blocks is None and not local:
+    if span.plain and new.blocks is None and new.terms is None and not local:
         # The layer's own cache gives its length, so this also follows keys that others removed.
         return _stock_mask(config, span, layer, new)
     _check_cache(span, layer, new)
@@ -121,14 +133,17 @@ def _as_model_takes_it(
 ) -> Tensor:
     """(B, 1, q, keys): bool for sdpa where nothing is added to the logits, else numbers to add."""
     like = new.like
-    if span.bias is None and implementation == "sdpa":
+    if span.bias is None and new.terms is None and implementation == "sdpa":
         return allowed[:, None]
     least = torch.finfo(like.dtype).min
-    added = torch.zeros((), dtype=like.dtype, device=like.device)
+    added = torch.zeros((), device=like.device)
     bias = span.key_bias()
     if bias is not None:
-        added = _cut(bias, *columns)[:, None].to(like.device, like.dtype)
-    return torch.where(allowed, added, least)[:, None]
+        added = _cut(bias, *columns)[:, None].to(like.device)
+    if new.terms is not None:
+        terms = torch.nn.functional.pad(new.terms, (span.length - new.count, 0))
+        added = added + _cut(terms, *columns)
+    return torch.where(allowed, added.to(like.dtype), least)[:, None]
 
 
 def _cut(x: Tensor, held: int, offset: int) -> Tensor:

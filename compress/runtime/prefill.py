@@ -18,6 +18,7 @@ from compress.runtime.cache_state import (
     positions_of,
     turn_positions,
 )
+from compress.runtime.calibrated import key_terms
 from compress.runtime.context import ForwardContext, PrefillState
 from compress.runtime.dense_prompt import DensePrompt, read_prompt
 from compress.runtime.layout import BatchLayout
@@ -65,11 +66,20 @@ def begin_prefill(context: ForwardContext, kwargs: dict[str, Any]) -> None:
         if settings.is_local:
             prefill.places = prefill.table.positions[:, :, 0, 0].to(embeds.device)
         prefill.blocks = _blocks(context, prompt, prefill.layout, index)
-        layers = [0] if state is None else [span.first for span in state.spans]
-        prefill.spans = [new_span(settings, prefill, layer, embeds.device) for layer in layers]
+        prefill.spans = [
+            new_span(settings, prefill, layer, embeds.device) for layer in _firsts(settings, state)
+        ]
         context.state = _new_state(context, prefill, prompt)
         context.prefill = prefill
         context.arguments = _arguments(prefill, kwargs, embeds)
+
+
+def _firsts(settings: Settings, state: CacheState | None) -> list[int]:
+    """The first layers of the spans, before any token leaves between layers."""
+    firsts = {0} if state is None else {span.first for span in state.spans}
+    if settings.calibration.first_layer and len(settings.adapter.layers) > 1:
+        firsts.add(1)
+    return sorted(firsts)
 
 
 def _blocks(
@@ -98,23 +108,26 @@ def _enter(
 
     features: (T', D), the visual tokens that enter.
     """
-    keeps = counts_kept(settings, prompt.inputs)
+    keeps = counts_kept(prompt.inputs)
     layout, embeds, index, back = prompt.layout, prompt.embeds, None, None
-    query, text = prompt.query, prompt.text
+    query, text, priors = prompt.query, prompt.text, prompt.priors
     if keeps != list(layout.counts):
         layout, index, back = layout.after(flat_anchor(reductions), keeps)
         embeds = gather(embeds, index)
         embeds = scatter(embeds, layout.rows, layout.columns, features)
         query, text = back.gather(1, query), back[prompt.text_rows[:, None], text]
+        priors = back.gather(1, priors)
     prefill = PrefillState(
         inputs=prompt.inputs,
         layout=layout,
-        schedules=_schedules(settings, prompt.inputs, prompt.texts),
+        schedules=_schedules(prompt.inputs, prompt.texts),
         query=query,
         query_real=prompt.query_real,
         text=text,
         text_real=prompt.text_real,
         text_rows=prompt.text_rows,
+        priors=priors,
+        prior_of=prompt.prior_of,
         first=tuple(reductions),
         back=back,
         text_tokens=sum(one.count for one in prompt.texts),
@@ -140,7 +153,6 @@ def _new_state(context: ForwardContext, prefill: PrefillState, prompt: DenseProm
 
 
 def _schedules(
-    settings: Settings,
     inputs: Sequence[PlacedInput],
     texts: Sequence[SampleText],
 ) -> dict[int, list[int]]:
@@ -152,10 +164,8 @@ def _schedules(
     """
     predictors = {one.predictor for one in texts}
     least = [int(number in predictors) for number in range(len(inputs))]
-    counts = [settings.allocation(item.input.count).counts for item in inputs]
-    layers = {
-        layer for item in inputs for layer, _ in settings.allocation(item.input.count).schedule
-    }
+    counts = [item.allocation.counts for item in inputs]
+    layers = {layer for item in inputs for layer, _ in item.allocation.schedule}
     return {
         layer: [max(one[layer], floor) for one, floor in zip(counts, least, strict=True)]
         for layer in sorted(layers)
@@ -269,17 +279,14 @@ def new_span(settings: Settings, prefill: PrefillState, layer: int, device: torc
         span.valid = torch.cat([old, layout.mask.to(device)], dim=1)
     if layout.samples is not None:
         span.samples = layout.samples.to(device)
-    biased = settings.proportional_attention and any(
-        reduction.count < reduction.assign.shape[1] for reduction in prefill.now
-    )
+    terms = key_terms(settings.calibration, prefill.now, layer, device)
     old_bias = before.key_bias()
-    if biased or old_bias is not None:
+    if terms is not None or old_bias is not None:
         if old_bias is None:
             old_bias = torch.zeros(rows, before.length, device=device)
         own = torch.zeros(rows, width, device=device)
-        if biased:
-            sizes = prefill.sizes.to(device).float().log()
-            own = scatter(own, layout.rows.to(device), layout.columns.to(device), sizes)
+        if terms is not None:
+            own = scatter(own, layout.rows.to(device), layout.columns.to(device), terms)
         span.bias = torch.cat([old_bias.to(device), own], dim=1)
     return span
 

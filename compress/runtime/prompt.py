@@ -9,6 +9,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from compress.budget import Allocation
 from compress.errors import CompressionError
 from compress.runtime.encoded import PIXELS, Encoded
 from vlm.families import ModelAdapter, VisualInput
@@ -33,6 +34,11 @@ class PlacedInput:
     def input(self) -> VisualInput:
         return self.encoded.inputs[self.index]
 
+    @property
+    def allocation(self) -> Allocation:
+        """The counts that the budget gives it."""
+        return self.encoded.allocations[self.index]
+
 
 @dataclass(frozen=True)
 class SampleText:
@@ -50,6 +56,12 @@ class SampleText:
     count: int
     trailing: int
     predictor: int | None
+
+    def next_to(self, columns: Tensor) -> int | None:
+        """Column of the first text token after a visual input at `columns`; None if none follows,
+        or only an answer."""
+        later = self.after[self.after > int(columns.max())]
+        return int(later[0]) if len(later) else None
 
 
 @dataclass(frozen=True)

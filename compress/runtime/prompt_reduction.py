@@ -15,9 +15,9 @@ from compress.runtime.settings import Settings
 from compress.tokens import Reduction
 
 
-def counts_kept(settings: Settings, inputs: Sequence[PlacedInput]) -> list[int]:
+def counts_kept(inputs: Sequence[PlacedInput]) -> list[int]:
     """Tokens of each input that enter the language model."""
-    return [settings.allocation(item.input.count).keep for item in inputs]
+    return [item.allocation.keep for item in inputs]
 
 
 def reduce_prompt(settings: Settings, prompt: DensePrompt) -> tuple[list[Reduction], Tensor]:
@@ -83,7 +83,7 @@ def _reduce_late(
         _attention(inputs),
         text,
     )
-    return reduce_inputs(settings, tokens, counts_kept(settings, inputs))
+    return reduce_inputs(settings, tokens, counts_kept(inputs))
 
 
 def _fields(inputs: Sequence[PlacedInput]) -> dict[str, Tensor]:

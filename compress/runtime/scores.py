@@ -7,11 +7,13 @@ needed, the layer's own norm, projections and rotation are applied once more.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
+from compress.runtime.calibrated import distance_terms
 from compress.runtime.tensors import gather
 from vlm.families import ModelAdapter
 
@@ -27,7 +29,8 @@ class ScoringRows:
     cached: (B, P) bool, False at padding. past: (B, key heads, P, head_dim) rotated keys, None
     where P = 0. bias: (B, P + S) float32, added to the logits of each key. samples: (B, S) int64,
     where rows hold several samples: a query sees and ranks the tokens of its own sample alone.
-    blocks: (B, S) int64, as `ModelAdapter.attention_blocks`.
+    blocks: (B, S) int64, as `ModelAdapter.attention_blocks`. distant: (B, S) bool, keys that get
+    the distance term of `compress.Calibration`.
     """
 
     queries: Tensor
@@ -38,6 +41,7 @@ class ScoringRows:
     bias: Tensor | None = None
     samples: Tensor | None = None
     blocks: Tensor | None = None
+    distant: Tensor | None = None
 
     def to(self, device: torch.device) -> ScoringRows:
         """The same on another device."""
@@ -55,7 +59,8 @@ def text_attention(
     hidden_states: Tensor,
     rotary: tuple[Tensor, Tensor],
     rows: ScoringRows,
-) -> tuple[Tensor, Tensor]:
+    priors: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
     """How much the query rows attend to each new token in a decoder layer, and the layer's keys.
 
     Args:
@@ -64,19 +69,35 @@ def text_attention(
             scaling).
         hidden_states: (B, S, D) entering the layer.
         rotary: cos and sin, (B or 1, S, head_dim).
+        priors: (B, K) int64, columns of further rows, each of which is read alone; default none.
 
     Returns:
         The softmax over the whole causal row in float32, averaged over heads and real query rows,
-        (B, S) float32; and the rotated keys, (B, S, key heads * head_dim), before grouped heads
-        are repeated.
+        (B, S) float32; the rotated keys, (B, S, key heads * head_dim), before grouped heads are
+        repeated; and the softmax of the further rows, averaged over heads, (B, K, S) float32.
     """
     weight = adapter.layers[layer].self_attn.k_proj.weight
     device = hidden_states.device if weight.is_meta else weight.device
     rows = rows.to(device)
-    query, key = projections(adapter, layer, hidden_states, rotary, rows.queries)
+    alone = rows.queries[:, :0] if priors is None else priors.to(device)
+    columns = torch.cat([rows.queries, alone], 1)
+    query, key = projections(adapter, layer, hidden_states, rotary, columns)
     keys = key if rows.past is None else torch.cat([rows.past.to(key.dtype), key], dim=2)
-    weights = _mean_attention(query, keys, rows)
-    return weights, key.transpose(1, 2).flatten(2)
+    terms = None
+    if rows.distant is not None:
+        cos, sin = (part.to(device).expand(len(columns), -1, -1) for part in rotary)
+        own = (gather(cos, columns), gather(sin, columns))
+        terms = distance_terms(own, (cos, sin), rows.distant)
+    asked = rows.queries.shape[1]
+    parts = [slice(0, asked), *(slice(k, k + 1) for k in range(asked, columns.shape[1]))]
+    weights = []
+    for part in parts:
+        real = rows.real if part.start == 0 else torch.ones_like(columns[:, part], dtype=torch.bool)
+        some = replace(rows, queries=columns[:, part], real=real)
+        added = None if terms is None else terms[:, part]
+        weights.append(_mean_attention(query[:, :, part], keys, some, added))
+    single = torch.stack(weights[1:], 1) if alone.shape[1] else weights[0][:, None][:, :0]
+    return weights[0], key.transpose(1, 2).flatten(2), single
 
 
 def projections(
@@ -107,15 +128,21 @@ def projections(
     return query * attention.scaling, key
 
 
-def _mean_attention(query: Tensor, keys: Tensor, rows: ScoringRows) -> Tensor:
+def _mean_attention(query: Tensor, keys: Tensor, rows: ScoringRows, terms: Tensor | None) -> Tensor:
     """(B, S): attention of scaled queries (B, H, Q, d) to keys (B, key heads, P + S, d), averaged
-    over heads and real query rows, in bounded memory and without repeating grouped keys."""
+    over heads and real query rows, in bounded memory and without repeating grouped keys.
+
+    terms: (B, Q, S), added to the logits of the new keys.
+    """
     batch, heads, count, _ = query.shape
     key_heads, length = keys.shape[1], keys.shape[2]
     grouped = query.float().unflatten(1, (key_heads, heads // key_heads))
     total = torch.zeros(batch, rows.mask.shape[1], device=keys.device)
     for part in _chunks(count, batch * heads * length):
         seen, ranks = _seen(rows, part)
+        added = None
+        if terms is not None:
+            added = functional.pad(terms[:, part], (length - terms.shape[2], 0))[:, None, None]
         some = max(
             1, LOGITS // max(1, batch * (heads // key_heads) * (part.stop - part.start) * length)
         )
@@ -124,6 +151,8 @@ def _mean_attention(query: Tensor, keys: Tensor, rows: ScoringRows) -> Tensor:
             logits = grouped[:, group, :, part] @ keys[:, group, None].float().mT
             if rows.bias is not None:
                 logits = logits + rows.bias[:, None, None, None]
+            if added is not None:
+                logits = logits + added
             weights = logits.masked_fill(~seen[:, None, None], -torch.inf).softmax(dim=-1)
             own = weights[..., length - total.shape[1] :].sum((1, 2))
             total += own.masked_fill(~ranks, 0).sum(1)

@@ -5,19 +5,32 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from numbers import Integral
+from typing import Any
 
 import torch
 
+from compress.adaptive import Adaptive, Budget, Coverage
 from compress.budget import Allocation, resolve_budget
+from compress.calibration import Calibration
 from compress.errors import CompressionError
 from compress.methods import Method
 from compress.probing.verdict import Probe
-from compress.runtime.stages import LOCAL, RECURRENT, allocate, check_stages, stage_layers
+from compress.runtime.folded import fits, folds
+from compress.runtime.stages import (
+    LOCAL,
+    RECURRENT,
+    allocate,
+    changed_plans,
+    check_stages,
+    stage_layers,
+)
 from positions import PPE, ChannelTable, Scheme
 from vlm.families import ModelAdapter
 
 # Attention implementations whose masks can hold numbers to be added to the logits.
 ADDITIVE = ("sdpa", "eager")
+# Positions under which text stands where it would have stood.
+ORIGINAL = ("original", "median")
 
 
 @dataclass(frozen=True)
@@ -26,17 +39,18 @@ class Settings:
 
     adapter: where the parts of the model are. method, budget, positions, generator: as in
     `compress.compress`. slots: PPE slots of a merged token, None for one position each. probe: what
-    sets the in-LLM schedule, None for the method's own.
+    sets the in-LLM schedule, None for the method's own. calibrate: None for the method's own.
     """
 
     adapter: ModelAdapter
     method: Method
-    budget: int | float
+    budget: Budget
     positions: str | Scheme = "original"
     slots: PPE | None = None
     generator: torch.Generator | None = None
     probe: Probe | None = None
-    _allocations: dict[int, Allocation] = field(
+    calibrate: Calibration | None = None
+    _allocations: dict[tuple[int, int | float], Allocation] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
 
@@ -45,26 +59,42 @@ class Settings:
         self._check_budget()
         self._check_positions()
         self._check_model()
+        self._check_calibration()
         self._check_probe()
 
-    def with_budget(self, budget: int | float) -> Settings:
+    def with_budget(self, budget: Budget) -> Settings:
         """The same with another budget."""
         return replace(self, budget=budget)
 
-    def allocation(self, dense: int) -> Allocation:
-        """The counts that the budget gives a visual input of `dense` tokens; an input with fewer
-        tokens than a budget that is a count keeps all."""
-        if dense not in self._allocations:
-            budget = self.budget
-            if isinstance(budget, Integral):
-                budget = min(int(budget), dense)
-            self._allocations[dense] = self._allocate(dense, budget)
-        return self._allocations[dense]
+    def allocation(self, dense: int, budget: int | float | None = None) -> Allocation:
+        """The counts that a budget gives a visual input of `dense` tokens; an input with fewer
+        tokens than a budget that is a count keeps all.
 
-    def _allocate(self, dense: int, budget: int | float) -> Allocation:
-        stages = stage_layers(self.adapter, self.method, self.scores_in_llm)
+        budget: by default the settings' own, unless that looks at the inputs (`compress.adaptive`).
+        """
+        budget = self.budget if budget is None else budget  # type: ignore[assignment]
+        if isinstance(budget, Integral):
+            budget = min(int(budget), dense)
+        key: Any = (dense, budget)
+        if key not in self._allocations:
+            size = (dense, len(self.adapter.layers))
+            own = allocate(self.method, size, key[1], self._stages, self.probe)
+            self._allocations[key] = own
+        return self._allocations[key]
+
+    def entering(self, dense: int, keep: int, pairs: int | None = None) -> Allocation:
+        """The counts if `keep` of `dense` tokens enter the language model. pairs: the most pairs of
+        the schedule that are followed; default all, but none if all tokens enter."""
         size = (dense, len(self.adapter.layers))
-        return allocate(self.method, size, budget, stages, self.probe)
+        if keep == dense and pairs is None:
+            return Allocation(*size, dense)
+        plan = next(changed_plans(self.method, size, self._stages, self.probe))
+        allocation = plan(keep)
+        return replace(allocation, schedule=allocation.schedule[:pairs])
+
+    @cached_property
+    def _stages(self) -> tuple[int, ...] | None:
+        return stage_layers(self.adapter, self.method, self.scores_in_llm)
 
     def reads(self, field_name: str) -> bool:
         """Whether the method needs or wants a field of VisualTokens."""
@@ -73,7 +103,14 @@ class Settings:
     @property
     def scores_in_llm(self) -> bool:
         """Whether the method reads attention scores or keys of decoder layers."""
-        return bool(self.method.in_llm_needs & {"scores", "keys", "text_keys"})
+        method = self.method
+        return method.reads_scores or bool(method.in_llm_needs & {"keys", "text_keys"})
+
+    @property
+    def reads_previous_layer(self) -> bool:
+        """Whether tokens are ranked before layer l by what entered layer l - 1."""
+        by_change = self.method.score == "change"
+        return by_change or (self.method.scored_by == "previous" and self.scores_in_llm)
 
     @cached_property
     def one_axis(self) -> bool:
@@ -102,12 +139,28 @@ class Settings:
         have no order for attention, but they do for a state that is carried from token to token."""
         return self.method.ordered or self.is_recurrent
 
+    @cached_property
+    def calibration(self) -> Calibration:
+        """What is added to attention logits; what the method asks for by default."""
+        if self.calibrate is not None:
+            return self.calibrate
+        wanted, additive = self.method.proportional_attention, self.is_additive
+        return Calibration(bool(additive if wanted is None else wanted), first_layer=False)
+
     @property
-    def proportional_attention(self) -> bool:
-        """Whether log(size) is added to attention logits: the method wants it, and the attention
-        implementation takes a bias."""
-        wanted = self.method.proportional_attention is not False
-        return wanted and self.attention_implementation in ADDITIVE
+    def is_additive(self) -> bool:
+        """Whether the masks of the attention implementation hold numbers that are added."""
+        return self.attention_implementation in ADDITIVE
+
+    @property
+    def is_folded(self) -> bool:
+        """Whether terms of keys reach attention as channels (`compress.runtime.folded`)."""
+        return self.calibration.by_key and not self.is_additive
+
+    @property
+    def keeps_original(self) -> bool:
+        """Whether text stands where the stock model puts it."""
+        return self.positions in ORIGINAL
 
     @property
     def attention_implementation(self) -> str:
@@ -117,7 +170,17 @@ class Settings:
     # ------------------------------------------------------------ checks
 
     def _check_budget(self) -> None:
-        budget, most = self.budget, self.adapter.image_tokens
+        budget, most, method = self.budget, self.adapter.image_tokens, self.method
+        if isinstance(budget, Adaptive):
+            if method.in_llm_only or method.resizes_input:
+                raise CompressionError(
+                    f"budget {budget} gives each visual input a count of its own before the "
+                    f"language model, and {method!r} keeps the same of all: expected a method that "
+                    "selects tokens there, such as 'foveate' or 'duet', or a number"
+                )
+            if isinstance(budget, Coverage):
+                return
+            budget = budget.budget
         if most is None:
             is_count = isinstance(budget, Integral) and not isinstance(budget, bool)
             if is_count and budget < 1:
@@ -130,17 +193,17 @@ class Settings:
 
     def _check_positions(self) -> None:
         positions = self.positions
-        named = positions in ("original", "compact") if isinstance(positions, str) else None
+        named = positions in (*ORIGINAL, "compact") if isinstance(positions, str) else None
         if named is False or not (named or hasattr(positions, "place")):
             raise ValueError(
-                f"positions is {positions!r}: expected 'original', 'compact' or a Scheme"
+                f"positions is {positions!r}: expected 'original', 'median', 'compact' or a Scheme"
             )
         if self.slots is None:
             return
-        if positions == "compact":
+        if positions in ("compact", "median"):
             raise ValueError(
-                "slots give a merged token the positions of its members, and positions='compact' "
-                "drops those: expected one or the other"
+                "slots give a merged token the positions of its members, and positions="
+                f"{positions!r} gives it another: expected one or the other"
             )
         table = ChannelTable.of(self.adapter.rotary)
         table.with_slots(self.slots.slots, self.slots.layout)
@@ -166,11 +229,35 @@ class Settings:
                 "positions, and places tokens on three axes: expected one or the other"
             )
         check_stages(self.adapter, method, self.scores_in_llm)
-        if method.proportional_attention and not self.proportional_attention:
+
+    def _check_calibration(self) -> None:
+        calibration, implementation = self.calibration, self.attention_implementation
+        if not isinstance(calibration, Calibration):
+            raise TypeError(f"calibrate is {calibration!r}: expected a Calibration or None")
+        name = type(self.adapter.language_model).__name__
+        additive = f"expected one of {', '.join(ADDITIVE)}"
+        if calibration.distance and not self.is_additive:
             raise CompressionError(
-                f"{method!r} adds log(size) to attention logits, which attention implementation "
-                f"{self.attention_implementation!r} does not take: expected one of "
-                f"{', '.join(ADDITIVE)}, or the method without proportional attention"
+                "the distance term depends on pairs of tokens, which attention implementation "
+                f"{implementation!r} does not take: {additive}, or Calibration(distance=False)"
+            )
+        if calibration.distance and self.is_local:
+            raise CompressionError(
+                f"{name} has layers of local attention, where far keys are not seen: expected "
+                "Calibration(distance=False)"
+            )
+        if self.is_folded and not folds(implementation):
+            raise CompressionError(
+                f"attention implementation {implementation!r} takes no log(size) of merged tokens: "
+                f"{additive} or FlashAttention, or a method and calibration without it"
+            )
+        sizes = {
+            layer.self_attn.head_dim for layer in self.adapter.layers if hasattr(layer, "self_attn")
+        }
+        if self.is_folded and not fits(max(sizes), self.adapter.language_model.dtype):
+            raise CompressionError(
+                f"{name} has heads of {max(sizes)} channels, and log(size) needs further ones, of "
+                f"which {implementation!r} takes no more: {additive}"
             )
 
     def _check_probe(self) -> None:

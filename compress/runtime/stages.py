@@ -8,7 +8,7 @@ schedule as it then is.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import fields, replace
 
 from compress.budget import Allocation, Plan, resolve_budget, solve
@@ -76,6 +76,16 @@ def allocate(
     free = stages is None or all(layer in stages for layer, _ in own.schedule)
     if target == size[0] or (probe is None and free):
         return own
+    return solve(changed_plans(method, size, stages, probe), size[0], target)
+
+
+def changed_plans(
+    method: Method, size: tuple[int, int], stages: Sequence[int] | None, probe: Probe | None
+) -> Iterator[Plan]:
+    """The plans of a method, first those that drop most, with schedules as `allocate` changes them.
+
+    The arguments are those of `allocate`.
+    """
 
     def changed(plan: Plan, end: int) -> Plan:
         def allocation(count: int) -> Allocation:
@@ -89,8 +99,7 @@ def allocate(
         # Where dropping all tokens leaves too few for the budget, none is dropped.
         can = range(1, size[1]) if stages is None else stages
         ends = [*[layer for layer in can if layer >= probe.horizon][:1], size[1]]
-    plans = (changed(plan, end) for end in ends for plan in method.plans(*size))
-    return solve(plans, size[0], target)
+    return (changed(plan, end) for end in ends for plan in method.plans(*size))
 
 
 def _snapped(allocation: Allocation, stages: Sequence[int]) -> Allocation:

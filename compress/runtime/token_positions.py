@@ -9,9 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from compress.ops import segment_median
 from compress.runtime.dense_prompt import DensePrompt
 from compress.runtime.layout import BatchLayout
 from compress.runtime.prompt import PlacedInput
+from compress.runtime.reduce_inputs import flat_assign
 from compress.runtime.settings import Settings
 from compress.runtime.tensors import gather
 from compress.tokens import Reduction
@@ -45,8 +47,10 @@ def place(settings: Settings, placement: Placement) -> tuple[PositionTable, Tens
     """
     layout, dense = placement.layout, placement.dense
     ends = dense.masked_fill(~placement.prompt.mask[..., None], 0).amax((1, 2)).ceil() + 1
-    if settings.positions == "original":
+    if settings.keeps_original:
         left = dense if placement.index is None else gather(dense, placement.index)
+        if settings.positions == "median" and placement.index is not None:
+            left = _at_medians(placement, left)
         if settings.slots is None:
             return _table(settings, left[:, :, None], placement.start, ends), dense
         slotted = _slotted(settings.slots, placement, left)
@@ -154,6 +158,16 @@ def _slotted(slots: PPE, placement: Placement, left: Tensor) -> Tensor:
     row, column = (torch.cat(one).to(left.device) for one in (rows, members))
     positions[layout.rows, layout.columns] = placement.dense[row, column]
     return positions
+
+
+def _at_medians(placement: Placement, left: Tensor) -> Tensor:
+    """(B, W, 3) float64: `left` with visual tokens at the medians of their members' positions."""
+    before, layout = placement.prompt.layout, placement.layout
+    members = placement.dense[before.rows, before.columns]
+    assign = torch.cat(flat_assign(placement.reductions))
+    members = members.repeat(len(assign) // len(members), 1)
+    medians = segment_median(members, assign.to(members.device), len(layout.rows))
+    return left.index_put((layout.rows, layout.columns), medians)
 
 
 def _grid_places(item: PlacedInput) -> Tensor:

@@ -24,6 +24,7 @@ def test_arms_have_folders_of_their_own() -> None:
         Arm("duet", 0.5, "compact"),
         Arm(Duet(query="last"), 64),
         Arm("pool", 9, slots=4),
+        Arm("duet", 64, "median", schedule="probed", calibrate="size+distance"),
     ],
     ids=lambda arm: arm.title,
 )
@@ -32,6 +33,11 @@ def test_a_description_reads_back_the_same(arm: Arm) -> None:
 
 
 def test_what_cannot_be_is_refused_at_once() -> None:
-    for wrong in ({"method": "nothing"}, {"budget": 1.5}, {"positions": "nowhere"}):
+    for wrong in (
+        {"method": "nothing"},
+        {"budget": 1.5},
+        {"positions": "nowhere"},
+        {"calibrate": "on"},
+    ):
         with pytest.raises(ValueError):
             Arm(**({"method": "duet", "budget": 64} | wrong))

@@ -129,8 +129,9 @@ class _RuntimeSettings(Settings):
     def __post_init__(self) -> None:
         pass
 
-    def allocation(self, dense: int) -> Allocation:
-        return Allocation(dense, 1, ServingSettings(self.method, self.budget).count(dense))
+    def allocation(self, dense: int, budget: int | float | None = None) -> Allocation:
+        keep: Any = self.budget if budget is None else budget
+        return Allocation(dense, 1, ServingSettings(self.method, keep).count(dense))
 
 
 class Reducer:

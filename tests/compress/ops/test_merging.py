@@ -61,3 +61,12 @@ def test_to_nearest_in_chunks(monkeypatch):
     assert torch.equal(ops.to_nearest(x, centres), whole)
     assert torch.equal(ops.to_nearest(x, centres, members), some)
     assert (some >= 0).sum(1).tolist() == [7, 7]
+
+
+def test_medians_of_segments() -> None:
+    """Lower medians, channel by channel; what goes nowhere counts nowhere."""
+    draw = torch.Generator().manual_seed(0)
+    x = torch.randn(40, 3, generator=draw).double()
+    assign = torch.cat([torch.arange(7), torch.randint(-1, 7, (33,), generator=draw)])
+    expected = torch.stack([x[assign == row].median(0).values for row in range(7)])
+    assert torch.equal(ops.segment_median(x, assign, 7), expected)

@@ -37,6 +37,10 @@ METHODS: dict[str, Method] = {
     "keys": DART(visual=2, text=2),
     "merged": Cascade(layers=(1, 2, 3), ratio=0.6),
     "merged in the LLM": Cascade(pre_llm=False, layers=(1, 3)),
+    "prior": PyramidDrop(layers=(1, 3), score="prior", query="all"),
+    "prior, previous": FastV(score="prior"),
+    "random": duet(score="random"),
+    "change": PyramidDrop(layers=(1, 3), score="change"),
     "biased": ToMe(proportional_attention=True),
     "biased, in stages": Foveate(relevant=0.0, purity=0.0, layers=(0.25, 0.75), ratios=(0.6, 0.3)),
 }
@@ -65,6 +69,33 @@ def test_equals_a_full_forward(case: Case, name: str, attention: str) -> None:
         assert torch.equal(together.sequences[row, -NEW:], ids)
 
 
+def test_each_score_keeps_others() -> None:
+    """Else the comparison above would not see which one ranks."""
+    case = HOSTS[0]
+    kept = []
+    for score in ("attention", "prior", "random", "change"):
+        with compress(case.model(), PyramidDrop(layers=(2,), score=score), budget=0.7) as c:
+            answer(case.model(), case.inputs(case.samples()[:1]))
+        kept.append(c.steps(0)[-1][2].anchor.tolist())
+    assert all(a != b for i, a in enumerate(kept) for b in kept[:i])
+
+
+def test_draws_follow_the_generator() -> None:
+    case, kept = HOSTS[0], []
+    for seed in (1, 1, 2):
+        draw = torch.Generator().manual_seed(seed)
+        method = PyramidDrop(layers=(2,), score="random")
+        with compress(case.model(), method, budget=0.7, generator=draw) as c:
+            answer(case.model(), case.inputs(case.samples()[:1]))
+        kept.append(c.steps(0)[-1][2].anchor.tolist())
+    assert kept[0] == kept[1] != kept[2]
+
+
+def test_a_score_that_is_not_known_is_refused() -> None:
+    with pytest.raises(ValueError, match="score is 'best'; expected 'attention', 'prior'"):
+        PyramidDrop(score="best")
+
+
 def test_a_bias_by_size_changes_what_is_said() -> None:
     """Else the comparison above would not see it."""
     model, given = HOSTS[0].model(), HOSTS[0].inputs(HOSTS[0].samples())
@@ -77,8 +108,8 @@ def test_a_bias_by_size_changes_what_is_said() -> None:
 
 def test_a_bias_that_attention_cannot_take_is_refused() -> None:
     model = HOSTS[0].fresh(depth=2)
-    model.model.language_model.config._attn_implementation = "flash_attention_2"
-    with pytest.raises(CompressionError, match=r"log\(size\).*flash_attention_2.*sdpa"):
+    model.model.language_model.config._attn_implementation = "flex_attention"
+    with pytest.raises(CompressionError, match=r"flex_attention.*log\(size\).*sdpa"):
         compress(model, ToMe(proportional_attention=True), budget=16)
     compress(model, ToMe(), budget=16).remove()
     compress(model, Foveate(proportional_attention=None), budget=16).remove()

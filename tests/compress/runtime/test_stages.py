@@ -12,7 +12,7 @@ from transformers import AutoModelForImageTextToText, DynamicCache, MistralConfi
 from compress import CompressionError, compress
 from compress.methods import DivPrune, Duet, FastV, PyramidDrop, Random
 from compress.runtime.cache_state import Span
-from compress.runtime.masks import NewTokens, span_masks
+from compress.runtime.masks import NewTokens, layer_arguments
 from compress.runtime.stages import allocate, stage_layers
 from tests import reference
 from tests.compress.common import CLOSE, NEW, answer
@@ -163,17 +163,17 @@ def test_an_attention_kernel_that_counts_tokens_is_refused_past_the_window() -> 
     span = Span(0, 20, places=torch.arange(20.0)[None])
     like = torch.zeros(1, 20, 4)
     with pytest.raises(CompressionError, match=r"sees 24 positions of a sequence of 40"):
-        span_masks(adapter, span, 4, NewTokens(like, None, 40))
-    masks = span_masks(adapter, span, 4, NewTokens(like, None, 20))  # the window holds all
-    assert masks == {"sliding_attention": None}
+        layer_arguments(adapter, span, 4, NewTokens(like, None, 40))
+    given = layer_arguments(adapter, span, 4, NewTokens(like, None, 20))  # the window holds all
+    assert [one["attention_mask"] for one in given] == [None] * 4
 
 
 def test_a_chunk_is_a_chunk_of_positions() -> None:
     adapter = adapter_of(with_kinds(GEMMA, ["chunked_attention"] * 4))
     adapter.language_model.config.attention_chunk_size = 8
     span = Span(0, 4, places=torch.tensor([[0.0, 7.0, 8.0, 17.0]]))
-    (mask,) = span_masks(adapter, span, 4, NewTokens(torch.zeros(1, 4, 4), None, 18)).values()
-    assert mask is not None
+    given = layer_arguments(adapter, span, 4, NewTokens(torch.zeros(1, 4, 4), None, 18))
+    mask = given[0]["attention_mask"]
     assert mask[0, 0].int().tolist() == [[1, 0, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]
 
 

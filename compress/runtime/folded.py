@@ -1,0 +1,109 @@
+"""Terms of single keys in attention that takes no numbers in its mask, such as FlashAttention.
+
+A term b_j becomes a channel: keys [K, b], queries [Q, c] with c = 1 / scaling, so that the scaled
+product is that of K and Q plus b. Values get channels of zeros, which are cut off again.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+KEY_TERMS = "foveate_key_terms"
+"""The argument of a decoder layer that brings the terms, (B, keys) float32."""
+MULTIPLE = 8  # of head sizes that FlashAttention runs without padding of its own
+MOST = 256  # its largest head size
+
+_LOCK = threading.Lock()
+# The stock function and the number of compressions that need another in its place.
+_USERS: dict[str, tuple[Callable[..., Any], int]] = {}
+
+
+def folds(implementation: str) -> bool:
+    """Whether terms reach this attention implementation as channels."""
+    return "flash" in implementation
+
+
+def fits(head_size: int, dtype: torch.dtype) -> bool:
+    """Whether heads of this size have room for a term."""
+    return head_size + _parts(dtype) <= MOST
+
+
+def _parts(dtype: torch.dtype) -> int:
+    """Channels of a term: in half precision one holds what the first one's rounding leaves."""
+    return 2 if dtype.itemsize == 2 else 1
+
+
+def fold(
+    query: Tensor, key: Tensor, value: Tensor, terms: Tensor, scaling: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values with the channels that add `terms` to the logits.
+
+    query: (B, heads, q, d). key, value: (B, key heads, n, d). terms: (B, n) float32. scaling: of
+    the products. Returns the same with d + 1 channels, or d + 2 in half precision, rounded up to a
+    multiple of 8.
+    """
+    parts = _parts(key.dtype)
+    width = -(-(query.shape[-1] + parts) // MULTIPLE) * MULTIPLE - query.shape[-1]
+    # A power of two, which every type holds exactly.
+    factor = 2.0 ** round(-math.log2(scaling))
+    rest = terms / (scaling * factor)
+    columns = []
+    for _ in range(parts):
+        columns.append(rest.to(key.dtype))
+        rest = rest - columns[-1].float()
+    channels = functional.pad(torch.stack(columns, -1), (0, width - parts))
+    key = torch.cat([key, channels[:, None].expand(-1, key.shape[1], -1, -1)], -1)
+    asks = query.new_full((*query.shape[:-1], parts), factor)
+    query = torch.cat([query, functional.pad(asks, (0, width - parts))], -1)
+    return query, key, functional.pad(value, (0, width))
+
+
+def _folding(stock: Callable[..., Any]) -> Callable[..., Any]:
+    """An attention function that folds the terms which some layers bring."""
+
+    def attention(
+        module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, **kwargs: Any
+    ) -> Any:
+        terms = kwargs.pop(KEY_TERMS, None)
+        if terms is None:
+            return stock(module, query, key, value, mask, **kwargs)
+        held = key.shape[2]  # a sliding layer holds the last keys, a static cache room for more
+        terms = functional.pad(terms[:, -held:], (0, max(0, held - terms.shape[1])))
+        scaling = kwargs.get("scaling") or query.shape[-1] ** -0.5
+        folded = fold(query, key, value, terms.to(key.device), scaling)
+        output, weights = stock(module, *folded, mask, **kwargs | {"scaling": scaling})
+        return output[..., : value.shape[-1]], weights
+
+    return attention
+
+
+def install(implementation: str) -> Callable[[], None]:
+    """Let an attention implementation take terms; returns the function that undoes it.
+
+    Layers that bring no terms run as they did. The last user puts the stock function back.
+    """
+    with _LOCK:
+        stock, users = _USERS.get(implementation, (ALL_ATTENTION_FUNCTIONS[implementation], 0))
+        if not users:
+            ALL_ATTENTION_FUNCTIONS[implementation] = _folding(stock)
+        _USERS[implementation] = (stock, users + 1)
+
+    def undo() -> None:
+        with _LOCK:
+            stock, users = _USERS.pop(implementation)
+            if users > 1:
+                _USERS[implementation] = (stock, users - 1)
+                return
+            del ALL_ATTENTION_FUNCTIONS[implementation]
+            if ALL_ATTENTION_FUNCTIONS.get(implementation) is not stock:  # it was local, too
+                ALL_ATTENTION_FUNCTIONS[implementation] = stock
+
+    return undo
