@@ -72,6 +72,8 @@ def _evaluate(args: argparse.Namespace) -> int:
     if not samples:
         raise DataError(f"{benchmark.name}: there are no questions")
     answerer = _answerer(args, len(arms))
+    if args.endpoint is not None:
+        arms = [Arm(served=args.served_as)]
     sizes = {"batch_size": args.batch_size, "seed": args.seed}
     folder = open_run(args.output, benchmark, samples, answerer, **sizes)
     shard = Shard.from_launcher()
@@ -217,6 +219,7 @@ def _add_common(command: argparse.ArgumentParser) -> None:
     group = command.add_argument_group("a served model, instead of one loaded here")
     add = group.add_argument
     add("--endpoint", metavar="URL", help="of an OpenAI API, such as http://localhost:8000/v1")
+    add("--served-as", default="served", help="the table's name for it, such as 'duet, keep 64'")
     add("--extra", type=_object, default={}, metavar="JSON", help="further fields of each request")
     add("--retries", type=int, default=6, help="tries after the first, with growing pauses")
     add("--image-folder", type=Path, help="name images in it instead of sending them")

@@ -37,6 +37,7 @@ class Arm:
             `compress.probe`).
         calibrate: "own" for what the method asks for, "none", or terms of `compress.Calibration`
             such as "size+first_layer".
+        served: what a model at an endpoint is called, whose server reduces; `method` is None then.
 
     Raises ValueError or TypeError for an unknown method or scheme, or an impossible budget.
     """
@@ -48,6 +49,7 @@ class Arm:
     layout: SlotLayout = "contiguous"
     schedule: str = "own"
     calibrate: str = "own"
+    served: str | None = None
 
     def __post_init__(self) -> None:
         if self.method is not None:
@@ -61,7 +63,7 @@ class Arm:
     def describe(self) -> dict[str, Any]:
         """The configuration as JSON values, with all fields of the method."""
         if self.method is None:
-            return {"method": None}
+            return {"method": None} | ({} if self.served is None else {"served": self.served})
         method = repr(get_method(self.method))
         budget = str(self.budget) if isinstance(self.budget, Adaptive) else self.budget
         settings = {"method": method, "budget": budget, "positions": self.positions}
@@ -74,7 +76,7 @@ class Arm:
     def title(self) -> str:
         """For tables: "dense", "duet 64", "duet(query='all') 0.11 compact"."""
         if self.method is None:
-            return "dense"
+            return self.line
         budget = f"{self.budget:.4g}" if isinstance(self.budget, float) else str(self.budget)
         return f"{self._name} {budget}{self._where}"
 
@@ -99,12 +101,12 @@ class Arm:
     @property
     def line(self) -> str:
         """The title without the budget: the name of a line in plots."""
-        return "dense" if self.method is None else self._name + self._where
+        return (self.served or "dense") if self.method is None else self._name + self._where
 
     @property
     def folder(self) -> str:
         """A folder name, different for each configuration."""
-        if self.method is None:
+        if self == DENSE:
             return "dense"
         digest = hashlib.sha256(repr(sorted(self.describe().items())).encode()).hexdigest()[:6]
         return slug(f"{self.title[:40]}-{digest}")
@@ -130,7 +132,7 @@ def _short(method: Method | None) -> str:
 def restore(description: Mapping[str, Any]) -> Arm:
     """The arm that `Arm.describe` described."""
     if description["method"] is None:
-        return DENSE
+        return Arm(served=description.get("served"))
     method = parse_method(description["method"])
     name = next((n for n in METHODS if get_method(n) == method), None)
     named = ("slots", "layout", "schedule", "calibrate")

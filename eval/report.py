@@ -179,7 +179,7 @@ def _notes(
 def _pictures(
     benchmark: Benchmark, results: Sequence[Result], columns: Sequence[str], chance: float | None
 ) -> dict[str, bytes]:
-    if not any(r.line != "dense" and r.accuracy is not None for r in results):
+    if not any(r.line != "dense" and "tokens" in r.figures and r.accuracy for r in results):
         return {}
     if importlib.util.find_spec("matplotlib") is None:  # an extra; the tables say the same
         return {}

@@ -12,6 +12,7 @@ DUET = Arm("duet", 64)
 
 def test_arms_have_folders_of_their_own() -> None:
     arms = [DENSE, DUET, Arm("duet", 0.5), Arm("duet", 64, "compact"), Arm(Duet(query="last"), 64)]
+    arms += [Arm(served="duet, keep 48"), Arm(served="dense")]
     assert len({arm.folder for arm in arms}) == len(arms)
     assert Arm("duet", 64).folder.startswith("duet-64-")
 
@@ -25,6 +26,7 @@ def test_arms_have_folders_of_their_own() -> None:
         Arm(Duet(query="last"), 64),
         Arm("pool", 9, slots=4),
         Arm("duet", 64, "median", schedule="probed", calibrate="size+distance"),
+        Arm(served="duet, keep 48"),
     ],
     ids=lambda arm: arm.title,
 )

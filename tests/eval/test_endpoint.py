@@ -47,10 +47,11 @@ class Server:
                     server.together += 1
                     server.most = max(server.most, server.together)
                 try:
-                    self.reply(*answer(body, times))
-                finally:
+                    answered = answer(body, times)
+                finally:  # before the reply, after which the next request may come
                     with lock:
                         server.together -= 1
+                self.reply(*answered)
 
             def reply(self, status: int, value: Any, headers: dict[str, str]) -> None:
                 data = value if isinstance(value, bytes) else json.dumps(value).encode()
@@ -200,7 +201,10 @@ def test_an_interrupted_run_goes_on(tmp_path: Path, capsys: pytest.CaptureFixtur
         # Whole batches that were answered are not asked again.
         different = len({json.dumps(body) for body in server.bodies})
         assert len(server.bodies) - asked <= different - before + 2 * 4
-        assert main(command) == 0
+        capsys.readouterr()
+        assert main([*command, "--served-as", "duet, keep 48"]) == 0
+        rows = [row.split("  ")[0] for row in capsys.readouterr().out.splitlines()]
+        assert "duet, keep 48" in rows and "served" in rows and "dense" not in rows
         assert main([*command, "--method", "duet", "--budget", "64"]) == 2
         assert "the server reduces" in capsys.readouterr().err
     assert len(list(tmp_path.iterdir())) == 1
