@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test style slow gpu-test serve-test page-test docs dist train-mini results clean
+.PHONY: demo test style slow gpu-test serve-test page-test docs dist demo-small train-mini train-small results clean
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -58,6 +58,14 @@ dist: $(TOOLS)/.ready  ## source distribution and wheel, checked
 	rm -rf dist
 	$(TOOLS)/bin/python -m build
 	$(TOOLS)/bin/python -m twine check --strict dist/*
+
+demo-small: $(READY)  ## the small judge, in plain English; fetches 183 MB of wheels and 580 MB of pictures
+	$(BIN)/python -m vlm prepare small
+	$(BIN)/python -m vlm prepare collage
+	$(BIN)/python -m scripts.demo_small
+
+train-small: $(READY)  ## train the small judge (an hour on 2 cores), after `vlm prepare small` and `collage`
+	$(BIN)/python -m train.small --output out/small
 
 train-mini: $(READY)  ## train the embedded model again (some three hours on 2 cores)
 	$(BIN)/python -m train.mini --output out/mini

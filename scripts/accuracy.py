@@ -17,9 +17,9 @@ from typing import Any
 import vlm
 from compress import list_methods
 from compress.parse import parse_budget, split_list
+from eval.__main__ import DTYPES
 from eval.answerers import ModelAnswerer
 from eval.arms import DENSE, Arm
-from eval.benchmarks.embedded import Embedded
 from eval.report import table
 from eval.summary import Result
 from scripts.common import (
@@ -29,10 +29,12 @@ from scripts.common import (
     against,
     canvas,
     facts,
+    questions_for,
     result_of,
     write_json,
     write_table,
 )
+from vlm.families import adapter_of
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -44,6 +46,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--name", default="accuracy", help="of the files that are written")
     parser.add_argument("--model", default="mini")
     parser.add_argument("--split", default="test")
+    parser.add_argument("--dtype", choices=DTYPES, default="float32")
     parser.add_argument("--seed", type=int, default=0)
     add_folders(parser, work="out/accuracy")
     args = parser.parse_args(argv)
@@ -52,9 +55,9 @@ def main(argv: list[str] | None = None) -> int:
         methods = [m for m in list_methods() if m != "downsample" or not args.clips]
     budgets = [parse_budget(text) for text in split_list(args.budgets)]
     arms = [DENSE, *(Arm(method, budget) for budget in budgets for method in methods)]
-    model, processor = vlm.load(args.model)
+    model, processor = vlm.load(args.model, dtype=DTYPES[args.dtype])
     answerer = ModelAnswerer(model, processor, args.model)
-    benchmark = Embedded(args.split, args.scenes, args.clips)
+    benchmark: Any = questions_for(args.model, args.split, args.scenes, args.clips)
     asked = Asked(benchmark, answerer, arms, args.work, args.seed)
     blind = Asked(replace(benchmark, blind=True), answerer, [DENSE], args.work, args.seed)
     (unseen,) = blind.results()
@@ -68,6 +71,9 @@ def main(argv: list[str] | None = None) -> int:
         "accuracy",
         argv,
         questions=len(asked.samples),
+        split=args.split,
+        dtype=args.dtype,
+        dense=adapter_of(model).image_tokens,
         seed=args.seed,
         chance=chance | {"all": benchmark.chance(asked.samples)},
         blind={k: i.mean for k, i in unseen.by["category"].items()} | {"all": known.mean},
@@ -177,7 +183,8 @@ def draw(results: list[Result], found: dict[str, Any], path: Path) -> None:
     axes.set_xticks(range(len(names)), names)
     axes.set_ylabel("right answers, %")
     axes.set_title(
-        "Dense (144 tokens a picture or frame) and reduced, smaller budgets paler; 95% intervals"
+        f"Dense ({found.get('dense', 144)} tokens a picture or frame) and reduced, smaller budgets "
+        "paler; 95% intervals"
     )
     axes.set_ylim(0, 100)
     axes.legend(ncols=6, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.08))

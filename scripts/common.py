@@ -21,6 +21,8 @@ import torch
 
 from eval.answerers import Answerer
 from eval.arms import Arm
+from eval.benchmarks.collage import Collage
+from eval.benchmarks.embedded import Embedded
 from eval.records import read_records
 from eval.runner import open_run, run, versions
 from eval.samples import Benchmark, Sample, Unit
@@ -65,6 +67,11 @@ class Asked:
     def units(self, arm: Arm) -> list[Unit]:
         """The units of one configuration: what the statistics count as one sample."""
         return self.benchmark.units(score_all(self.benchmark, self.samples, self.records[arm]))
+
+
+def questions_for(model: str, split: Any, scenes: int, clips: int) -> Benchmark:
+    """What a judge is asked: collages for "small", else drawn scenes and clips."""
+    return Collage(split, scenes) if model == "small" else Embedded(split, scenes, clips)
 
 
 def mean(units: Sequence[Unit]) -> float:

@@ -27,13 +27,13 @@ from compress.parse import parse_budget, split_list
 from compress.probing.verdict import draw_curves, probe_of
 from eval.answerers import ModelAnswerer
 from eval.arms import DENSE, Arm
-from eval.benchmarks.embedded import Embedded
 from eval.statistics import holm
 from scripts.common import (
     Asked,
     add_folders,
     against,
     facts,
+    questions_for,
     result_of,
     write_json,
     write_table,
@@ -74,7 +74,7 @@ def main(argv: list[str] | None = None) -> int:
     model, processor = vlm.load(args.model)
     verdict = saved_probe(model, processor)
     tried = {(b, *key): arm for b in budgets for key, arm in arms(b).items()}
-    benchmark = Embedded(args.split, args.scenes, args.clips)
+    benchmark = questions_for(args.model, args.split, args.scenes, args.clips)
     answerer = ModelAnswerer(model, processor, args.model)
     asked = Asked(benchmark, answerer, [DENSE, *tried.values()], args.work, args.seed)
     results = dict(zip(asked.records, asked.results(), strict=True))

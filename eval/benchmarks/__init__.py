@@ -6,6 +6,7 @@ import typing
 from dataclasses import MISSING, fields
 from pathlib import Path
 
+from eval.benchmarks.collage import Collage
 from eval.benchmarks.embedded import Embedded
 from eval.benchmarks.gqa import GQA
 from eval.benchmarks.mmbench import MMBench
@@ -17,7 +18,8 @@ from eval.benchmarks.videomme import VideoMME
 from eval.samples import Benchmark
 
 BENCHMARKS: dict[str, type[Benchmark]] = {
-    cls.name: cls for cls in (MMBench, VideoMME, TextVQA, POPE, GQA, MME, ScienceQA, Embedded)
+    cls.name: cls
+    for cls in (MMBench, VideoMME, TextVQA, POPE, GQA, MME, ScienceQA, Embedded, Collage)
 }
 
 
@@ -65,6 +67,7 @@ __all__ = [
     "GQA",
     "MME",
     "POPE",
+    "Collage",
     "Embedded",
     "MMBench",
     "ScienceQA",

@@ -12,10 +12,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from train.small.align import Words, align, labels_of, measure
+from train.small.export import export
 from train.small.features import Features, write
 from train.small.learn import learn
 from vlm.embedded.collage import Pictures, Split
-from vlm.embedded.small import CACHE, PartsError, assemble_parts
+from vlm.embedded.small import CACHE, PARTS, PartsError, assemble_parts, load
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -27,6 +28,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, default=900, help="of the alignment")
     parser.add_argument("--minutes", type=float, default=60, help="of learning, in all")
     parser.add_argument("--pool", type=int, default=2, choices=(1, 2, 4), help="patches on a side")
+    parser.add_argument("--from-shipped", action="store_true", help="go on from what is shipped")
+    parser.add_argument(
+        "--export", type=Path, help="write what was learned to this file at the end"
+    )
     args = parser.parse_args(argv)
     try:
         run(args)
@@ -41,15 +46,19 @@ def run(args: argparse.Namespace) -> None:
     out: Path = args.output
     out.mkdir(parents=True, exist_ok=True)
     pictures = Pictures(args.cache / "collage")
+    parts = args.cache / "small" / "parts"
     model: Any
-    model, processor = assemble_parts(args.cache / "small" / "parts")
+    model, processor = load(parts) if args.from_shipped else assemble_parts(parts)
     expert, fusion = model.model.experts["dino"], model.model.fusion
     counts: dict[Split, int] = {"train": args.scenes, "val": 240}
     features = {split: Features(out / f"{split}.features", expert.width) for split in counts}
     for split, count in counts.items():
         for number in write(features[split], expert, pictures, split, count):
             print(f"{split}: {number} of {count} scenes", flush=True)
-    if (aligned := out / "projector.safetensors").is_file():
+    aligned = out / "projector.safetensors"
+    if args.from_shipped:
+        pass
+    elif aligned.is_file():
         fusion.load_state_dict(load_file(aligned))
     else:
         words = Words(model.get_input_embeddings().weight, processor.tokenizer)
@@ -59,6 +68,9 @@ def run(args: argparse.Namespace) -> None:
         save_file(fusion.state_dict(), aligned)
     model = model.to(torch.bfloat16)
     learn(model, processor.tokenizer, features, pictures, out, 60 * args.minutes, args.pool)
+    if args.export:
+        untrained, _ = assemble_parts(parts)
+        export(untrained, out / "state.safetensors", args.export, {"parts": PARTS})
 
 
 if __name__ == "__main__":

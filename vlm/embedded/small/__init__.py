@@ -5,7 +5,7 @@ learned here (`change.safetensors`) is in this package and laid over them by `vl
 """
 
 from vlm.embedded.small.convert import PartsError
-from vlm.embedded.small.fetch import prepare
+from vlm.embedded.small.fetch import PARTS, prepare
 from vlm.embedded.small.model import CACHE, CHANGE, GRID, IMAGE_SIZE, LAYERS, assemble_parts, load
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "GRID",
     "IMAGE_SIZE",
     "LAYERS",
+    "PARTS",
     "PartsError",
     "assemble_parts",
     "load",

@@ -56,7 +56,7 @@ def _ranks(
 ) -> list[tuple[str, int]]:
     """The rank of each matrix: singular values in order of energy a byte, while there is room."""
     cost = {name: u.shape[1] + v.shape[1] + 4 for name, (u, v, _) in factors.items()}
-    order = [(-(float(value) ** 2) / cost[name], name) for name, s in values.items() for value in s]
+    order = [(-(value**2) / cost[name], name) for name, s in values.items() for value in s.tolist()]
     ranks = dict.fromkeys(values, 0)
     for _, name in sorted(order):
         if cost[name] > room:

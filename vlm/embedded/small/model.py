@@ -60,8 +60,10 @@ def load(
 ) -> tuple[FoveateForConditionalGeneration, FoveateProcessor]:
     """The judge, float32: the prepared parts with what was learned laid over them.
 
-    Raises PartsError if the parts are not there or do not fit.
+    Raises PartsError if the parts are not there or do not fit, or nothing was learned yet.
     """
+    if not learned.is_file():
+        raise PartsError(f"{learned} is missing: train it with `python -m train.small`")
     model, processor = assemble_parts(parts or CACHE / "small" / "parts")
     change.apply(learned, dict(model.model.named_parameters()))
     return model, processor
