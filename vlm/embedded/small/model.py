@@ -62,8 +62,8 @@ def load(
 
     Raises PartsError if the parts are not there or do not fit, or nothing was learned yet.
     """
+    model, processor = assemble_parts(parts or CACHE / "small" / "parts")
     if not learned.is_file():
         raise PartsError(f"{learned} is missing: train it with `python -m train.small`")
-    model, processor = assemble_parts(parts or CACHE / "small" / "parts")
     change.apply(learned, dict(model.model.named_parameters()))
     return model, processor
