@@ -119,9 +119,10 @@ class LayerReader(AttentionReader):
                 "compress() first, set torch._dynamo.config.skip_nnmodule_hook_guards = False, "
                 "and compile then"
             ) from None
-        return SegmentHeads(segments, self.has_class_token, self.prefix)
+        return self.heads(segments, self.has_class_token, self.prefix)
 
     prefix = 0
+    heads: type[SegmentHeads] = SegmentHeads
 
     @abstractmethod
     def segments(self, values: Mapping[Any, Any], inputs: Sequence[VisualInput]) -> list[Segments]:

@@ -11,14 +11,14 @@ from __future__ import annotations
 from importlib import metadata
 from typing import Any
 
-VERSIONS = ((0, 32), (0, 33))
+VERSIONS = ((0, 31), (0, 33))
 """vLLM from the first, and before the second."""
 
-_MODELS = "compress.serving.vllm.models"
-# vLLM's name of an architecture, and the class that replaces it.
+# vLLM's name of an architecture, and the class of `models` that replaces it.
 ARCHITECTURES = {
     "LlavaForConditionalGeneration": "ReducedLlava",
     "LlavaNextForConditionalGeneration": "ReducedLlavaNext",
+    "InternVLForConditionalGeneration": "ReducedInternVL",
     "Qwen2VLForConditionalGeneration": "ReducedQwen2VL",
     "Qwen2_5_VLForConditionalGeneration": "ReducedQwen25VL",
     "Qwen3VLForConditionalGeneration": "ReducedQwen3VL",
@@ -33,7 +33,7 @@ def register() -> None:
     supported = _version_error() is None
     for architecture, name in ARCHITECTURES.items():
         if supported:
-            ModelRegistry.register_model(architecture, f"{_MODELS}:{name}")
+            ModelRegistry.register_model(architecture, f"compress.serving.vllm.models:{name}")
         before = MODELS_CONFIG_MAP.get(architecture)
         if not getattr(before, "foveate", False):
             MODELS_CONFIG_MAP[architecture] = _config_hook(before)
@@ -69,8 +69,7 @@ def _version_error() -> str | None:
             version = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-        found = tuple(int(part) for part in version.split(".")[:2])
-        if VERSIONS[0] <= found < VERSIONS[1]:
+        if VERSIONS[0] <= tuple(map(int, version.split(".")[:2])) < VERSIONS[1]:
             return None
         low, high = (".".join(map(str, part)) for part in VERSIONS)
         return f"foveate is written for vLLM >= {low}, < {high}; found {version}"

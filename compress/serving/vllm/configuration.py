@@ -4,10 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
+from vllm.config import MultiModalConfig
+
 from compress.serving.vllm.settings import ServingSettings
 
 # Rotary embeddings whose table can be made longer without changing its entries.
 EXTENSIBLE = ("default", "llama3")
+
+
+class PlacedMultiModalConfig(MultiModalConfig):
+    """Has vLLM ask the model for positions once an image is encoded, and prune no videos itself."""
+
+    def is_multimodal_pruning_enabled(self) -> bool:
+        return True
 
 
 def prepare(model_config: Any) -> None:
@@ -25,10 +34,6 @@ def prepare(model_config: Any) -> None:
         raise ValueError(
             "foveate reduces images as they are encoded; --enable-mm-embeds brings encoded ones"
         )
-    if hasattr(config, "video_token_id"):
-        from vllm.config.multimodal import VideoDummyOptions
-
-        multimodal.limit_per_prompt["video"] = VideoDummyOptions(count=0)
     if settings.positions == "compact":
         return
     if not model_config.uses_mrope:
@@ -40,5 +45,4 @@ def prepare(model_config: Any) -> None:
                 "positions='compact'"
             )
         config.mrope_section = [1, 1, 1]
-    # The switch of vLLM's hook for positions of pruned inputs. The number means nothing here.
-    multimodal.video_pruning_rate = 0.5
+    multimodal.__class__ = PlacedMultiModalConfig

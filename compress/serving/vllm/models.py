@@ -4,32 +4,37 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
-from vllm.model_executor.models.llava import LlavaForConditionalGeneration
-from vllm.model_executor.models.llava_next import LlavaNextForConditionalGeneration
-from vllm.model_executor.models.qwen2_5_vl import Qwen2_5_VLForConditionalGeneration
-from vllm.model_executor.models.qwen2_vl import Qwen2VLForConditionalGeneration
-from vllm.model_executor.models.qwen3_vl import Qwen3VLForConditionalGeneration
 from vllm.multimodal import MULTIMODAL_REGISTRY
 from vllm.platforms import current_platform
 
-from compress.serving.vllm import placing
-from compress.serving.vllm.encoder import Reducer, as_model
-from compress.serving.vllm.families import (
-    Served,
-    ServedLlava,
-    ServedLlavaNext,
-    ServedQwen,
-    ServedQwen3,
-    ServedQwen25,
-)
-from compress.serving.vllm.processing import KEEP, SPAN, with_reduction, within_budget
+from compress.serving.vllm import families, placing
+from compress.serving.vllm.encoder import Reducer
+from compress.serving.vllm.processing import DENSE, KEEP, PLACES, with_limits, with_reduction
 from compress.serving.vllm.settings import ServingSettings
 
 _Model: Any = Any if TYPE_CHECKING else object
+
+
+def __getattr__(name: str) -> Any:
+    """The class that serves a family, such as ReducedLlava, made of vLLM's on first use."""
+    family = getattr(families, name.replace("Reduced", "Served"), None)
+    if family is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module, _, stock_name = family.stock.partition(":")
+    stock = getattr(import_module(f"vllm.model_executor.models.{module}"), stock_name)
+    factories = stock._processor_factory
+    register = MULTIMODAL_REGISTRY.register_processor(
+        with_reduction(factories.processor, family),
+        info=with_limits(factories.info, family),
+        dummy_inputs=factories.dummy_inputs,
+    )
+    made = type(name, (Reduced, stock), {"family": family, "__module__": __name__})
+    return globals().setdefault(name, register(made))
 
 
 class Reduced(_Model):
@@ -40,46 +45,53 @@ class Reduced(_Model):
     family: what the plugin knows of the model's family.
     """
 
-    family: ClassVar[type[Served]]
+    family: ClassVar[type[families.Served]]
     # Flags of vLLM's interfaces, whose protocols have constructors that would come in between.
     supports_mrope: ClassVar[bool] = True
     supports_multimodal_pruning: ClassVar[bool] = True
+    _settings: ServingSettings | None = None
+    _placed = False
 
     def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
         given = getattr(vllm_config.model_config.hf_config, "foveate", None)
-        self._settings = None
         if given is None:
             super().__init__(vllm_config=vllm_config, prefix=prefix)
             return
         _check(vllm_config)
         with _longer_table(vllm_config.model_config):
             super().__init__(vllm_config=vllm_config, prefix=prefix)
-        self._settings = ServingSettings.parse(given)
+        self._settings = settings = ServingSettings.parse(given)
+        self._placed = settings.positions == "original"
         self.is_multimodal_pruning_enabled = False  # vLLM's own pruning of videos
-        self._served = self.family(as_model(self, super().embed_multimodal))
-        width = self.config.get_text_config().hidden_size
-        self._reducer = Reducer(self._served, self._settings, width)
+        self._width = width = self.config.get_text_config().hidden_size
+        self._served = served = self.family(self)
+        self._reducers = {kind: Reducer(served, kind, settings, width) for kind in served.kinds}
+        self._tokens = {kind: served.placeholder(kind) for kind in served.kinds}
         if current_platform.is_cpu():
             _enable_on_cpu()
 
-    @property
-    def _placed(self) -> bool:
-        return self._settings is not None and self._settings.positions == "original"
+    def get_image_features(self, **kwargs: Any) -> Any:
+        """The stock model's embeddings of images or videos, as the runtime asks for them."""
+        return self._served.encoder_output(super().embed_multimodal(**kwargs))
+
+    get_video_features = get_image_features
 
     def embed_multimodal(self, **kwargs: Any) -> Any:
         if self._settings is None:
             return super().embed_multimodal(**kwargs)
-        value, is_count = kwargs.pop(KEEP).tolist()
-        kwargs.pop(SPAN)
-        images = self._reducer(int(value) if is_count else value, kwargs)
-        if not self._placed:
-            return [features for features, _ in images]
-        inputs = self._served.inputs("image", {"kwargs": kwargs})
-        rows = []
-        for item, (features, anchor) in zip(inputs, images, strict=True):
-            places = self._served.places(item).to(anchor.device)[anchor]
-            rows.append(torch.cat([features, placing.to_columns(places, features.dtype)], 1))
-        return rows
+        kind = "video" if "pixel_values_videos" in kwargs else "image"
+        keep, dense, places = (kwargs.pop(name) for name in (KEEP, DENSE, PLACES))
+        reduced = self._reducers[kind](keep.item(), kwargs)
+        embeddings = []
+        for (features, anchor), ids, own in zip(reduced, dense, places, strict=True):
+            is_visual, text = ids == self._tokens[kind], features[:0, : self._width]
+            if not is_visual.all():
+                text = self.get_language_model().embed_input_ids(ids[~is_visual].to(text.device))
+            rows, where = placing.standing(is_visual, anchor, text, features, own)
+            if self._placed:
+                rows = torch.cat([rows, placing.to_columns(where, rows.dtype)], 1)
+            embeddings.append(rows)
+        return embeddings
 
     def get_mrope_input_positions(
         self, input_tokens: list[int], mm_features: Sequence[Any]
@@ -91,8 +103,7 @@ class Reduced(_Model):
             return torch.arange(length).expand(3, -1).clone(), 0
         images = []
         for feature in sorted(mm_features, key=lambda one: one.mm_position.offset):
-            position = feature.mm_position
-            span = int(feature.data[SPAN].data)
+            position, span = feature.mm_position, int(feature.data[PLACES].data.max()) + 1
             images.append((position.offset, position.length, span))
         return placing.dense_positions(length, images, self.family.axes)
 
@@ -108,10 +119,10 @@ class Reduced(_Model):
             return parent(input_ids, multimodal_embeddings, mrope_positions, num_computed_tokens)
         if not (self._placed and multimodal_embeddings):  # every step of decoding comes by here
             return multimodal_embeddings, mrope_positions, placing.delta(mrope_positions)
-        positions = mrope_positions.clone()
-        visual = torch.as_tensor(input_ids) == self._served.placeholder("image")
+        positions, ids = mrope_positions.clone(), torch.as_tensor(input_ids)
+        is_visual = torch.isin(ids, torch.tensor(list(self._tokens.values()), device=ids.device))
         embeddings = placing.complete(
-            positions, visual, num_computed_tokens, multimodal_embeddings, self.family.axes
+            positions, is_visual, num_computed_tokens, multimodal_embeddings, self.family.axes
         )
         return embeddings, positions, placing.delta(positions)
 
@@ -123,15 +134,15 @@ class Reduced(_Model):
 
 def _check(vllm_config: Any) -> None:
     """Raise ValueError where the vision encoder's hooks would not run, or see some images only."""
-    compilation, multimodal = vllm_config.compilation_config, vllm_config.model_config
     for name in ("compile_mm_encoder", "cudagraph_mm_encoder"):
-        if getattr(compilation, name, False):
+        if getattr(vllm_config.compilation_config, name, False):
             raise ValueError(
                 f"foveate reads the vision encoder as it runs, which {name} does not allow: turn "
                 "it off"
             )
-    data_parallel = multimodal.multimodal_config.mm_encoder_tp_mode == "data"
-    if data_parallel and vllm_config.parallel_config.tensor_parallel_size > 1:
+    multimodal = vllm_config.model_config.multimodal_config
+    several = vllm_config.parallel_config.tensor_parallel_size > 1
+    if several and multimodal.mm_encoder_tp_mode == "data":
         raise ValueError(
             "foveate needs all images in each process: expected --mm-encoder-tp-mode weights"
         )
@@ -164,58 +175,8 @@ def _enable_on_cpu() -> None:
     from vllm.v1.worker.cpu_model_runner import CPUModelRunner
 
     def enabled(runner: Any) -> bool:
-        multimodal = runner.model_config.multimodal_config
         model = getattr(runner, "model", None)
-        return (
-            getattr(model, "supports_multimodal_pruning", False)
-            and multimodal is not None
-            and multimodal.is_multimodal_pruning_enabled()
-        )
+        return isinstance(model, Reduced) and model._placed
 
     flag: Any = property(enabled, lambda runner, value: None)
     CPUModelRunner.is_multimodal_pruning_enabled = flag
-
-
-def _processor(stock: Any, family: type[Served]) -> Any:
-    factories = stock._processor_factory
-    return MULTIMODAL_REGISTRY.register_processor(
-        with_reduction(factories.processor, family),
-        info=within_budget(factories.info),
-        dummy_inputs=factories.dummy_inputs,
-    )
-
-
-@_processor(LlavaForConditionalGeneration, ServedLlava)
-class ReducedLlava(Reduced, LlavaForConditionalGeneration):
-    """LLaVA-1.5."""
-
-    family = ServedLlava
-
-
-@_processor(LlavaNextForConditionalGeneration, ServedLlavaNext)
-class ReducedLlavaNext(Reduced, LlavaNextForConditionalGeneration):
-    """LLaVA-NeXT: a base view and tiles, each reduced to its share."""
-
-    family = ServedLlavaNext
-    merge_tiles = staticmethod(LlavaNextForConditionalGeneration._merge_image_patch_embeddings)
-
-
-@_processor(Qwen2VLForConditionalGeneration, ServedQwen)
-class ReducedQwen2VL(Reduced, Qwen2VLForConditionalGeneration):
-    """Qwen2-VL."""
-
-    family = ServedQwen
-
-
-@_processor(Qwen2_5_VLForConditionalGeneration, ServedQwen25)
-class ReducedQwen25VL(Reduced, Qwen2_5_VLForConditionalGeneration):
-    """Qwen2.5-VL."""
-
-    family = ServedQwen25
-
-
-@_processor(Qwen3VLForConditionalGeneration, ServedQwen3)
-class ReducedQwen3VL(Reduced, Qwen3VLForConditionalGeneration):
-    """Qwen3-VL."""
-
-    family = ServedQwen3

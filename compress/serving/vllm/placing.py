@@ -2,11 +2,10 @@
 
 vLLM asks for the positions of a prompt when it arrives, before any image is encoded. By then the
 length of an image in the prompt, and where the text after it stands, are known; which tokens are
-kept is not. So the kept tokens get a mark in place of a position: -1 - s for an image that starts
-at position s. The places of the kept tokens relative to s are known once the image is encoded.
-They travel behind the embeddings, in extra columns, since vLLM caches embeddings by image. When a
-chunk of the prompt is about to run, the columns are cut off and the marks that belong to them are
-replaced.
+kept is not. So the tokens of an image get a mark in place of a position: -1 - s for an image that
+starts at position s. Their places relative to s are known once the image is encoded. They travel
+behind the embeddings, in extra columns, since vLLM caches embeddings by image. When a chunk of the
+prompt is about to run, the columns are cut off and the marks that belong to them are replaced.
 
 A mark that was replaced is left alone. A chunk that is computed twice, after a preemption, is
 therefore placed as it was the first time.
@@ -22,18 +21,6 @@ from torch import Tensor
 BASE = 256
 """Columns hold digits of this base: bfloat16 represents integers up to 256 exactly."""
 DIGITS = 2
-
-
-def shortened(ids: Sequence[int], is_placeholder: Sequence[bool], count: int) -> list[int]:
-    """The ids that stand for an image with the first `count` of its placeholders, and all others,
-    such as the tokens before and after them."""
-    kept, left = [], count
-    for token, placeholder in zip(ids, is_placeholder, strict=True):
-        if placeholder:
-            left -= 1
-        if not placeholder or left >= 0:
-            kept.append(token)
-    return kept
 
 
 def to_columns(places: Tensor, dtype: torch.dtype) -> Tensor:
@@ -86,20 +73,39 @@ def delta(positions: Tensor) -> int:
 def complete(
     positions: Tensor, is_visual: Tensor, computed: int, embeddings: Sequence[Tensor], axes: int
 ) -> list[Tensor]:
-    """Replace the marks of the visual tokens of one chunk, in place.
+    """Replace the marks of the images' tokens of one chunk, in place.
 
-    positions: (3, n) int64 of the whole prompt. is_visual: (n,) bool, its visual tokens.
-    computed: tokens of the prompt that were computed before. embeddings: of the visual tokens
+    positions: (3, n) int64 of the whole prompt. is_visual: (n,) bool, the tokens of its images.
+    computed: tokens of the prompt that were computed before. embeddings: of the images' tokens
     that follow, in order, any number of them, with `axes * DIGITS` columns behind.
 
     Returns the embeddings without those columns.
     """
     width = axes * DIGITS
-    if not embeddings:
-        return []
     columns = torch.cat([part[:, -width:] for part in embeddings])
     places = from_columns(columns).mT.to(positions.device)
     rows = computed + is_visual[computed:].nonzero()[: len(columns), 0].to(positions.device)
     marks = positions[:axes, rows]
     positions[:axes, rows] = torch.where(marks < 0, -1 - marks + places, marks)
     return [part[:, :-width] for part in embeddings]
+
+
+def standing(
+    is_visual: Tensor, anchor: Tensor, text: Tensor, features: Tensor, places: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The tokens that are left of an image or video and of the text within it, such as time stamps.
+
+    is_visual: (L,) bool on the host, of the dense tokens. anchor: (M,) int64, the visual token that
+    each kept one stands for, in the order in which they enter. text: (L - N, D), embeddings of the
+    others; features: (M, D) or wider. places: (L, axes) of the dense tokens.
+
+    Returns embeddings (L - N + M, D or wider) and their places. Text stands before and after the
+    same tokens as dense. Kept tokens stand where kept ones do, in their own order.
+    """
+    visual = is_visual.nonzero().flatten().to(anchor.device)[anchor]
+    others = (~is_visual).nonzero().flatten().to(anchor.device)
+    order = torch.cat([others, visual.sort().values]).argsort(stable=True)
+    wide = features.new_zeros(len(others), features.shape[1])
+    wide[:, : text.shape[1]] = text
+    where = places.to(anchor.device)[torch.cat([others, visual])]
+    return torch.cat([wide, features])[order], where[order]

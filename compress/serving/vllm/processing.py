@@ -17,21 +17,21 @@ from vllm.multimodal.parse import EmbeddingItems
 from vllm.multimodal.processing import PromptUpdateDetails
 
 from compress.serving.vllm.families import Served
-from compress.serving.vllm.placing import shortened
 from compress.serving.vllm.settings import KEEP_ARGUMENT, ServingSettings
 
 logger = init_logger(__name__)
 
-KEEP, SPAN = "foveate_keep", "foveate_span"
-"""Fields of an image: (2,) float64, its `keep` and whether that is a count; () int64, the positions
-that it takes when dense."""
+KEEP, DENSE, PLACES = "foveate_keep", "foveate_dense", "foveate_places"
+"""Fields of an image or video. KEEP: () int64 or float64, a count or a share. DENSE:
+(L,) int64, the ids that stand for it in the stock prompt, with text in between such as time stamps.
+PLACES: (L, axes) int64, their positions from its start."""
 
 
 @dataclass
 class ReducedDetails(PromptUpdateDetails):
-    """Placeholders of the kept tokens. dense: how many there were before."""
+    """Placeholders of the tokens that are left. dropped: how many are not."""
 
-    dense: int = 0
+    dropped: int = 0
 
 
 _Processor: Any = Any if TYPE_CHECKING else object
@@ -56,98 +56,92 @@ class ReducedProcessor(_Processor):
             self._profiling = False
 
     def apply(self, inputs: Any, timing_ctx: Any) -> Any:
+        """Images are cached by what they are and by how they are reduced."""
+        arguments = {**inputs.hf_processor_mm_kwargs, "foveate": self._config.foveate}
+        inputs = replace(inputs, hf_processor_mm_kwargs=arguments)
         try:
             return super().apply(inputs, timing_ctx)
         except ValueError:
-            # By now the images may be cached here, and will never reach the engine's own cache.
             if inputs.cache is not None:
-                for hashes in self._get_mm_hashes(inputs).values():
+                # By now the images may be cached here, and will never reach the engine's own cache.
+                for hashes in self._hashes(inputs).values():
                     for one in hashes:
                         inputs.cache.invalidate(one)
             raise
 
-    def _call_hf_processor(self, hf_data: Any, hf_kwargs: Mapping[str, Any]) -> Any:
-        return super()._call_hf_processor(hf_data, _without(hf_kwargs))
+    def _hashes(self, inputs: Any) -> Any:
+        if hasattr(self, "_get_mm_hashes"):  # from vLLM 0.32 on
+            return self._get_mm_hashes(inputs)
+        algorithm = self.info.ctx.get_mm_config().mm_hasher_algorithm
+        return inputs.get_mm_hashes(self.info.model_id, algorithm)
 
-    def _get_mm_fields_config(self, hf_inputs: Any, hf_kwargs: Mapping[str, Any]) -> Any:
-        return super()._get_mm_fields_config(hf_inputs, _without(hf_kwargs))
-
-    def _get_mm_hashes(self, inputs: Any) -> Any:
-        """Images are cached by what they are and how they are reduced."""
-        arguments = {**inputs.hf_processor_mm_kwargs, "foveate": self._config.foveate}
-        return super()._get_mm_hashes(replace(inputs, hf_processor_mm_kwargs=arguments))
+    def _apply_hf_processor_main(self, mm_items: Any, hf_kwargs: Mapping[str, Any]) -> Any:
+        return super()._apply_hf_processor_main(mm_items, _without(hf_kwargs))
 
     def _get_prompt_updates(
         self, mm_items: Any, hf_processor_mm_kwargs: Mapping[str, Any], out_mm_kwargs: Any
     ) -> list[Any]:
+        if any(isinstance(items, EmbeddingItems) for items in mm_items.values()):
+            raise ValueError("foveate reduces images as they are encoded, and got embeddings")
         arguments = hf_processor_mm_kwargs
-        for modality, items in mm_items.items():
-            if len(items) and modality != "image":
-                raise ValueError(f"foveate reduces images, and got input of kind {modality!r}")
-            if isinstance(items, EmbeddingItems):
-                raise ValueError("foveate reduces images, and got embeddings of one")
         stock = super()._get_prompt_updates(mm_items, _without(arguments), out_mm_kwargs)
         return [self._reduced(update, arguments, out_mm_kwargs) for update in stock]
 
     def _reduced(self, update: Any, arguments: Mapping[str, Any], out_mm_kwargs: Any) -> Any:
-        if update.modality != "image":
-            return update
         settings = ServingSettings.parse(self._config.foveate)
-        items = out_mm_kwargs.get("image", [])
+        token: Any = getattr(self._config, f"{update.modality}_token_id", None)
+        items = out_mm_kwargs.get(update.modality, [])
         contents = []
         for number, item in enumerate(items):
-            details = update._resolve_content(number)
-            mask = details.is_embed(details.full).tolist() if details.is_embed else None
-            placeholders = mask or [True] * len(details.full)
-            dense = sum(placeholders)
+            ids = torch.tensor(update._resolve_content(number).full)
+            is_visual = ids.eq(token)
+            dense = int(is_visual.sum())
             keep = settings.request_keep(arguments, dense)
             if isinstance(keep, int) and keep > dense:
                 logger.warning_once(
                     "foveate: keep is %d, and an image has %d tokens: it keeps all", keep, dense
                 )
-            full = shortened(details.full, placeholders, settings.count(dense, keep))
-            contents.append(ReducedDetails(full, details.is_embed, dense))
-            span = self.family.span(item.get_data(), dense, self._config)
-            value = torch.tensor([keep, isinstance(keep, int)], dtype=torch.float64)
+            dropped = dense - settings.count(dense, keep)
+            contents.append(ReducedDetails([token] * (len(ids) - dropped), None, dropped))
+            value = torch.tensor(
+                keep, dtype=torch.int64 if isinstance(keep, int) else torch.float64
+            )
             shared = MultiModalSharedField(batch_size=len(items), keep_on_cpu=True)
             batched = MultiModalBatchedField(keep_on_cpu=True)
+            places = self.family.places(is_visual, item.get_data(), self._config)
             item[KEEP] = MultiModalFieldElem(data=value, field=shared)
-            item[SPAN] = MultiModalFieldElem(data=torch.tensor(span), field=batched)
+            item[DENSE] = MultiModalFieldElem(data=ids, field=batched)
+            item[PLACES] = MultiModalFieldElem(data=places, field=batched)
         return replace(update, replacement=contents.__getitem__)
 
     def _apply_prompt_updates(self, token_ids: list[int], mm_prompt_updates: Any) -> Any:
         ids, placeholders = super()._apply_prompt_updates(token_ids, mm_prompt_updates)
-        positions = ServingSettings.parse(self._config.foveate).positions
-        if positions == "original" and not self._profiling:
-            dropped = sum(
-                content.dense - _embedded(content)
-                for updates in mm_prompt_updates.get("image", [])
-                for content in [updates[0].content]
-            )
-            _check_length(len(ids) + dropped, self._config)
-            if self.family.axes > 1 and ids[-1] == self._config.image_token_id:
-                raise ValueError(
-                    "the prompt ends in an image: with positions='original', text has to follow"
-                )
+        if ServingSettings.parse(self._config.foveate).positions == "original":
+            updates = [one for kind in mm_prompt_updates.values() for one in kind]
+            dropped = sum(one[0].content.dropped for one in updates)
+            if not self._profiling:
+                self._check(ids, len(ids) + dropped)
         return ids, placeholders
 
-
-def _embedded(content: ReducedDetails) -> int:
-    return int(content.is_embed(content.full).sum()) if content.is_embed else len(content.full)
-
-
-def _check_length(dense: int, config: Any) -> None:
-    most = config.get_text_config().max_position_embeddings
-    if dense > most:
-        raise ValueError(
-            f"the prompt has {dense} tokens before the reduction, and the model has positions for "
-            f"{most}: with positions='original' both count. Send a shorter prompt or choose "
-            "positions='compact'"
-        )
+    def _check(self, ids: list[int], dense: int) -> None:
+        """Raise ValueError for a prompt that has no room at its original positions."""
+        most = self._config.get_text_config().max_position_embeddings
+        if dense > most:
+            raise ValueError(
+                f"the prompt has {dense} tokens before the reduction, and the model has positions "
+                f"for {most}: with positions='original' both count. Send a shorter prompt or "
+                "choose positions='compact'"
+            )
+        ends = [getattr(self._config, f"{kind}_token_id") for kind in self.family.kinds]
+        if self.family.axes > 1 and ids[-1] in ends:
+            raise ValueError(
+                "the prompt ends in an image: with positions='original', text has to follow"
+            )
 
 
 def _without(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in arguments.items() if name != KEEP_ARGUMENT}
+    """The stock processor's own arguments."""
+    return {k: v for k, v in arguments.items() if k not in (KEEP_ARGUMENT, "foveate")}
 
 
 def with_reduction(stock: Any, family: type[Served]) -> Any:
@@ -165,8 +159,9 @@ def with_reduction(stock: Any, family: type[Served]) -> Any:
     return make
 
 
-def within_budget(stock: Any) -> Any:
-    """A factory of what vLLM asks of a model's inputs: the most tokens of an image are the kept."""
+def with_limits(stock: Any, family: type[Served]) -> Any:
+    """A factory of what vLLM asks of a model's inputs: which kinds, and the most tokens of each,
+    by which it decides how many are encoded at one time."""
 
     def make(ctx: Any) -> Any:
         info = stock(ctx)
@@ -174,11 +169,14 @@ def within_budget(stock: Any) -> Any:
         if given is None:
             return info
         settings, most = ServingSettings.parse(given), info.get_mm_max_tokens_per_item
+        limits = {k: v for k, v in info.get_supported_mm_limits().items() if k in family.kinds}
 
         def kept(seq_len: int, mm_counts: Mapping[str, int]) -> Any:
             dense = most(seq_len, mm_counts)
-            return None if dense is None else {"image": settings.count(dense["image"])}
+            # Of a video all: text within it is embedded too, and comes on top of its tokens.
+            return dense and {k: n if k == "video" else settings.count(n) for k, n in dense.items()}
 
+        info.get_supported_mm_limits = lambda: limits
         info.get_mm_max_tokens_per_item = kept
         return info
 

@@ -6,6 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from PIL import Image
+
 FOLDER = Path("out/serving")
 """Where the reference answers are, with the models and images that they belong to."""
 TOKENS = 8
@@ -16,7 +19,7 @@ KEEP = 48
 METHODS: dict[str, dict[str, Any]] = {
     "duet": {"layers": [], "ratios": []},
     "divprune": {},
-    "cascade": {"deep": False},
+    "cascade": {"in_llm": False},
     "foveate": {
         "layers": [],
         "ratios": [],
@@ -32,7 +35,7 @@ class Served:
     """One configuration of one model, and the requests that it answers.
 
     pairs: requests about two images, after those about one. chunks: whether prompts are cut into
-    chunks, and asked twice.
+    chunks, and asked twice. video: whether videos take the place of the images.
     """
 
     model: str
@@ -42,11 +45,13 @@ class Served:
     requests: int = SCENES
     pairs: int = 0
     chunks: bool = False
+    video: bool = False
     options: dict[str, Any] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
-        return f"{self.model}-{self.method}-{self.keep}-{self.positions}"
+        kind = "-video" if self.video else ""
+        return f"{self.model}-{self.method}-{self.keep}-{self.positions}{kind}"
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -62,8 +67,30 @@ CASES = [
     Served("mini-1d", "duet", 1.0, requests=10, pairs=2),
     *(
         Served(model, method, 0.25, requests=12, pairs=6, chunks=method == "foveate")
-        for model in ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "llava_next")
+        for model in ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "llava_next", "internvl")
         for method in ("foveate", "duet")
     ),
-    Served("qwen3_vl", "duet", 1.0, requests=4),
+    *(
+        Served(model, method, 0.25, requests=6, pairs=2, chunks=method == "foveate", video=True)
+        for model in ("qwen2_5_vl", "qwen3_vl")
+        for method in ("foveate", "duet")
+    ),
+    *(Served("qwen3_vl", "duet", 1.0, requests=4, video=video) for video in (False, True)),
 ]
+
+
+def load(name: str) -> Any:
+    """A picture, or the frames (F, H, W, 3) of a video."""
+    path = FOLDER / name
+    return np.load(path) if path.suffix == ".npy" else Image.open(path).convert("RGB")
+
+
+def metadata(frames: Any) -> dict[str, Any]:
+    """What processors want to know of a video: two frames a second."""
+    return {
+        "fps": 2.0,
+        "duration": len(frames) / 2,
+        "total_num_frames": len(frames),
+        "frames_indices": list(range(len(frames))),
+        "video_backend": "opencv",
+    }

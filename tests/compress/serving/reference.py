@@ -13,14 +13,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import vlm
 from compress import compress
 from compress.methods import METHODS, Method
 from tests.compress.serving import tiny
-from tests.compress.serving.cases import CASES, FOLDER, SCENES, TOKENS, Served
+from tests.compress.serving.cases import CASES, FOLDER, SCENES, TOKENS, Served, load, metadata
 from vlm.embedded.scenes import draw, make_scene, questions
 
 
@@ -59,6 +58,8 @@ def _scene(number: int) -> str:
     draw(scene).save(FOLDER / f"{number}.png")
     width, height = 64 + 16 * (number % 5), 64 + 16 * (number % 3)
     draw(scene).resize((width, height)).save(FOLDER / f"{number}-any.png")
+    frames = [draw(make_scene(number + step, "test")).resize((96, 96)) for step in range(4)]
+    np.save(FOLDER / f"{number}.npy", np.stack([np.asarray(frame) for frame in frames]))
     return questions(scene, np.random.default_rng(number))[0].text
 
 
@@ -84,10 +85,12 @@ def rename(path: Path) -> None:
 
 def _requests(case: Served, processor: Any, asked: list[str]) -> list[dict[str, Any]]:
     form = tiny.PROMPTS.get(case.model)
+    if form is not None and case.video:
+        form = form.replace("image", "video")
     shown = [[n] for n in range(case.requests)]
     shown += [[n, (n + 1) % SCENES] for n in range(case.pairs)]
     requests = []
-    ending = ".png" if form is None else "-any.png"
+    ending = ".png" if form is None else ".npy" if case.video else "-any.png"
     for numbers in shown:
         files = [f"{n}{ending}" for n in numbers]
         parts = [{"type": "image"} for _ in numbers]
@@ -106,8 +109,13 @@ def _answer(
     model: Any, processor: Any, request: dict[str, Any], how: tuple[Method, int | float, str]
 ) -> None:
     method, keep, positions = how
-    images = [Image.open(FOLDER / name).convert("RGB") for name in request["images"]]
-    inputs = processor(text=request["prompt"], images=images, return_tensors="pt")
+    shown = [load(name) for name in request["images"]]
+    media: dict[str, Any] = {"images": shown}
+    if isinstance(shown[0], np.ndarray):
+        known = [metadata(one) for one in shown]
+        options = {"do_sample_frames": False, "video_metadata": known}
+        media = {"videos": shown, "videos_kwargs": options}
+    inputs = processor(text=request["prompt"], return_tensors="pt", **media)
     with torch.no_grad(), compress(model, method, budget=keep, positions=positions):
         out = model.generate(
             **inputs,

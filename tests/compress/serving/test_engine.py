@@ -24,7 +24,15 @@ pytest.importorskip("vllm", reason="vLLM has an environment of its own: make ser
 
 from PIL import Image
 
-from tests.compress.serving.cases import CASES, FOLDER, KEEP, TOKENS, Served
+from tests.compress.serving.cases import (
+    CASES,
+    FOLDER,
+    KEEP,
+    TOKENS,
+    Served,
+    load,
+    metadata,
+)
 
 TOLERANCE = 2e-5
 """Of log-probabilities in float32."""
@@ -54,7 +62,7 @@ def engine(model: str, settings: Any = None, **options: Any) -> Iterator[Any]:
         "kv_cache_memory_bytes": 2**26,
         "block_size": 32,
         "enforce_eager": True,
-        "limit_mm_per_prompt": {"image": 4},
+        "limit_mm_per_prompt": {"image": 4, "video": 2},
         "hf_overrides": {} if settings is None else {"foveate": settings},
     }
     llm = LLM(str(FOLDER / model), **common | options)
@@ -66,21 +74,19 @@ def engine(model: str, settings: Any = None, **options: Any) -> Iterator[Any]:
         gc.collect()
 
 
-def pictures(request: dict[str, Any]) -> list[Image.Image]:
-    return [Image.open(FOLDER / name).convert("RGB") for name in request["images"]]
+def media(request: dict[str, Any]) -> dict[str, Any]:
+    shown = [load(name) for name in request["images"]]
+    if not shown:
+        return {}
+    if isinstance(shown[0], Image.Image):
+        return {"multi_modal_data": {"image": shown}}
+    return {"multi_modal_data": {"video": [(frames, metadata(frames)) for frames in shown]}}
 
 
 def generate(llm: Any, requests: Sequence[dict[str, Any]], **more: Any) -> list[Any]:
     from vllm import SamplingParams
 
-    prompts = [
-        {
-            "prompt": request["prompt"],
-            **({"multi_modal_data": {"image": pictures(request)}} if request["images"] else {}),
-            **more,
-        }
-        for request in requests
-    ]
+    prompts = [{"prompt": request["prompt"], **media(request), **more} for request in requests]
     sampling = SamplingParams(max_tokens=TOKENS, temperature=0, logprobs=1)
     return llm.generate(prompts, sampling, use_tqdm=False)
 

@@ -14,7 +14,7 @@ from compress.serving.vllm.placing import (
     delta,
     dense_positions,
     from_columns,
-    shortened,
+    standing,
     to_columns,
 )
 
@@ -25,14 +25,6 @@ def test_digits_survive_the_type_of_the_embeddings(dtype: torch.dtype) -> None:
     columns = to_columns(places, dtype)
     assert columns.shape == (3, 3 * DIGITS) and columns.dtype == dtype
     assert from_columns(columns).equal(places)
-
-
-def test_placeholders_of_the_kept_tokens() -> None:
-    ids = [8, 5, 5, 5, 9, 5, 5, 7]  # two tiles of 3 and 2, with text around
-    mask = [one == 5 for one in ids]
-    assert shortened(ids, mask, 5) == ids
-    assert shortened(ids, mask, 4) == [8, 5, 5, 5, 9, 5, 7]
-    assert shortened(ids, mask, 2) == [8, 5, 5, 9, 7]
 
 
 @pytest.mark.parametrize("place", [-1, BASE**DIGITS])
@@ -61,6 +53,32 @@ def test_a_prompt_that_ends_in_an_image_knows_where_text_goes_on() -> None:
 def _embedded(places: torch.Tensor) -> torch.Tensor:
     features = torch.arange(len(places) * 4.0).reshape(-1, 4)
     return torch.cat([features, to_columns(places, features.dtype)], 1)
+
+
+def test_text_within_a_video_stays_around_the_kept_tokens() -> None:
+    """Two frames of 3 tokens, each after a stamp of 2 words; kept: 2, 0 and 4, in this order."""
+    is_visual = torch.tensor([0, 0, 1, 1, 1, 0, 0, 1, 1, 1]).bool()
+    text = torch.arange(4.0)[:, None].expand(-1, 2) + 1
+    features = torch.tensor([[20.0, 20, 7], [10, 10, 8], [40, 40, 9]])  # a further channel
+    places = torch.arange(10)[:, None] * 10
+    rows, where = standing(is_visual, torch.tensor([2, 0, 4]), text, features, places)
+    assert rows[:, 0].tolist() == [1, 2, 20, 10, 3, 4, 40]
+    assert rows[:, 2].tolist() == [0, 0, 7, 8, 0, 0, 9]
+    # The first of the kept tokens stands first and keeps its own position.
+    assert where.flatten().tolist() == [0, 10, 40, 20, 50, 60, 80]
+
+
+def test_several_kept_tokens_may_stand_for_one() -> None:
+    is_visual = torch.tensor([0, 1, 1, 1, 0]).bool()
+    rows, where = standing(
+        is_visual,
+        torch.tensor([1, 1, 2]),
+        torch.zeros(2, 1),
+        torch.tensor([[1.0], [2.0], [3.0]]),
+        torch.arange(5)[:, None],
+    )
+    assert rows.flatten().tolist() == [0, 1, 2, 3, 0]
+    assert where.flatten().tolist() == [0, 2, 2, 3, 4]
 
 
 @st.composite
@@ -115,6 +133,8 @@ def test_any_cut_into_chunks_gives_the_same_positions(prompt: tuple, data: st.Da
             for (offset, _, _), rows in zip(images, embedded, strict=True)
         ]
         parts = [part for part in parts if len(part)]
+        if not parts:
+            continue
         features = complete(positions, ~text, start, parts, axes)
         assert positions[:axes, start:stop].equal(wanted[:, start:stop])
         assert all(one.equal(part[:, :4]) for one, part in zip(features, parts, strict=True))

@@ -11,7 +11,13 @@ from transformers import PreTrainedTokenizerFast
 
 _QWEN = "<|vision_start|><|image_pad|><|vision_end|>"
 # What stands for an image in a prompt.
-PROMPTS = {"qwen2_vl": _QWEN, "qwen2_5_vl": _QWEN, "qwen3_vl": _QWEN, "llava_next": "<image>"}
+PROMPTS = {
+    "qwen2_vl": _QWEN,
+    "qwen2_5_vl": _QWEN,
+    "qwen3_vl": _QWEN,
+    "llava_next": "<image>",
+    "internvl": "<IMG_CONTEXT>",
+}
 _SPECIAL = (
     "<pad>",
     "<s>",
@@ -22,6 +28,10 @@ _SPECIAL = (
     "<|image_pad|>",
     "<|video_pad|>",
     "<image>",
+    "<IMG_CONTEXT>",
+    "<img>",
+    "</img>",
+    "<video>",
 )
 WORDS = 200
 _TEXT: dict[str, Any] = {
@@ -48,7 +58,7 @@ _VISION: dict[str, Any] = {
 }
 
 
-def _tokenizer() -> Any:
+def _tokenizer(**named: Any) -> Any:
     vocabulary = {word: n for n, word in enumerate(_SPECIAL)}
     vocabulary |= {f"w{n}": n + len(_SPECIAL) for n in range(WORDS)}
     inner = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
@@ -60,6 +70,7 @@ def _tokenizer() -> Any:
         eos_token="</s>",
         unk_token="<unk>",
         model_max_length=4096,
+        **named,
     )
     tokenizer.add_special_tokens({"additional_special_tokens": list(_SPECIAL[4:])})
     return tokenizer
@@ -68,7 +79,8 @@ def _tokenizer() -> Any:
 def build(name: str) -> tuple[Any, Any]:
     """A model of one family and its processor."""
     torch.manual_seed(0)
-    model, processor = _next() if name == "llava_next" else _qwen(name)
+    made = {"llava_next": _next, "internvl": _intern}
+    model, processor = made[name]() if name in made else _qwen(name)
     model.generation_config.eos_token_id = 2
     return model.float().eval(), processor
 
@@ -108,13 +120,16 @@ def _qwen(name: str) -> tuple[Any, Any]:
     for token in ("image", "video"):
         setattr(tokenizer, f"{token}_token", f"<|{token}_pad|>")
         setattr(tokenizer, f"{token}_token_id", tokens[f"{token}_token_id"])
-    sizes = {"patch_size": 8, "size": {"shortest_edge": 32 * 32, "longest_edge": 256 * 256}}
-    pictures = transformers.Qwen2VLImageProcessor(**sizes)
+    # As in checkpoints, images and videos are normalised alike: vLLM does it for both at once.
+    half = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    size = {"shortest_edge": 32 * 32, "longest_edge": 256 * 256}
+    pictures = transformers.Qwen2VLImageProcessor(patch_size=8, size=size, **half)
     clips = "Qwen3VLVideoProcessor" if name == "qwen3_vl" else "Qwen2VLVideoProcessor"
+    clip_size = {"shortest_edge": 32 * 32, "longest_edge": 4 * 96 * 96}
     processor = getattr(transformers, f"{title}Processor")(
         image_processor=pictures,
         tokenizer=tokenizer,
-        video_processor=getattr(transformers, clips)(patch_size=8),
+        video_processor=getattr(transformers, clips)(patch_size=8, size=clip_size, **half),
     )
     return getattr(transformers, f"{title}ForConditionalGeneration")(config), processor
 
@@ -153,3 +168,37 @@ def _next() -> tuple[Any, Any]:
         num_additional_image_tokens=1,
     )
     return transformers.LlavaNextForConditionalGeneration(config), processor
+
+
+def _intern() -> tuple[Any, Any]:
+    config = transformers.InternVLConfig(
+        vision_config={
+            "hidden_size": 64,
+            "intermediate_size": 96,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 4,
+            "image_size": [32, 32],
+            "patch_size": [4, 4],
+            "layer_scale_init_value": 1.0,
+            "initializer_range": 0.1,
+        },
+        text_config=_TEXT | {"model_type": "qwen2"},
+        image_token_id=_id("<IMG_CONTEXT>"),
+        image_seq_length=16,
+        tie_word_embeddings=False,
+    )
+    names = {
+        "start_image_token": "<img>",
+        "end_image_token": "</img>",
+        "context_image_token": "<IMG_CONTEXT>",
+        "video_token": "<video>",
+    }
+    tokenizer = _tokenizer(extra_special_tokens=names)
+    size = {"height": 32, "width": 32}
+    processor = transformers.InternVLProcessor(
+        image_processor=transformers.GotOcr2ImageProcessor(size=size, max_patches=3),
+        tokenizer=tokenizer,
+        video_processor=transformers.InternVLVideoProcessor(size=size),
+        image_seq_length=16,
+    )
+    return transformers.InternVLForConditionalGeneration(config), processor
