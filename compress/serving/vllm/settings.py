@@ -118,18 +118,13 @@ def _method(name: object, options: Mapping[str, Any]) -> Method:
 
 def _check_method(method: Method) -> None:
     """Raise ValueError for a method that has nothing to do before the language model, or that
-    needs what is not known there."""
+    reaches into vision encoder or attention where vLLM's cannot be reached."""
     name = type(method).__name__.lower()
     if method.in_llm_only or next(method.plans(100, 4))(10).keep == 100:
         raise ValueError(
             f"foveate: {name} reduces between decoder layers only, which vLLM has no room for: "
             "all layers share one table of cache blocks. Choose a method that reduces before the "
             "language model"
-        )
-    if "text_query" in method.needs:
-        raise ValueError(
-            f"foveate: {name} reads the question, and vLLM encodes an image once for all "
-            "questions about it. Choose a method that does not"
         )
     if method.resizes_input:
         raise ValueError(

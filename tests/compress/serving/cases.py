@@ -71,6 +71,11 @@ CASES = [
         for method in ("foveate", "duet")
     ),
     *(
+        Served(model, method, 0.25, requests=4, pairs=2)
+        for model in ("qwen2_5_vl", "qwen3_vl", "llava_next", "internvl")
+        for method in ("divprune", "cascade", "random")
+    ),
+    *(
         Served(model, method, 0.25, requests=6, pairs=2, chunks=method == "foveate", video=True)
         for model in ("qwen2_5_vl", "qwen3_vl")
         for method in ("foveate", "duet")
