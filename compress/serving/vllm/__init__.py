@@ -30,16 +30,17 @@ def register() -> None:
     from vllm import ModelRegistry
     from vllm.model_executor.models.config import MODELS_CONFIG_MAP
 
-    supported = _version_error() is None
-    for architecture, name in ARCHITECTURES.items():
-        if supported:
+    if _version_error() is None:
+        for architecture, name in ARCHITECTURES.items():
             ModelRegistry.register_model(architecture, f"compress.serving.vllm.models:{name}")
+    # Others too: settings for a model that is not served are refused, not passed over.
+    for architecture in ModelRegistry.get_supported_archs():
         before = MODELS_CONFIG_MAP.get(architecture)
         if not getattr(before, "foveate", False):
-            MODELS_CONFIG_MAP[architecture] = _config_hook(before)
+            MODELS_CONFIG_MAP[architecture] = _config_hook(architecture, before)
 
 
-def _config_hook(before: Any) -> Any:
+def _config_hook(architecture: str, before: Any) -> Any:
     """A configuration hook that checks the settings, after the one that vLLM has itself."""
     from vllm.model_executor.models.config import VerifyAndUpdateConfig
 
@@ -55,6 +56,11 @@ def _config_hook(before: Any) -> Any:
                 return
             if (error := _version_error()) is not None:
                 raise ValueError(error)
+            if architecture not in ARCHITECTURES:
+                raise ValueError(
+                    f"foveate does not serve {architecture}: expected one of "
+                    f"{', '.join(ARCHITECTURES)}, or a model without the key 'foveate'"
+                )
             from compress.serving.vllm.configuration import prepare
 
             prepare(model_config)

@@ -342,3 +342,20 @@ def test_a_version_outside_the_window_is_refused(
         pass
     with engine("mini-1d") as llm:  # stock vLLM is not touched
         assert generate(llm, answers[CASES[0].name][:1])
+
+
+def test_settings_for_a_model_that_is_not_served_are_refused() -> None:
+    from types import SimpleNamespace
+
+    from vllm.model_executor.models.config import MODELS_CONFIG_MAP
+
+    from compress.serving import vllm as plugin
+
+    plugin.register()
+    hook = MODELS_CONFIG_MAP["Blip2ForConditionalGeneration"]
+    plain, asked = (
+        SimpleNamespace(hf_config=SimpleNamespace(**keys)) for keys in ({}, {"foveate": 1})
+    )
+    hook.verify_and_update_model_config(plain)
+    with pytest.raises(ValueError, match="does not serve Blip2ForConditionalGeneration"):
+        hook.verify_and_update_model_config(asked)
