@@ -15,11 +15,15 @@ from compress.methods.fastvid import FastVID
 from compress.methods.foveate import Foveate
 from compress.methods.foveate_gains import gains_of
 from compress.methods.holov import HoloV
+from compress.methods.idselection import IDSelection
+from compress.methods.mmr import MMR
 from compress.methods.mmtok import MMTok
 from compress.methods.pool import Pool
 from compress.methods.prumerge import PruMerge
+from compress.methods.prunesid import PruneSID
 from compress.methods.pyramiddrop import PyramidDrop
 from compress.methods.random import Random
+from compress.methods.scope import Scope
 from compress.methods.sparsevlm import SparseVLM
 from compress.methods.tome import ToMe
 from compress.methods.uniform import Uniform
@@ -43,11 +47,15 @@ METHODS: dict[str, type[Method]] = {
         FastVID,
         Foveate,
         HoloV,
+        IDSelection,
+        MMR,
         MMTok,
         Pool,
         PruMerge,
+        PruneSID,
         PyramidDrop,
         Random,
+        Scope,
         SparseVLM,
         ToMe,
         Uniform,

@@ -12,6 +12,7 @@ selection; ties go to the lower index. There are three ways, with the same resul
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from types import ModuleType
 
@@ -220,3 +221,28 @@ def _cover_one(table: Tensor, count: int) -> Tensor:
         lost -= before
         gain -= lost.sum(0, dtype=np.float64)
     return torch.tensor([indices])
+
+
+@torch.no_grad()
+def stepwise(
+    table: Tensor,
+    state: Tensor,
+    count: int,
+    score: Callable[[Tensor], Tensor],
+    take: Callable[[Tensor, Tensor, Tensor], Tensor],
+) -> Tensor:
+    """One token after another, each the best of those that are left by what was taken before.
+
+    table: (B, N, N), what each token is to each other, symmetric. state: (B, N), what is known of
+    each before the first. score(state) gives (B, N). take(state, row, own) gives the next state:
+    row (B, N) of the table is that of the one taken, own (B, 1) its state.
+    """
+    done = torch.zeros_like(state)
+    sample = torch.arange(len(table), device=table.device)
+    indices = []
+    for _ in range(count):
+        index = (score(state) + done).argmax(1)
+        indices.append(index)
+        done.index_put_((sample, index), done.new_tensor(-torch.inf))
+        state = take(state, table[sample, index], state[sample, index][:, None])
+    return torch.stack(indices, 1)

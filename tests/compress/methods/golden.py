@@ -104,6 +104,67 @@ def divprune(x, keep):
     return dropped(x, picked)
 
 
+def scope(x, s, keep, power=1.0):
+    n, picked, covered = len(x), [], np.zeros(len(x))
+    while len(picked) < keep:
+        gains = [
+            -1.0 if i in picked
+            else s[i] ** power * sum(max(0.0, cos(x[i], x[j]) - covered[j]) for j in range(n))
+            for i in range(n)
+        ]  # fmt: skip
+        picked.append(argmax(gains))
+        covered = np.array([max(covered[j], cos(x[picked[-1]], x[j])) for j in range(n)])
+    return dropped(x, picked)
+
+
+def mmr(x, s, keep, balance=0.5):
+    s, n = minmax(s), len(x)
+    picked = [argmax(s)]
+    while len(picked) < keep:
+        worth = [
+            -np.inf if i in picked
+            else balance * s[i] - (1 - balance) * max(cos(x[i], x[p]) for p in picked)
+            for i in range(n)
+        ]  # fmt: skip
+        picked.append(argmax(worth))
+    return dropped(x, picked)
+
+
+def idselection(x, s, keep, decay=20.0):
+    s, n, picked = minmax(s), len(x), []
+    while len(picked) < keep:
+        best = argmax([-np.inf if i in picked else s[i] for i in range(n)])
+        picked.append(best)
+        taken = max(0.0, s[best])
+        s = np.array([s[j] - np.exp(-decay * (1 - cos(x[best], x[j])) ** 2) * taken
+                      for j in range(n)])  # fmt: skip
+    return dropped(x, picked)
+
+
+def prunesid(x, s, keep, spread=32.0):
+    n, count = len(x), max(1, keep // 4)
+    observed = 1 / (1 + np.exp(-x.T))  # channels are observations of tokens
+    _, _, right = np.linalg.svd(observed - observed.mean(0), full_matrices=True)
+    group = np.abs(right[:count].T).argmax(1)
+    pairs = [cos(x[i], x[j]) for i in range(n) for j in range(i + 1, n)]
+    limit = keep / spread * np.mean(pairs)
+    stay, rest = {g: [] for g in range(count)}, {g: [] for g in range(count)}
+    for i in best_first(s):
+        over = any(cos(x[i], x[j]) > limit for j in stay[group[i]])
+        (rest if over else stay)[group[i]].append(i)
+    size = [len(stay[g]) + len(rest[g]) for g in range(count)]
+    most = [min(5 * -(-keep // 64), size[g], len(stay[g])) for g in range(count)]
+    while sum(most) < keep:
+        most = [min(m + 1, total) for m, total in zip(most, size, strict=True)]
+    least = [min(1, total) for total in size]
+    over, edges = keep - sum(least), np.cumsum([len(stay[g]) for g in range(count)])
+    dealt = np.diff(np.round(edges / edges[-1] * over), prepend=0).astype(int)
+    quota = [min(a + b, c) for a, b, c in zip(least, dealt, most, strict=True)]
+    for g in sorted(range(count), key=lambda g: (-len(stay[g]), g)):
+        quota[g] += min(most[g] - quota[g], keep - sum(quota))
+    return dropped(x, [i for g in range(count) for i in [*stay[g], *rest[g]][: quota[g]]])
+
+
 def determinantal(x, quality, keep):
     """Greedy determinant: each pick maximises det of the kernel on the picks."""
     n = len(x)
