@@ -1,4 +1,4 @@
-"""The wheel alone, outside the checkout, imports and finds its data."""
+"""The wheel alone, outside the checkout, finds its data and answers a question about a picture."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ import venv
 from pathlib import Path
 
 import pytest
+
+from foveate import __version__
+from vlm.embedded.scenes import draw, make_scene
 
 ROOT = Path(__file__).parent.parent
 CHECK = """
@@ -44,3 +47,11 @@ def test_wheel_works_outside_the_checkout(tmp_path: Path) -> None:
     (site / "dependencies.pth").write_text(sysconfig.get_paths()["purelib"] + "\n")
     parameters, vocabulary = run(python, "-c", CHECK.format(prefix=str(tmp_path))).split()
     assert int(parameters) > 1e6 and int(vocabulary) > 100
+    draw(make_scene(515, "test")).save(tmp_path / "scene.png")
+    command = str(tmp_path / "env" / "bin" / "foveate")
+    asked = ("How many purple objects are there?", "--image", "scene.png", "--budget", "1/3")
+    answer, *_ = run(command, "ask", *asked).splitlines()
+    assert answer == "4"
+    (tmp_path / "train.py").write_text("raise SystemExit(7)")  # a user's own
+    assert run(command, "train", "--help").startswith("usage: foveate train")
+    assert run(command, "--version") == f"foveate {__version__}\n"
