@@ -32,6 +32,11 @@ SCHEDULE_CHOICES = [
     ("as published", SCHEDULES[1]),
     ("by this model's probe", SCHEDULES[2]),
 ]
+CALIBRATIONS = [
+    ("the method's own", "own"),
+    ("size and first layer", "size+first_layer"),
+    ("none", "none"),
+]
 # The errors that a question can end with; anything else is a defect and is shown by Gradio.
 EXPECTED = (ValueError, TypeError, OSError, RuntimeError)
 
@@ -50,12 +55,20 @@ class Settings:
     budget: float
     positions: str
     schedule: str
+    calibrate: str
 
     def question(self, media: Media) -> Question:
         """The question that they ask about a picture or video."""
         amount = int(self.budget) if self.unit == COUNT else self.budget / 100
-        methods = tuple(self.methods)
-        return Question(media, self.text, methods, amount, self.positions, self.schedule)
+        return Question(
+            media,
+            self.text,
+            tuple(self.methods),
+            amount,
+            self.positions,
+            self.schedule,
+            self.calibrate,
+        )
 
     def link(self) -> str:
         """The query of an address that opens the page with these settings."""
@@ -66,6 +79,7 @@ class Settings:
             "budget": f"{self.budget:.0f}",
             "positions": self.positions,
             "schedule": self.schedule,
+            "calibrate": self.calibrate,
         }
         return urlencode(given | {k: v for k, v in self.source.items() if k == "example"})
 
@@ -134,12 +148,21 @@ class Page:
             allow_custom_value=True,
             elem_id="positions",
         )
-        self.schedule = gr.Dropdown(
-            SCHEDULE_CHOICES,
-            value=SCHEDULES[0],
-            label="Pruning schedule",
-            elem_id="schedule",
-        )
+        with gr.Row():
+            self.schedule = gr.Dropdown(
+                SCHEDULE_CHOICES,
+                value=SCHEDULES[0],
+                label="Schedule",
+                elem_id="schedule",
+                min_width=120,
+            )
+            self.calibrate = gr.Dropdown(
+                CALIBRATIONS,
+                value="own",
+                label="Calibration",
+                elem_id="calibrate",
+                min_width=120,
+            )
         self.ask = gr.Button("Ask", variant="primary", elem_id="ask")
 
     def _answers(self) -> None:
@@ -153,6 +176,7 @@ class Page:
 
     def _wire(self) -> None:
         controls = [self.methods, self.unit, self.budget, self.positions, self.schedule]
+        controls.append(self.calibrate)
         given = [self.source, self.question, *controls]
         made = [self.results, self.code, self.link, self.picture, self.tensors]
         run: dict[str, Any] = {
@@ -239,7 +263,7 @@ class Page:
         """The settings in a link, or the page's own."""
         asked: Mapping[str, str] = dict(request.query_params)
         example = self.by_key.get(asked.get("example", ""), self.examples[0])
-        known = set(list_methods())
+        known, known_terms = set(list_methods()), [value for _, value in CALIBRATIONS]
         methods = [m for m in split_list(asked.get("methods", "")) if m in known][:MOST_METHODS]
         unit = COUNT if asked.get("unit") == "tokens" else SHARE
         most = self.session.dense_tokens(example.media) if unit == COUNT else 100
@@ -254,6 +278,7 @@ class Page:
             gr.Slider(1, most, value=min(max(1, value), most), step=1),
             asked.get("positions", POSITIONS[0])[:40],
             schedule if (schedule := asked.get("schedule")) in SCHEDULES else SCHEDULES[0],
+            calibrate if (calibrate := asked.get("calibrate")) in known_terms else "own",
         )
 
     def _link(self, settings: Settings) -> str:

@@ -17,7 +17,7 @@ from transformers import StoppingCriteria, StoppingCriteriaList, TextStreamer
 from compress import Compression, Report, compress, ops
 from compress.measure import measure
 from compress.methods import METHODS, Method, get_method
-from compress.parse import parse_positions
+from compress.parse import parse_calibration, parse_positions
 from compress.report.overlay import legend, overlay, stack
 from compress.tokens import Reduction, VisualTokens
 from foveate.page.media import Media
@@ -44,6 +44,7 @@ class Question:
     budget: int | float
     positions: str = "original"
     schedule: str = "default"
+    calibrate: str = "own"
 
     def method(self, name: str) -> Method:
         """A method of the question. Raises ValueError for an unknown name."""
@@ -54,7 +55,9 @@ class Question:
     def options(self) -> dict[str, Any]:
         """What `compress` takes beside a method and the budget."""
         schedule = "probed" if self.schedule == "probed" else None
-        return {"positions": parse_positions(self.positions), "schedule": schedule}
+        calibrate = parse_calibration(self.calibrate)
+        positions = parse_positions(self.positions)
+        return {"positions": positions, "schedule": schedule, "calibrate": calibrate}
 
 
 @dataclass
@@ -292,6 +295,9 @@ def code(question: Question, model: str, text: str) -> str:
     options = f"positions={question.positions!r}"
     if question.schedule == "probed":
         options += ', schedule="probed"'
+    if question.calibrate != "own":
+        options += f", calibrate={parse_calibration(question.calibrate)!r}"
+        imports[1] = "from compress import Calibration, compress"
     budget = f"{question.budget:.4g}" if isinstance(question.budget, float) else question.budget
     lines = [
         f"model, processor = vlm.load({model!r})",

@@ -93,8 +93,9 @@ def test_schedules(session: Session, examples: dict[str, media.Example]) -> None
     assert layers["probed"] != layers["default"]
     question = Question(example.media, "?", ("divprune",), 1 / 3, schedule="published")
     assert question.method("divprune") == get_method("divprune")  # which has one form alone
-    with pytest.raises(ValueError, match="schedule is 'mine': expected one of default"):
-        next(session.ask(Question(example.media, "?", ("duet",), 1 / 3, schedule="mine")))
+    for wrong in ({"schedule": "mine"}, {"calibrate": "mine"}):
+        with pytest.raises(ValueError, match=f"{next(iter(wrong))} is 'mine': expected"):
+            next(session.ask(Question(example.media, "?", ("duet",), 1 / 3, **wrong)))
 
 
 def test_an_answer_that_nobody_reads_on_is_ended(
@@ -109,9 +110,11 @@ def test_an_answer_that_nobody_reads_on_is_ended(
     assert again[1].done
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize(
+    "chosen", [{}, {"schedule": "published"}, {"schedule": "probed", "calibrate": "size"}]
+)
 def test_the_python_that_is_shown_runs(
-    schedule: str,
+    chosen: dict[str, str],
     session: Session,
     examples: dict[str, media.Example],
     tmp_path: Path,
@@ -119,7 +122,7 @@ def test_the_python_that_is_shown_runs(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     example = examples["scene-515"]
-    question = Question(example.media, example.question, ("duet",), 1 / 3, schedule=schedule)
+    question = Question(example.media, example.question, ("duet",), 1 / 3, **chosen)
     lines = code(question, "mini", session.prompt(question)[0])
     example.media.frames[0].save(tmp_path / "photo.jpg")
     monkeypatch.chdir(tmp_path)
