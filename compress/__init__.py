@@ -27,6 +27,7 @@ from compress.tokens import Reduction, VisualTokens
 from compress.video.stream import Kept, Stream
 
 if TYPE_CHECKING:
+    from compress.latency import Latency
     from compress.probing.measure import probe
     from compress.probing.verdict import Probe
     from compress.runtime.attach import Compression, CompressionError, compress
@@ -39,6 +40,7 @@ TRANSFORMERS = (5, 20)
 _NEEDS_TRANSFORMERS = {
     "Compression": "compress.runtime.attach",
     "CompressionError": "compress.runtime.attach",
+    "Latency": "compress.latency",
     "LongVideo": "compress.video.long_video",
     "Probe": "compress.probing.verdict",
     "compress": "compress.runtime.attach",
@@ -56,6 +58,7 @@ __all__ = [
     "Cost",
     "Coverage",
     "Kept",
+    "Latency",
     "LongVideo",
     "Method",
     "Probe",
