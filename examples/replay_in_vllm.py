@@ -23,9 +23,6 @@ def main() -> None:
     parser.add_argument("--max-model-len", type=int, default=1024)
     parser.add_argument("--cache-bytes", type=int, default=2**26)
     options = parser.parse_args()
-    os.environ["VLLM_PLUGINS"] = ""  # stock
-    from vllm import LLM, SamplingParams
-
     entries, metadata = load_export(options.file)
     for kept in entries:
         at, text_at = kept["positions"][:, 0, 0], kept["next_position"]
@@ -33,6 +30,9 @@ def main() -> None:
             raise SystemExit("the file has original positions: write it with --positions compact")
         if kept["question_dependent"]:
             print("these tokens were chosen for one question: do not reuse them for another")
+    os.environ["VLLM_PLUGINS"] = ""  # stock
+    from vllm import LLM, SamplingParams
+
     llm = LLM(
         options.model,
         enable_mm_embeds=True,

@@ -8,6 +8,9 @@ Runs where transformers is as new as `compress` needs; writes to `cases.FOLDER`.
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +47,21 @@ def main() -> None:
     _answer(model, processor, first, _how(CASES[0]))
     answers["ends-in-an-image"] = [first]
     (FOLDER / "answers.json").write_text(json.dumps(answers))
+    (FOLDER / "kept.txt").write_text(_replayed("compact", FOLDER / "kept.safetensors"))
+
+
+def _replayed(positions: str, path: Path) -> str:
+    """The answer of examples/replay_kept.py, which writes its file to `path`."""
+    command = [sys.executable, "examples/replay_kept.py", "--positions", positions]
+    done = subprocess.run(
+        [*command, "--output", str(path)],
+        env={**os.environ, "PYTHONPATH": "."},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    (answer,) = (line for line in done.stdout.splitlines() if line.startswith("compressed:"))
+    return answer.partition(":")[2].strip()
 
 
 def _how(case: Served) -> tuple[Method, int | float, str]:
