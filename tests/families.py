@@ -107,20 +107,44 @@ trained to see, and would rotate keys by distances that its local layers never s
 stock cache of a local layer counts tokens, so it always holds what the window needs. Attention
 kernels that count tokens (FlashAttention) are refused once a shortened sequence passes the window.
 
-**Two-way attention** within an image (Gemma 3) or a prompt (PaliGemma) is kept for the tokens that
-are left, where the stock model is given `token_type_ids`. FlashAttention has none, here as there.
+**Two-way attention** within an image (Gemma 3, and Gemma 4 in sliding layers) or a prompt
+(PaliGemma) is kept for the tokens that are left, where the stock model is given `token_type_ids`
+(Gemma 4: `mm_token_type_ids`). FlashAttention has none, here as there.
 
-**Linear layers** (Qwen3.5) carry a state from token to token. It decays once a token that is left,
-so after a reduction the text before an image has decayed less than in the dense sequence. Tokens
-stay in raster order, also with methods that hand them on by rank (DUET as released). Rows that are
-left at several lengths are padded on the left, where the state is zero. Later turns whose rows are
-left at several lengths are refused. So is assisted decoding, by the stock model: a state cannot be
-cropped.
+**Layers that share keys** (Gemma 4 E2B, E4B): the last layers read the keys of the last one before
+them of their kind. Tokens leave before those keys are made. Embeddings by layer go with their
+tokens; a merged token has those of the placeholder, as all visual tokens have. Reentrant gradient
+checkpointing loses the gradients of shared keys, in the stock model too.
+
+**Linear layers** (Qwen3.5) carry a state from token to token, and short convolutions (LFM2-VL) look
+back a few tokens. A state decays once a token that is left, so after a reduction the text before an
+image has decayed less than in the dense sequence. Tokens stay in raster order, also with methods
+that hand them on by rank (DUET as released). Rows that are left at several lengths are padded on
+the left, where the state is zero. Later turns whose rows are left at several lengths are refused.
+So is assisted decoding, by the stock model: a state cannot be cropped.
 
 **Refused**, with a sentence that names what is expected: layers of other kinds (indexed or
 compressed attention); local layers under M-RoPE; videos of GLM-4.xV, which have the placeholder of
-images; PaliGemma 2 (`gemma2` caps attention logits, and sdpa does not); Mistral 3 with a
-`ministral3` decoder; a known `model_type` with a vision encoder or a decoder that is not known.
+images, and of ERNIE 4.5 VL, whose resampler joins two frames; videos of VideoLLaMA 3 from which its
+processor has dropped tokens (give it `use_token_compression=False`); PaliGemma 2 (`gemma2` caps
+attention logits, and sdpa does not); Mistral 3 with a `ministral3` decoder; LFM2-VL with a mixture
+of experts; a known `model_type` with a vision encoder or a decoder that is not known. Of
+Qwen2.5-Omni and Qwen3-Omni the thinker is held (`model.thinker`); audio tokens count as text.
+
+**Not held**, and refused by their `model_type`:
+
+| model | why |
+| --- | --- |
+| `llama4` | queries are scaled by the number of cached tokens, which a reduction changes |
+| `hunyuan_vl` | an image's position is its number in the batch, so samples change one another |
+| `granite4_vision` | visual tokens enter empty; features are added before decoder layers |
+| `kimi_k25` | latent attention in the decoder, frames averaged in the encoder |
+| `nemotron_h_omni` | a decoder of Mamba layers |
+| `molmo2` | patches are pooled by attention, across crops |
+| `minicpmv4_6` | its second picture of two is encoded otherwise than alone (transformers 5.23) |
+| `fast_vlm`, `perception_lm` | an encoder of timm, whose attention is not read |
+| `gemma4_unified`, `gemma3n` | no vision encoder with attention |
+| `deepseek_vl_hybrid` | a second encoder (SAM) |
 """
 
 

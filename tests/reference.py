@@ -18,9 +18,17 @@ from compress.calibration import Calibration
 from compress.methods import Method
 from compress.ops.windows import deal
 from compress.tokens import LayerTokens, VisualTokens
-from tests.reference_layers import LayerRun, Terms, Tokens, language_model, run_layer
+from tests.reference_layers import (
+    LayerRun,
+    Shared,
+    Terms,
+    Tokens,
+    kinds_of,
+    language_model,
+    run_layer,
+)
 from tests.reference_vision import Seen, encode
-from tests.tiny import IMAGE_TOKEN, VIDEO_TOKEN, Case, Sample
+from tests.tiny import IMAGE_TOKEN, PAD, VIDEO_TOKEN, Case, Sample
 
 TOKEN = {"image": IMAGE_TOKEN, "video": VIDEO_TOKEN}
 
@@ -37,6 +45,7 @@ class Prefix:
     counts: list[tuple[int, ...]]
     grids: list[tuple[int, int, int]]
     terms: Terms
+    case: Case
 
 
 def counts_of(
@@ -167,7 +176,7 @@ def reduce_prompt(
     median: whether a merged token stands at the median of its members' positions.
     """
     lm = language_model(model)
-    words = model.get_input_embeddings()(sample.ids)
+    words = case.words(model, sample.ids)
     positions, following = dense_positions(model, case, sample)
     seen = [
         encode(model, case, *visual_input, layer=method.scoring_layer)
@@ -179,10 +188,11 @@ def reduce_prompt(
     leading = sum(max(input_places) < first_word for input_places in places)
     depth = len(lm.layers)
     back = int(method.scored_by == "previous")
-    whole = range(depth) if case.stages == (1, 2, 3) else case.stages
-    stages = tuple(n for n in range(1, depth) if n - back in whole)
-    if not method.in_llm_needs & {"scores", "keys", "text_keys"}:
-        stages = tuple(range(1, depth))
+    kinds, last = kinds_of(lm), case.last_stage or depth - 1
+    scores = method.in_llm_needs & {"scores", "keys", "text_keys"}
+    stages = tuple(
+        n for n in range(1, last + 1) if not scores or kinds[n - back] == "full_attention"
+    )
     dense = [len(s.tokens) for s in seen]
     counts = counts_of(method, budget, dense, depth, leading, stages)
     layers = max(len(s.deep) for s in seen)
@@ -230,6 +240,8 @@ def reduce_prompt(
         torch.zeros_like(after),
         torch.tensor(own_at),
         _blocks(case, sample)[list(own_at)],
+        torch.where(image < 0, sample.ids[list(own_at)], PAD),
+        case.two_way == "sliding",
         [torch.stack([features[n] for features in deep]) for n in range(layers)],
     )
     rule = method.query_rows
@@ -250,7 +262,7 @@ def reduce_prompt(
         entering = tuple(each[0] for each in counts)
         asked = (calibrate.size, calibrate.first_layer, calibrate.distance)
         terms = Terms(*asked, len(sample.ids), tuple(dense), entering)
-    return Prefix(tokens, following, len(sample.ids), method, counts, grids, terms)
+    return Prefix(tokens, following, len(sample.ids), method, counts, grids, terms, case)
 
 
 def _blocks(case: Case, sample: Sample) -> Tensor:
@@ -259,9 +271,11 @@ def _blocks(case: Case, sample: Sample) -> Tensor:
     blocks, number = [], -1
     if case.two_way == "prompt":
         return torch.zeros_like(sample.ids)
-    for place, token in enumerate(sample.ids.tolist()):
-        image = case.two_way == "image" and token == IMAGE_TOKEN
-        number += int(image and (place == 0 or sample.ids[place - 1] != IMAGE_TOKEN))
+    media = {"image": {IMAGE_TOKEN}, "sliding": {IMAGE_TOKEN, VIDEO_TOKEN}}.get(case.two_way, set())
+    ids = sample.ids.tolist()
+    for place, token in enumerate(ids):
+        image = token in media
+        number += int(image and (place == 0 or ids[place - 1] not in media))
         blocks.append(number if image else -1)
     return torch.tensor(blocks)
 
@@ -287,7 +301,9 @@ def forward(model: Any, prefix: Prefix, new: Tensor | None = None) -> tuple[Tens
     """
     lm = language_model(model)
     new = torch.tensor([], dtype=torch.int64) if new is None else new
-    tokens = _with(prefix, model.get_input_embeddings()(new))
+    new = prefix.case.as_words(new)
+    tokens = _with(prefix, new, model.get_input_embeddings()(new))
+    shared = Shared.of(model, tokens, prefix.dense)
     terms, lengths = prefix.terms, []
     entered = tokens
     for number in range(len(lm.layers)):
@@ -296,19 +312,20 @@ def forward(model: Any, prefix: Prefix, new: Tensor | None = None) -> tuple[Tens
         if counts != here:
             previous = prefix.method.scored_by == "previous"
             scorer, seen = (number - 1, entered) if previous else (number, tokens)
-            run = run_layer(model, scorer, seen, terms)
+            run = run_layer(model, scorer, seen, terms, shared)
             tokens = _stage(prefix, tokens, counts, run, number, tokens.h - entered.h)
         entered = tokens
-        h = run_layer(model, number, tokens, terms).hidden
+        h = run_layer(model, number, tokens, terms, shared).hidden
         if number < len(tokens.deep):
             h = h + tokens.deep[number]
         tokens = replace(tokens, h=h)
         lengths.append(len(h))
-    return model.lm_head(lm.norm(tokens.h)), lengths
+    norm = lm.embedding_norm if hasattr(lm, "embedding_norm") else lm.norm
+    return model.lm_head(norm(tokens.h)), lengths
 
 
-def _with(prefix: Prefix, new: Tensor) -> Tokens:
-    """The prompt's tokens and embeddings (t, D) that follow them."""
+def _with(prefix: Prefix, ids: Tensor, new: Tensor) -> Tokens:
+    """The prompt's tokens and those that follow them: ids (t,) and embeddings (t, D)."""
     tokens, count = prefix.tokens, len(new)
     later = prefix.following + torch.arange(count)
     none, no = torch.full((count,), -1), torch.zeros(count, dtype=torch.bool)
@@ -322,6 +339,8 @@ def _with(prefix: Prefix, new: Tensor) -> Tokens:
         torch.cat([tokens.asking, no]),
         torch.cat([tokens.place, prefix.dense + torch.arange(count)]),
         torch.cat([tokens.block, none]),
+        torch.cat([tokens.ids, ids]),
+        tokens.local_blocks,
         [torch.cat([x, torch.zeros_like(new)]) for x in tokens.deep],
     )
 

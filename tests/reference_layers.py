@@ -22,7 +22,8 @@ class Tokens:
     visual input or -1 (S,), the dense token that each stands for (S,), tokens merged in it (S,),
     whether it is text after the first visual input (S,), whether it ranks the visual ones (S,),
     where it stood in the dense prompt (S,), its block of two-way attention or -1 (S,), and what
-    DeepStack adds after each layer, (S, D)."""
+    DeepStack adds after each layer, (S, D); ids (S,), that of padding at visual tokens; and whether
+    blocks hold in sliding layers alone."""
 
     h: Tensor
     positions: Tensor
@@ -33,17 +34,27 @@ class Tokens:
     asking: Tensor
     place: Tensor
     block: Tensor
+    ids: Tensor
+    local_blocks: bool
     deep: list[Tensor] = field(default_factory=list)
 
     def take(self, index: Tensor) -> Tokens:
         parts = (self.h, self.positions, self.image, self.index, self.size, self.after, self.asking)
-        parts += (self.place, self.block)
-        return Tokens(*(part[index] for part in parts), [x[index] for x in self.deep])
+        parts += (self.place, self.block, self.ids)
+        deep = [x[index] for x in self.deep]
+        return Tokens(*(part[index] for part in parts), self.local_blocks, deep)
 
 
 def language_model(model: Any) -> Any:
     core = model.model
     return getattr(core, "language_model", None) or core.text_model
+
+
+def kinds_of(lm: Any) -> list[str]:
+    """The kind of each decoder layer."""
+    local = getattr(lm.config, "sliding_window", None) is not None
+    usual = ["sliding_attention" if local else "full_attention"] * len(lm.layers)
+    return getattr(lm.config, "layer_types", None) or usual
 
 
 @dataclass
@@ -54,6 +65,40 @@ class LayerRun:
     hidden: Tensor
     weights: Tensor = field(default_factory=lambda: torch.empty(0))
     keys: Tensor = field(default_factory=lambda: torch.empty(0))
+
+
+@dataclass
+class Shared:
+    """What runs from layer to layer beside the hidden states: keys that later layers read, and the
+    embeddings of the tokens for each layer, (dense S, layers, d) by place, None without; the tokens
+    of the dense prompt, and which ids in it have the experts of visual tokens."""
+
+    keys: dict[str, Any] = field(default_factory=dict)
+    per_layer: Tensor | None = None
+    dense: int = 0
+    marks: Tensor = field(default_factory=lambda: torch.empty(0))
+
+    @classmethod
+    def of(cls, model: Any, tokens: Tokens, dense: int) -> Shared:
+        lm, config = language_model(model), model.config
+        if hasattr(config, "image_start_token_id"):
+            marks = torch.tensor([config.image_start_token_id, config.image_end_token_id])
+            return cls(dense=dense, marks=marks)
+        if not getattr(lm, "hidden_size_per_layer_input", 0):
+            return cls()
+        own = lm.project_per_layer_inputs(tokens.h, lm.get_per_layer_inputs(tokens.ids))
+        by_place = own.new_zeros(int(tokens.place.max()) + 1, *own.shape[1:])
+        return cls(per_layer=by_place.index_put((tokens.place,), own))
+
+    def arguments(self, lm: Any, number: int, tokens: Tokens) -> dict[str, Any]:
+        """What layer `number` is given beside hidden states, cos, sin and mask."""
+        if hasattr(lm.config, "moe_num_experts"):  # ERNIE: which experts a token has
+            marks = torch.isin(tokens.ids, self.marks) & (tokens.place < self.dense)
+            return {"moe_mm_token_type_ids": ((tokens.image >= 0) | marks).long()[None]}
+        if not hasattr(lm, "first_kv_shared_layer_idx"):
+            return {}
+        own = None if self.per_layer is None else self.per_layer[tokens.place, number][None]
+        return {"per_layer_input": own, "shared_kv_states": self.keys}
 
 
 @dataclass
@@ -86,25 +131,26 @@ class Terms:
         return added
 
 
-def run_layer(model: Any, number: int, tokens: Tokens, terms: Terms) -> LayerRun:
+def run_layer(
+    model: Any, number: int, tokens: Tokens, terms: Terms, shared: Shared | None = None
+) -> LayerRun:
     """One stock decoder layer on the tokens that are left."""
     lm, layer, h = language_model(model), language_model(model).layers[number], tokens.h[None]
-    local = getattr(lm.config, "sliding_window", None) is not None
-    usual = ["sliding_attention" if local else "full_attention"] * len(lm.layers)
-    kind = (getattr(lm.config, "layer_types", None) or usual)[number]
+    kind = kinds_of(lm)[number]
     positions = tokens.positions
     places = positions.T[:, None] if positions.shape[1] > 1 else positions.T
     by_kind = {"layer_type": kind} if hasattr(lm.rotary_emb, "layer_types") else {}
     rotary = lm.rotary_emb(h, position_ids=places, **by_kind)
-    if kind == "linear_attention":
+    if kind in ("linear_attention", "conv"):
         out = layer(h, position_embeddings=rotary, attention_mask=None)
         return LayerRun(out[0])
+    more = (shared or Shared()).arguments(lm, number, tokens)
     added = torch.where(_sees(lm.config, kind, tokens), 0.0, -torch.inf)
     added = added + terms.added(number, tokens, rotary)
     stock, lm.config._attn_implementation = lm.config._attn_implementation, "recorded"
     MAPS.clear()
     try:
-        out = layer(h, position_embeddings=rotary, attention_mask=added[None, None])
+        out = layer(h, position_embeddings=rotary, attention_mask=added[None, None], **more)
     finally:
         lm.config._attn_implementation = stock
     ((key, weights),) = MAPS[layer.self_attn]
@@ -115,7 +161,8 @@ def _sees(config: Any, kind: str, tokens: Tokens) -> Tensor:
     """(S, S) bool: whether each token attends to each other."""
     there = torch.arange(len(tokens.h))
     sees = there <= there[:, None]
-    sees |= (tokens.block == tokens.block[:, None]) & (tokens.block >= 0)
+    if kind == "sliding_attention" or not tokens.local_blocks:
+        sees |= (tokens.block == tokens.block[:, None]) & (tokens.block >= 0)
     if kind == "sliding_attention":
         # As many tokens of the dense sequence as the model was trained to see.
         sees &= tokens.place[:, None] - tokens.place < config.sliding_window

@@ -120,7 +120,7 @@ def encode(
         "saliency": packed(saliency),
         "keys": torch.stack([packed(column) for column in keys.T], 1),
     }
-    rows = torch.cat([x.reshape(-1, x.shape[-1]) for x in entering])
+    rows = torch.cat([x.reshape(-1, x.shape[-1]) for x in entering if x.is_floating_point()])
     return Seen(rows, tokens, deep, fields, packed(torch.arange(float(len(saliency)))))
 
 

@@ -18,6 +18,16 @@ def layer_kinds(config: Any, depth: int) -> tuple[str, ...]:
     return tuple(getattr(config, "layer_types", None) or stock)
 
 
+def last_stage(config: Any, depth: int) -> int:
+    """The last decoder layer before which tokens can leave.
+
+    Where layers read the keys of earlier ones (Gemma 4), tokens leave before those are made.
+    """
+    modes = getattr(config, "kv_sharing_modes", None) or ()
+    stored = [number for number, mode in enumerate(modes) if mode == "store"]
+    return min(stored, default=depth - 1)
+
+
 def reach(config: Any, kind: str) -> int | None:
     """How many positions a layer of a kind sees: the window of a sliding layer, the chunk of a
     chunked one. None where attention is not local."""

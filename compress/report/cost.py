@@ -24,16 +24,14 @@ def prefill_macs(counts: Sequence[int], config: Any) -> int:
     """Multiply-adds of a prefill with `counts[l]` tokens in decoder layer l.
 
     config: the language model's configuration. A local layer attends to its window's tokens; a
-    linear one has its projections and, for each token, its state read, decayed and written; of a
-    mixture of experts those that a token is sent to are counted.
+    linear one has its projections and, for each token, its state read, decayed and written; one
+    that reads an earlier layer's keys projects none; of a mixture of experts those that a token is
+    sent to are counted.
     """
-    heads, d = config.num_attention_heads, config.hidden_size
-    head_dim = getattr(config, "head_dim", None) or d // heads
-    key_value = head_dim * (getattr(config, "num_key_value_heads", None) or heads)
-    inner = _inner_width(config)
-    total = 0
-    for n, (kind, width) in zip(counts, _layers(config, len(counts)), strict=True):
-        total += layer_macs(n, d, key_value, inner)
+    d, total = config.hidden_size, 0
+    for n, layer in zip(counts, _layers(config, len(counts)), strict=True):
+        kind, width, key_value = layer.kind, layer.reach, layer.key_value
+        total += layer_macs(n, d, key_value if layer.own_keys else 0, layer.inner)
         if kind == "linear_attention":
             key = config.linear_num_key_heads * config.linear_key_head_dim
             value = config.linear_num_value_heads * config.linear_value_head_dim
@@ -47,26 +45,54 @@ def prefill_macs(counts: Sequence[int], config: Any) -> int:
 def _inner_width(config: Any) -> int:
     """Inner width of the MLP that a token goes through."""
     experts = getattr(config, "num_experts_per_tok", None)
-    if not experts:
-        return int(config.intermediate_size)
+    if not experts:  # Gemma 4 has its experts beside an MLP
+        beside = getattr(config, "top_k_experts", None) or 0
+        return int(config.intermediate_size + (beside and beside * config.moe_intermediate_size))
     width = getattr(config, "moe_intermediate_size", None) or config.intermediate_size
+    width = width if isinstance(width, int) else width[0]  # ERNIE: of text, and of visual tokens
     shared = getattr(config, "shared_expert_intermediate_size", None)
     if shared is None:
-        shared = width * (getattr(config, "n_shared_experts", None) or 0)
+        names = ("n_shared_experts", "moe_num_shared_experts")
+        shared = width * next((n for name in names if (n := getattr(config, name, None))), 0)
     return int(experts * width + shared)
 
 
-def _layers(config: Any, depth: int) -> list[tuple[str, int | None]]:
-    """The kind of each decoder layer, and how many tokens it attends to; None for all."""
-    return [(kind, reach(config, kind)) for kind in layer_kinds(config, depth)]
+@dataclass(frozen=True)
+class _Layer:
+    """A decoder layer: its kind, how many tokens it attends to (None for all), the width of its
+    keys, whether it makes them, and the inner width of its MLP."""
+
+    kind: str
+    reach: int | None
+    key_value: int
+    own_keys: bool
+    inner: int
+
+
+def _layers(config: Any, depth: int) -> list[_Layer]:
+    """What costs in each decoder layer."""
+    inner, sharing = _inner_width(config), getattr(config, "kv_sharing_modes", None) or ()
+    wide = getattr(config, "use_double_wide_mlp", False)
+    layers = []
+    for number, kind in enumerate(layer_kinds(config, depth)):
+        # Layers whose heads differ have a configuration each.
+        own = config.per_layer_config[number] if hasattr(config, "per_layer_config") else config
+        heads = own.num_attention_heads
+        head_dim = getattr(own, "head_dim", None) or config.hidden_size // heads
+        key_value = head_dim * (getattr(own, "num_key_value_heads", None) or heads)
+        reads = sharing[number : number + 1] == ["reuse"]
+        width = 2 * inner if reads and wide else inner
+        layers.append(_Layer(kind, reach(config, kind), key_value, not reads, width))
+    return layers
 
 
 def _cached(counts: Sequence[int], config: Any, inputs: int) -> int:
-    """Tokens that the layers of a cache hold after a prefill with `counts[l]` in layer l."""
+    """Numbers in the keys of a cache after a prefill with `counts[l]` tokens in layer l."""
     held = 0
-    for n, (kind, width) in zip(counts, _layers(config, len(counts)), strict=True):
-        if kind != "linear_attention":
-            held += n if width is None else min(n, inputs * (width - 1))
+    for n, layer in zip(counts, _layers(config, len(counts)), strict=True):
+        if layer.kind != "linear_attention" and layer.own_keys:
+            tokens = n if layer.reach is None else min(n, inputs * (layer.reach - 1))
+            held += tokens * layer.key_value
     return held
 
 
@@ -158,7 +184,7 @@ def report_of(record: PrefillRecord) -> Report:
     depth, inputs = record.config.num_hidden_layers, len(record.grids)
     counts = record.counts(depth)
     dense_tokens = sum(t * h * w for t, h, w in record.grids)
-    # A token takes as many bytes in every layer that holds it: so large is the dense cache.
+    # A token takes as many bytes for each number in its keys: so large is the dense cache.
     held, dense_held = (
         _cached([n + record.text for n in layers], record.config, inputs)
         for layers in (counts, [dense_tokens] * depth)

@@ -299,10 +299,10 @@ def _layer_hook(number: int) -> Callable[..., Any]:
             return None
         if context.prefill is not None or context.zero3 is not None:
             hidden_states = forward.enter_layer(context, number, args[0], kwargs)
-            return (hidden_states, *args[1:]), kwargs
+            return (hidden_states, *forward.along_tokens(context, args[1:], kwargs)), kwargs
         if context.layer_arguments is None:
             return None
-        return args, kwargs | context.layer_arguments[number]
+        return args, kwargs | forward.arguments_of(context, number, args[0])
 
     return before
 

@@ -92,6 +92,18 @@ class PrefillState:
             self._rotary[kind] = (gather(rotary[0], self.index), gather(rotary[1], self.index))
         return self._rotary[kind]
 
+    def last_only(self, hidden_states: Tensor) -> bool:
+        """Whether the model has cut its hidden states to those of the last token, where its last
+        layers have no keys of their own (Gemma 4). It is let to in rows that end in a token."""
+        return hidden_states.shape[1] != self.layout.mask.shape[1]
+
+    def along(self, x: Any) -> Any:
+        """A tensor (B, W, ...) that runs along the tokens that entered, for those that are left;
+        anything else as it is."""
+        if self.index is None or not isinstance(x, Tensor) or x.shape[1] == 1:
+            return x
+        return gather(x, self.index)
+
     def follow(self, reductions: list[Reduction], index: Tensor, back: Tensor) -> None:
         """Take in reductions of the tokens that were left. index, back: see `BatchLayout.after`."""
         self.index = index if self.index is None else self.index.gather(1, index)

@@ -256,7 +256,9 @@ def enter_layer(
             zero3.score_alike(layer, hidden_states, kwargs)
         return hidden_states
     if context.layer_arguments is not None:
-        kwargs.update(context.layer_arguments[layer])
+        kwargs.update(arguments_of(context, layer, hidden_states))
+    if prefill.last_only(hidden_states):
+        return hidden_states
     kind, rotary = context.settings.adapter.layer_kinds[layer], kwargs["position_embeddings"]
     kwargs["position_embeddings"] = prefill.rotary_of(kind, rotary)
     hidden_states = add_deepstack(prefill, layer, hidden_states)
@@ -270,6 +272,33 @@ def enter_layer(
         prefill.entered = (hidden_states, kwargs["position_embeddings"])
     _new_arguments(context, layer, hidden_states, kwargs)
     return hidden_states
+
+
+def along_tokens(
+    context: ForwardContext, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[Any, ...]:
+    """What a decoder layer is given beside hidden states, for the tokens that are left: `args` are
+    returned, keyword arguments replaced."""
+    prefill = context.prefill
+    if prefill is None:
+        return args
+    for name in context.settings.adapter.along:
+        if name in kwargs:
+            kwargs[name] = prefill.along(kwargs[name])
+    return tuple(map(prefill.along, args))
+
+
+def arguments_of(context: ForwardContext, layer: int, hidden_states: Tensor) -> dict[str, Any]:
+    """What replaces keyword arguments of a decoder layer, for the last of the tokens that they were
+    made for: a model may cut its hidden states (B, q, D) to these."""
+    arguments = context.layer_arguments[layer]  # type: ignore[index]
+    count = hidden_states.shape[1]
+    mask, index = arguments.get("attention_mask"), arguments.get("position_ids")
+    if index is None or index.shape[1] == count:
+        return arguments
+    if mask is not None and mask.ndim == 4:
+        mask = mask[:, :, -count:]
+    return arguments | {"attention_mask": mask, "position_ids": index[:, -count:]}
 
 
 def _new_arguments(
@@ -303,6 +332,8 @@ def restore_length(context: ForwardContext, hidden_states: Tensor) -> Tensor:
     """Hidden states (B, W, D) that enter the final norm, at the length (B, S, D) that the model
     was given: a token that left has those of the last token before it that is left."""
     prefill: Any = context.prefill
+    if prefill.last_only(hidden_states):
+        return hidden_states
     hidden_states = add_deepstack(prefill, len(context.settings.adapter.layers), hidden_states)
     return hidden_states if prefill.back is None else gather(hidden_states, prefill.back)
 

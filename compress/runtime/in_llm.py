@@ -83,7 +83,7 @@ def _scores(
     """Attention and keys of every token, in the layer that the method names."""
     begins = layer
     prefill: PrefillState = context.prefill  # type: ignore[assignment]
-    rotary = kwargs["position_embeddings"]
+    rotary, adapter = kwargs["position_embeddings"], context.settings.adapter
     if context.settings.method.scored_by == "previous":
         layer -= 1
         hidden_states, rotary = prefill.entered  # type: ignore[misc]
@@ -103,10 +103,9 @@ def _scores(
         past,
         span.key_bias(),
         prefill.layout.samples,
-        prefill.blocks,
+        adapter.blocks_in(adapter.layer_kinds[layer], prefill.blocks),
         prefill.layout.visual if context.settings.calibration.distance else None,
     )
-    adapter = context.settings.adapter
     read = text_attention(adapter, layer, hidden_states, rotary, scoring, prefill.priors)
     return Ranking(begins, *read)
 

@@ -89,7 +89,8 @@ def _mask(adapter: ModelAdapter, span: Span, layer: int, new: NewTokens) -> Tens
         return None if count == 1 or real is None else real.to(new.like.device)
     reach = adapter.reach(kind)
     local = reach is not None and reach <= new.dense
-    if span.plain and new.blocks is None and new.terms is None and not local:
+    blocks = adapter.blocks_in(kind, new.blocks)
+    if span.plain and blocks is None and new.terms is None and not local:
         # The layer's own cache gives its length, so this also follows keys that others removed.
         return _stock_mask(config, span, layer, new)
     _check_cache(span, layer, new)
@@ -105,7 +106,7 @@ def _mask(adapter: ModelAdapter, span: Span, layer: int, new: NewTokens) -> Tens
     static = is_static(new.cache)
     if count == 1 and span.bias is not None and span.samples is None and not (static or local):
         return span.added(new.like.dtype)[:, None, None].to(new.like.device)
-    allowed = _allowed(span, new)
+    allowed = _allowed(span, new, blocks)
     if local:
         allowed = allowed & _within_reach(span, count, kind, int(reach or 0)).to(allowed.device)
     held, offset = span.length, 0
@@ -162,7 +163,7 @@ def new_indices(span: Span, count: int, device: torch.device) -> Tensor:
     return index - torch.searchsorted(samples, samples)
 
 
-def _allowed(span: Span, new: NewTokens) -> Tensor:
+def _allowed(span: Span, new: NewTokens, blocks: Tensor | None) -> Tensor:
     """(B, q, length) bool: which keys each of the newest tokens may attend to, if it sees all."""
     like, count = new.like, new.count
     real = span.real(len(like), like.device).to(like.device)[:, None]
@@ -170,8 +171,8 @@ def _allowed(span: Span, new: NewTokens) -> Tensor:
     if count > 1:
         place = torch.arange(span.length, device=like.device)
         seen = seen & (place <= place[span.length - count :, None])
-    if new.blocks is not None:
-        blocks = new.blocks.to(like.device)
+    if blocks is not None:
+        blocks = blocks.to(like.device)
         together = (blocks[:, :, None] == blocks[:, None]) & (blocks >= 0)[:, None]
         together = torch.nn.functional.pad(together, (span.length - count, 0))
         seen = seen | (together & real)

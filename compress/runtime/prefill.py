@@ -71,7 +71,7 @@ def begin_prefill(context: ForwardContext, kwargs: dict[str, Any]) -> None:
         ]
         context.state = _new_state(context, prefill, prompt)
         context.prefill = prefill
-        context.arguments = _arguments(prefill, kwargs, embeds)
+        context.arguments = _arguments(settings, prefill, kwargs, embeds, index)
 
 
 def _firsts(settings: Settings, state: CacheState | None) -> list[int]:
@@ -303,8 +303,17 @@ def _trailing(layout: BatchLayout, texts: Sequence[SampleText]) -> int:
     return min(trailing)
 
 
-def _arguments(prefill: PrefillState, kwargs: dict[str, Any], embeds: Tensor) -> dict[str, Any]:
-    """What the language model is given in place of its own arguments."""
+def _arguments(
+    settings: Settings,
+    prefill: PrefillState,
+    kwargs: dict[str, Any],
+    embeds: Tensor,
+    columns: Tensor | None,
+) -> dict[str, Any]:
+    """What the language model is given in place of its own arguments.
+
+    columns: (B, W) int64, the dense column of each token that is left; None where all are.
+    """
     span, (rows, width) = prefill.spans[0], embeds.shape[:2]
     start = span.length - width
     index = torch.arange(start, span.length, device=embeds.device).expand(rows, -1)
@@ -319,4 +328,10 @@ def _arguments(prefill: PrefillState, kwargs: dict[str, Any], embeds: Tensor) ->
     }
     if kwargs.get("deepstack_visual_embeds") is not None:
         arguments |= {"visual_pos_masks": None, "deepstack_visual_embeds": None}
+    for name in settings.adapter.along:
+        if kwargs.get(name) is not None and columns is not None:
+            arguments[name] = gather(kwargs[name], columns)
+    padded_right = prefill.layout.is_padded and not prefill.layout.left
+    if "logits_to_keep" in kwargs and (padded_right or kwargs["logits_to_keep"] != 1):
+        arguments["logits_to_keep"] = 0  # see `PrefillState.last_only`
     return arguments

@@ -65,8 +65,7 @@ def text_attention(
 
     Args:
         adapter: of the model.
-        layer: number of a decoder layer with `input_layernorm` and `self_attn` (q_proj, k_proj,
-            scaling).
+        layer: number of a decoder layer with `self_attn` (q_proj, k_proj, scaling).
         hidden_states: (B, S, D) entering the layer.
         rotary: cos and sin, (B or 1, S, head_dim).
         priors: (B, K) int64, columns of further rows, each of which is read alone; default none.
@@ -114,14 +113,15 @@ def projections(
     weight = attention.k_proj.weight  # on its own device, or without data where it is offloaded
     device = hidden_states.device if weight.is_meta else weight.device
     cos, sin = (part.to(device).expand(len(queries), -1, -1) for part in rotary)
-    normed = block.input_layernorm(hidden_states.to(device))
+    normed = adapter.attention_norm(block)(hidden_states.to(device))
     width = attention.head_dim
     key = attention.k_proj(normed).unflatten(-1, (-1, width))
     heads = key.shape[2] * attention.num_key_value_groups
     # Where the output of each head is gated, its gate comes after its query.
     query = attention.q_proj(gather(normed, queries)).unflatten(-1, (heads, -1))[..., :width]
-    if hasattr(attention, "q_norm"):
-        query, key = attention.q_norm(query), attention.k_norm(key)
+    query_norm, key_norm = adapter.head_norms(attention)
+    query = query if query_norm is None else query_norm(query)
+    key = key if key_norm is None else key_norm(key)
     own = (gather(cos, queries), gather(sin, queries))
     query = adapter.rotate(attention, query.transpose(1, 2), *own)
     key = adapter.rotate(attention, key.transpose(1, 2), cos, sin)

@@ -1,9 +1,9 @@
 """The decoder layers before which visual tokens can leave, and schedules that keep to them.
 
-Tokens are ranked by attention, which linear layers do not have, and which sliding and chunked
-layers have for the nearest tokens alone. So a schedule keeps to the layers of full attention: a
-pair at another layer moves to the nearest one that can take it, and the budget is met with the
-schedule as it then is.
+Tokens are ranked by attention, which linear layers and convolutions do not have, and which sliding
+and chunked layers have for the nearest tokens alone. So a schedule keeps to the layers of full
+attention: a pair at another layer moves to the nearest one that can take it, and the budget is met
+with the schedule as it then is.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from compress.probing.verdict import Probe
 from vlm.families import ModelAdapter
 
 LOCAL = ("sliding_attention", "chunked_attention")
-RECURRENT = ("linear_attention",)
+RECURRENT = ("linear_attention", "conv")
 
 
 def stage_layers(adapter: ModelAdapter, method: Method, scores: bool) -> tuple[int, ...] | None:
@@ -26,11 +26,12 @@ def stage_layers(adapter: ModelAdapter, method: Method, scores: bool) -> tuple[i
 
     scores: whether the method reads attention scores or keys of decoder layers.
     """
-    kinds = adapter.layer_kinds
-    if not scores or set(kinds) == {"full_attention"}:
+    kinds, last = adapter.layer_kinds, adapter.last_stage
+    anywhere = not scores or set(kinds) == {"full_attention"}
+    if anywhere and last == len(kinds) - 1:
         return None
     back = int(method.scored_by == "previous")
-    return tuple(n for n in range(1, len(kinds)) if kinds[n - back] == "full_attention")
+    return tuple(n for n in range(1, last + 1) if anywhere or kinds[n - back] == "full_attention")
 
 
 def check_stages(adapter: ModelAdapter, method: Method, scores: bool) -> None:
@@ -44,13 +45,20 @@ def check_stages(adapter: ModelAdapter, method: Method, scores: bool) -> None:
         if method.own_schedule(len(kinds)):
             raise CompressionError(
                 f"{method!r} ranks visual tokens by the attention of a decoder layer, and "
-                f"{type(adapter.language_model).__name__} has full attention in none that could: "
+                f"{type(adapter.language_model).__name__} has full attention in none before which "
+                "tokens can leave: "
                 "expected a method that reduces before the language model only, such as "
                 "'divprune', or Duet(layers=(), ratios=())"
             )
         return
     back = int(method.scored_by == "previous")
     for layer in _named_layers(method):
+        if adapter.last_stage < layer < len(kinds):
+            raise CompressionError(
+                f"{method!r} would drop visual tokens before decoder layer {layer}, and later "
+                f"layers of {type(adapter.language_model).__name__} read the keys of layer "
+                f"{adapter.last_stage}: expected layers among {', '.join(map(str, stages))}"
+            )
         if 0 < layer < len(kinds) and layer not in stages:
             raise CompressionError(
                 f"{method!r} would rank visual tokens by decoder layer {layer - back}, of kind "

@@ -13,22 +13,30 @@ from torch import Tensor
 
 from tests.tiny.base import FIRST_WORD, IMAGE_TOKEN, PAD, VIDEO_TOKEN, WORDS, Case, Sample
 from tests.tiny.cohere2_vision import AyaVision, Cohere2Vision
+from tests.tiny.deepseek_vl import DeepseekVL
+from tests.tiny.ernie4_5_vl_moe import Ernie45VLMoe
 from tests.tiny.foveate import Foveate
 from tests.tiny.gemma3 import Gemma3
+from tests.tiny.gemma4 import Gemma4, Gemma4Small
 from tests.tiny.glm4v import Glm4v, Glm4vMoe, Glm46V, GlmOcr
 from tests.tiny.internvl import InternVL
+from tests.tiny.lfm2_vl import Lfm2VL
 from tests.tiny.lighton_ocr import LightOnOcr
 from tests.tiny.llava import Llava
 from tests.tiny.llava_next import LlavaNext
 from tests.tiny.llava_next_video import LlavaNextVideo
 from tests.tiny.llava_onevision import LlavaOnevision
 from tests.tiny.mistral3 import Mistral3
+from tests.tiny.ovis2 import Ovis2
+from tests.tiny.paddleocr_vl import PaddleOcrVL
 from tests.tiny.paligemma import PaliGemma
+from tests.tiny.qwen2_5_omni import Qwen2_5Omni, Qwen3Omni
 from tests.tiny.qwen2_5_vl import Qwen2_5VL
 from tests.tiny.qwen2_vl import Qwen2VL
 from tests.tiny.qwen3_5 import Qwen3_5, Qwen3_5Moe
 from tests.tiny.qwen3_vl import Qwen3VL, Qwen3VLMoe
 from tests.tiny.smolvlm import Idefics3, SmolVLM
+from tests.tiny.video_llama_3 import VideoLlama3
 from tests.tiny.video_llava import VideoLlava
 from tests.tiny.vipllava import VipLlava
 
@@ -59,6 +67,16 @@ CASES: tuple[Case, ...] = (
     VipLlava(),
     Idefics3(),
     LightOnOcr(),
+    Gemma4(),
+    Gemma4Small(),
+    Lfm2VL(),
+    DeepseekVL(),
+    Ovis2(),
+    VideoLlama3(),
+    PaddleOcrVL(),
+    Ernie45VLMoe(),
+    Qwen2_5Omni(),
+    Qwen3Omni(),
 )  # fmt: skip
 
 __all__ = ["CASES", "FIRST_WORD", "IMAGE_TOKEN", "PAD", "VIDEO_TOKEN", "WORDS", "Case", "Sample"]

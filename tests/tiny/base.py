@@ -67,8 +67,10 @@ class Case:
     paths these are (then `by_token` and `positions` say what the reference cannot read off the
     stock model). quick: whether the quick suite has the family, quick_in_matrix: whether it has its
     diagonal of the matrix alone; near kin of others are in the slow one. stages: the decoder layers
-    that the matrix drops tokens at. two_way: whose tokens attend to each other in both directions,
-    "image" or "prompt". recurrent: whether decoder layers carry a state from token to token.
+    that the matrix drops tokens at. last_stage: the last that can be, where it is not the last of
+    all. two_way: whose tokens attend to each other in both directions, "image", "prompt", or
+    "sliding" for images in sliding layers alone. recurrent: whether decoder layers carry a state
+    from token to token.
     """
 
     name: ClassVar[str]
@@ -84,6 +86,7 @@ class Case:
     quick: ClassVar[bool] = True
     quick_in_matrix: ClassVar[bool] = False
     stages: ClassVar[tuple[int, ...]] = (1, 2, 3)
+    last_stage: ClassVar[int] = 0
     two_way: ClassVar[str] = ""
     recurrent: ClassVar[bool] = False
     layouts: ClassVar[Sequence[Sequence[Any]]] = (
@@ -114,6 +117,15 @@ class Case:
     def extra(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         """Model inputs that follow from the ids."""
         return {}
+
+    def words(self, model: Any, ids: Tensor) -> Tensor:
+        """(S, D): embeddings of the text of a prompt with visual inputs."""
+        embeddings: Tensor = model.get_input_embeddings()(ids)
+        return embeddings
+
+    def as_words(self, ids: Tensor) -> Tensor:
+        """Ids that the model has said, as it takes them for words."""
+        return ids
 
     def keeps_cls(self, kind: str) -> bool:
         """Whether class tokens go on to the projector."""

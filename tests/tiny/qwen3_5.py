@@ -19,7 +19,7 @@ class Qwen3_5(Qwen3VL):  # noqa: N801 - as the model is called
     recurrent = True
     quick, quick_in_matrix = False, True
 
-    def config(self, depth: int) -> Any:
+    def text_config(self, depth: int) -> dict[str, Any]:
         rope = {
             "rope_type": "default",
             "rope_theta": 10000.0,
@@ -27,19 +27,22 @@ class Qwen3_5(Qwen3VL):  # noqa: N801 - as the model is called
             "partial_rotary_factor": 0.5,
         }
         kinds = ["linear_attention", "full_attention"] * ((depth + 1) // 2)
+        return text(
+            depth=depth,
+            head_dim=16,
+            rope_parameters=rope,
+            layer_types=kinds[:depth],
+            linear_key_head_dim=8,
+            linear_value_head_dim=8,
+            linear_num_key_heads=2,
+            linear_num_value_heads=4,
+            **self.more_text(),
+        )
+
+    def config(self, depth: int) -> Any:
         return getattr(transformers, self.config_class)(
             vision_config=dict(VISION),
-            text_config=text(
-                depth=depth,
-                head_dim=16,
-                rope_parameters=rope,
-                layer_types=kinds[:depth],
-                linear_key_head_dim=8,
-                linear_value_head_dim=8,
-                linear_num_key_heads=2,
-                linear_num_value_heads=4,
-                **self.more_text(),
-            ),
+            text_config=self.text_config(depth),
             image_token_id=IMAGE_TOKEN,
             video_token_id=VIDEO_TOKEN,
         )

@@ -7,7 +7,9 @@ from vlm.attention.reader import (
     Capture,
     FusedReader,
     PackedReader,
+    PaddedReader,
     ProjectionReader,
+    cut_to_pictures,
     split_heads,
     watching,
 )
@@ -19,10 +21,12 @@ __all__ = [
     "FusedReader",
     "Heads",
     "PackedReader",
+    "PaddedReader",
     "ProjectionReader",
     "SaliencyRule",
     "SegmentHeads",
     "Segments",
+    "cut_to_pictures",
     "split_heads",
     "watching",
 ]

@@ -130,8 +130,8 @@ class LayerReader(AttentionReader):
 
 
 class ProjectionReader(LayerReader):
-    """For layers with modules `q_proj` and `k_proj`, and norms `q_norm` and `k_norm` over all heads
-    if it has them, on a batch of images of one size, (n, S, width).
+    """For layers with modules `q_proj` and `k_proj` (or `q` and `k`), and norms `q_norm` and
+    `k_norm` over all heads if it has them, on a batch of images of one size, (n, S, width).
 
     keeps_class_token: whether the class token goes on to the projector, and so is a row.
     masked: whether the layer is called with an `attention_mask` that is to be followed.
@@ -158,7 +158,9 @@ class ProjectionReader(LayerReader):
             handles.append(self.attention.register_forward_pre_hook(hook, with_kwargs=True))
         for name in ("q", "k"):
             norm = getattr(self.attention, f"{name}_norm", None)
-            module = getattr(self.attention, f"{name}_proj") if norm is None else norm
+            if norm is None:
+                norm = getattr(self.attention, f"{name}_proj", None)
+            module = getattr(self.attention, name) if norm is None else norm
             handles.append(module.register_forward_hook(self.output_hook(name)))
         return handles
 
@@ -175,9 +177,19 @@ class ProjectionReader(LayerReader):
         return [Segments(query, key, float(self.attention.scale), values.get("mask"))]
 
 
+class PaddedReader(ProjectionReader):
+    """For pictures that are padded to one number of patches, (n, S, width): those of each picture
+    come first. Padding neither attends nor is attended to, and is no row."""
+
+    def segments(self, values: Mapping[Any, Any], inputs: Sequence[VisualInput]) -> list[Segments]:
+        """See `LayerReader.segments`."""
+        (whole,) = super().segments(values, inputs)
+        return cut_to_pictures(whole, inputs)
+
+
 class PackedReader(ProjectionReader):
-    """For layers with `q_proj` and `k_proj` on packed images, (1, rows, width), called with
-    `position_embeddings` (cos and sin by row). An image attends within itself."""
+    """For layers with `q_proj` and `k_proj` on packed images, (rows, width) or (1, rows,
+    width), called with `position_embeddings` (cos and sin by row); a frame attends to itself."""
 
     def attach(self) -> list[Any]:
         """See `AttentionReader.attach`."""
@@ -188,7 +200,7 @@ class PackedReader(ProjectionReader):
     def segments(self, values: Mapping[Any, Any], inputs: Sequence[VisualInput]) -> list[Segments]:
         """See `LayerReader.segments`."""
         heads = self.attention.num_heads
-        query, key = (values[name][0].unflatten(-1, (heads, -1)) for name in "qk")
+        query, key = (values[name].flatten(0, -2).unflatten(-1, (heads, -1)) for name in "qk")
         rotary = values["position_embeddings"]
         return _segments(query, key, rotary, float(self.attention.scaling), inputs)
 
@@ -223,6 +235,29 @@ def split_heads(x: Tensor, heads: int) -> Tensor:
     return x.unflatten(-1, (heads, -1)).transpose(1, 2)
 
 
+def cut_to_pictures(whole: Segments, inputs: Sequence[VisualInput]) -> list[Segments]:
+    """Segments of padded pictures, one a frame of the inputs, without their padding."""
+    parts, first = [], 0
+    for count, length in _runs(inputs):
+        pictures = slice(first, first + count)
+        query, key = (x[pictures, :, :length] for x in (whole.query, whole.key))
+        parts.append(Segments(query, key, whole.scale))
+        first += count
+    return parts
+
+
+def _runs(inputs: Sequence[VisualInput]) -> list[tuple[int, int]]:
+    """Frames that follow one another and have as many rows: how many, and their number of rows."""
+    runs: list[tuple[int, int]] = []
+    for item in inputs:
+        frames = item.grid[0]
+        length = item.rows // frames
+        if runs and runs[-1][1] == length:
+            frames += runs.pop()[0]
+        runs.append((frames, length))
+    return runs
+
+
 def _segments(
     query: Tensor,
     key: Tensor,
@@ -237,13 +272,7 @@ def _segments(
     """
     cos, sin = (part[:, None].float() for part in rotary)
     query, key = (_rotated(x, cos, sin) for x in (query, key))
-    runs: list[tuple[int, int]] = []  # number of segments, and their length
-    for item in inputs:
-        frames = item.grid[0]
-        length = item.rows // frames
-        if runs and runs[-1][1] == length:
-            frames += runs.pop()[0]
-        runs.append((frames, length))
+    runs = _runs(inputs)
     sizes = [count * length for count, length in runs]
     parts = zip(runs, query.split(sizes), key.split(sizes), strict=True)
     return [

@@ -10,7 +10,7 @@ from torch import nn
 from vlm.families.base import ModelAdapter, UnknownFamily
 from vlm.inputs import Grid, View, VisualInput
 
-# File and class of each family. They are imported when a family is first looked for: some need a
+# File and classes of families. They are imported when a family is first looked for: some need a
 # newer transformers than the base class does, which serving engines use.
 _FAMILIES = {
     "llava": "Llava",
@@ -24,6 +24,7 @@ _FAMILIES = {
     "smolvlm": "SmolVLM",
     "mistral3": "Mistral3",
     "gemma3": "Gemma3",
+    "gemma4": "Gemma4",
     "qwen3_5": "Qwen3_5",
     "glm4v": "Glm4v",
     "cohere2_vision": "Cohere2Vision",
@@ -31,6 +32,13 @@ _FAMILIES = {
     "llava_next_video": "LlavaNextVideo",
     "vipllava": "VipLlava",
     "lighton_ocr": "LightOnOcr",
+    "lfm2_vl": "Lfm2VL",
+    "deepseek_vl": "DeepseekVL",
+    "ovis2": "Ovis2",
+    "video_llama_3": "VideoLlama3",
+    "paddleocr_vl": "PaddleOcrVL",
+    "ernie4_5_vl_moe": "Ernie45VLMoe",
+    "qwen2_5_omni": "Qwen2_5Omni Qwen3Omni",
     "foveate": "FoveateAdapter",
 }
 
@@ -41,7 +49,9 @@ def __getattr__(name: str) -> Any:
     if name != "ADAPTERS":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     adapters = tuple(
-        getattr(import_module(f"{__name__}.{file}"), adapter) for file, adapter in _FAMILIES.items()
+        getattr(import_module(f"{__name__}.{file}"), adapter)
+        for file, names in _FAMILIES.items()
+        for adapter in names.split()
     )
     globals()[name] = adapters
     return adapters

@@ -40,6 +40,8 @@ class ModelAdapter(ABC):
     one_run_one_input: whether the tiles of an image are inputs of their own to the vision encoder,
         and stand in the prompt without text between them.
     has_blocks: whether some tokens attend to later ones (see `attention_blocks`).
+    block_kinds: the kinds of decoder layers in which they do; None for all.
+    along: keyword arguments of the decoder and of its layers that run along the tokens.
     packs: whether several samples can stand in one row in training.
     resizes: whether the vision encoder takes smaller pictures (see `resized`).
     videos_by_frame: whether a long video can be encoded frame by frame (see `frames_call`).
@@ -52,6 +54,8 @@ class ModelAdapter(ABC):
     media: ClassVar[tuple[str, ...]] = ("pixel_values", "pixel_values_videos", "mm_encoder_outputs")
     one_run_one_input: ClassVar[bool] = False
     has_blocks: ClassVar[bool] = False
+    block_kinds: ClassVar[frozenset[str] | None] = None
+    along: ClassVar[tuple[str, ...]] = ()
     packs: ClassVar[bool] = True
     resizes: bool = False
     videos_by_frame: ClassVar[bool] = False
@@ -112,6 +116,15 @@ class ModelAdapter(ABC):
         """How many positions a layer of a kind sees; None where attention is not local."""
         return decoder.reach(self.language_model.config, kind)
 
+    @property
+    def last_stage(self) -> int:
+        """The last decoder layer before which tokens can leave (see `vlm.decoder.last_stage`)."""
+        return decoder.last_stage(self.language_model.config, len(self.layers))
+
+    def blocks_in(self, kind: str, blocks: Tensor | None) -> Tensor | None:
+        """The blocks that decoder layers of a kind follow: `blocks`, or None."""
+        return blocks if self.block_kinds is None or kind in self.block_kinds else None
+
     def attention_blocks(self, ids: Tensor, media: Mapping[str, Any]) -> Tensor | None:
         """(B, S) int64: the block of each token of a prompt, -1 for none. Tokens of one block
         attend to each other in both directions. None where attention is causal throughout.
@@ -119,6 +132,15 @@ class ModelAdapter(ABC):
         ids: (B, S) int64 token ids. media: keyword arguments of the core's `forward`.
         """
         return None
+
+    def attention_norm(self, layer: Any) -> nn.Module:
+        """The norm before the attention of a decoder layer."""
+        norm: nn.Module = layer.input_layernorm
+        return norm
+
+    def head_norms(self, attention: Any) -> tuple[nn.Module | None, nn.Module | None]:
+        """The norms over a head of queries and of keys, before rotation; None without."""
+        return getattr(attention, "q_norm", None), getattr(attention, "k_norm", None)
 
     def rotate(self, attention: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """Queries or keys (B, H, S, D) as the attention of a decoder layer rotates them.

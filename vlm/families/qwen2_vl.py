@@ -30,9 +30,14 @@ class Qwen2VL(ModelAdapter):
         return self.core.visual
 
     @property
+    def merge(self) -> int:
+        """Rows of the encoder along each side of a token."""
+        return int(self.core.visual.spatial_merge_size)
+
+    @property
     def group(self) -> int:
         """Rows of the encoder in a token."""
-        return int(self.core.visual.spatial_merge_size) ** 2
+        return self.merge**2
 
     def vision_layers(self, kind: str) -> Sequence[Any]:
         return self.core.visual.blocks
@@ -41,7 +46,7 @@ class Qwen2VL(ModelAdapter):
         return FusedReader(layer.attn)
 
     def inputs(self, kind: str, call: Mapping[str, Any]) -> list[VisualInput]:
-        side = self.core.visual.spatial_merge_size
+        side = self.merge
         grids = call[f"{kind}_grid_thw"].tolist()
         return [VisualInput.plain((t, h // side, w // side), self.group) for t, h, w in grids]
 
@@ -74,7 +79,7 @@ class Qwen2VL(ModelAdapter):
         return positions.to(ids.device)
 
     def blank(self, kind: str) -> dict[str, Tensor]:
-        vision, side = self.config.vision_config, self.core.visual.spatial_merge_size
+        vision, side = self.config.vision_config, self.merge
         width = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
         name = "pixel_values" if kind == "image" else "pixel_values_videos"
         grid = torch.tensor([[1, side, side]])

@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import Cache, GenerationMixin
-from transformers.modeling_utils import slice_logits_to_keep
 from transformers.models.llava.modeling_llava import LlavaCausalLMOutputWithPast
 from transformers.utils.generic import can_return_tuple
 
@@ -85,7 +84,9 @@ class FoveateForConditionalGeneration(FoveatePreTrainedModel, GenerationMixin):
             mm_encoder_outputs=mm_encoder_outputs,
             **kwargs,
         )
-        hidden = slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep)
+        keep = logits_to_keep
+        rows = slice(-keep if keep else None, None) if isinstance(keep, int) else keep
+        hidden = outputs.last_hidden_state[:, rows]
         logits = self.lm_head(hidden)
         if (scale := self.config.logit_scale) != 1:
             logits = logits * scale

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import DynamicCache
 
 from compress import compress
@@ -116,8 +116,12 @@ def lora(case: Case, **options: Any) -> Any:
     """A model with adapters, not all zero, on every linear layer of attention it has."""
     peft = pytest.importorskip("peft")
     model = case.fresh()
-    kinds = {name.rsplit(".", 1)[-1] for name, _ in model.named_modules()}
-    targets = sorted(kinds & {"q_proj", "k_proj", "v_proj", "qkv"})
+    targets = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear)
+        and {"q_proj", "k_proj", "v_proj", "qkv"} & set(name.split("."))
+    ]
     with torch.random.fork_rng():
         torch.manual_seed(3)
         wrapped = peft.get_peft_model(
