@@ -11,6 +11,7 @@ from torch import Tensor
 from vlm.attention import AttentionReader, PackedReader
 from vlm.families.qwen2_5_vl import Qwen2_5VL
 from vlm.families.qwen2_vl import Qwen2VL
+from vlm.inputs import FrameLayout
 
 
 class Qwen2_5Omni(Qwen2_5VL):  # noqa: N801 - as the model is called
@@ -22,6 +23,10 @@ class Qwen2_5Omni(Qwen2_5VL):  # noqa: N801 - as the model is called
     def reader(self, layer: Any) -> AttentionReader:
         return PackedReader(layer.attn)
 
+    @property
+    def frame_layout(self) -> FrameLayout | None:
+        return None
+
     def chunk_positions(self, ids: Tensor, mask: Tensor, media: Mapping[str, Any]) -> Tensor | None:
         return _positions(self.core, ids, mask, media)
 
@@ -31,6 +36,10 @@ class Qwen3Omni(Qwen2VL):
 
     name = "qwen3_omni_moe"
     model_types = frozenset({"qwen3_omni_moe_thinker"})
+
+    @property
+    def frame_layout(self) -> FrameLayout | None:
+        return None
 
     def chunk_positions(self, ids: Tensor, mask: Tensor, media: Mapping[str, Any]) -> Tensor | None:
         return _positions(self.core, ids, mask, media)
