@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from compress.methods import METHODS
+
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 PAGES = sorted([*ROOT.glob("*.md"), *DOCS.rglob("*.md")])
@@ -60,6 +62,12 @@ def test_site(page: Path) -> None:
     files = [target.partition("#")[0] for target in relative_targets(prose(page))]
     outside = [f for f in files if f and not (page.parent / f).resolve().is_relative_to(DOCS)]
     assert not outside
+
+
+def test_every_method_is_in_the_reference() -> None:
+    page = (DOCS / "api" / "methods.md").read_text(encoding="utf-8")
+    names = {f"{cls.__module__}.{cls.__name__}" for cls in METHODS.values()}
+    assert names <= set(re.findall(r"^::: (\S+)$", page, re.MULTILINE))
 
 
 def test_dead_links_are_seen(tmp_path: Path) -> None:

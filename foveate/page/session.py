@@ -304,6 +304,7 @@ def code(question: Question, model: str, text: str) -> str:
         f'inputs = processor(text={text!r}, {given[question.media.kind]}("{file}"), '
         'return_tensors="pt")',
         f"with compress(model, {method}, {budget}, {options}) as c:",
-        "    print(processor.batch_decode(model.generate(**inputs, do_sample=False)), c.report())",
+        f"    out = model.generate(**inputs, max_new_tokens={NEW_TOKENS}, do_sample=False)",
+        "print(processor.batch_decode(out), c.report())",
     ]
     return "\n".join([*imports, "", *lines])

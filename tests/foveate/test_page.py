@@ -187,11 +187,11 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             stderr=subprocess.STDOUT,
         )
     try:
-        for _ in range(1200):
+        for _ in range(6000):
             if "http://" in log.read_text() or server.poll() is not None:
                 break
             time.sleep(0.1)
-        assert server.poll() is None, log.read_text()
+        assert "http://" in log.read_text(), log.read_text()
         yield f"http://127.0.0.1:{port}"
     finally:
         server.terminate()
