@@ -13,7 +13,7 @@ from compress.ops import greedy
 from compress.tokens import VisualTokens
 from tests.compress.common import CLOSE, answer, duet, logits_of
 from tests.compress.methods.cases import inputs
-from tests.marks import later, some_cases
+from tests.marks import later, over
 from tests.tiny import CASES, Case
 
 LLAVA = next(case for case in CASES if case.name == "llava")
@@ -24,7 +24,7 @@ def counts(c: Any, number: int) -> list[int]:
     return [c.steps(index)[0][2].count for index in range(number)]
 
 
-@some_cases
+@over(CASES, ("llava",))
 def test_a_mean_is_spent_exactly(case: Case) -> None:
     """As many tokens as the same budget lets in, of all inputs together, and other ones of each."""
     model, samples = case.model(), case.samples()

@@ -19,7 +19,7 @@ from compress.runtime.calibrated import distance_terms
 from compress.runtime.folded import fold
 from tests import reference
 from tests.compress.common import CLOSE, NEW, answer, duet, fingerprint, logits_of
-from tests.marks import later, some_cases
+from tests.marks import later, over
 from tests.tiny import CASES, Case
 from vlm.families import adapter_of
 
@@ -96,7 +96,7 @@ def test_medians_of_the_members_positions() -> None:
     checked(LLAVA, ToMe(), Calibration(), "median")
 
 
-@some_cases
+@over(CASES, ("qwen2_5_vl",))
 def test_of_every_family(case: Case) -> None:
     method = duet(layers=(case.stages[0],), ratios=(0.5,))
     local = LOCAL & set(adapter_of(case.model()).layer_kinds)
