@@ -52,6 +52,8 @@ PACKED = {
     "out_hidden_size": 64,
 }
 SQUARE = {"height": 112, "width": 112}
+PINPOINTS = [[112, 224], [224, 112], [224, 224], [336, 112], [112, 336]]
+MROPE = {"rope_type": "default", "rope_theta": 1e6}
 PIXELS = {"size": {"shortest_edge": 28 * 28, "longest_edge": 112 * 112}}
 
 
@@ -138,9 +140,8 @@ PUBLISHED = (
         "llava_next_video", "llava-hf/LLaVA-NeXT-Video-7B",
         "LlavaNextVideoForConditionalGeneration",
         "LlavaNextImageProcessor", decoder("llama"), CLIP,
-        {"size": {"shortest_edge": 112}, "crop_size": SQUARE,
-         "image_grid_pinpoints": [[112, 224], [224, 112], [224, 224], [336, 112], [112, 336]]},
-        {"image_grid_pinpoints": [[112, 224], [224, 112], [224, 224], [336, 112], [112, 336]]},
+        {"size": {"shortest_edge": 112}, "crop_size": SQUARE, "image_grid_pinpoints": PINPOINTS},
+        {"image_grid_pinpoints": PINPOINTS},
     ),
     Published(
         "vipllava", "llava-hf/vip-llava-7b-hf", "VipLlavaForConditionalGeneration",
@@ -157,6 +158,129 @@ PUBLISHED = (
         "PixtralImageProcessor", decoder("qwen3", head_dim=16),
         VISION | {"model_type": "pixtral"},
         {"size": {"longest_edge": 112}, "patch_size": {"height": 28, "width": 28}},
+    ),
+    Published(
+        "llava", "llava-hf/llava-1.5-7b-hf", "LlavaForConditionalGeneration",
+        "CLIPImageProcessor", decoder("llama"), CLIP,
+        {"size": {"shortest_edge": 112}, "crop_size": SQUARE},
+    ),
+    Published(
+        "llava_next", "llava-hf/llava-v1.6-mistral-7b-hf", "LlavaNextForConditionalGeneration",
+        "LlavaNextImageProcessor", decoder("mistral", sliding_window=None), CLIP,
+        {"size": {"shortest_edge": 112}, "crop_size": SQUARE, "image_grid_pinpoints": PINPOINTS},
+        {"image_grid_pinpoints": PINPOINTS},
+    ),
+    Published(
+        "llava_onevision", "llava-hf/llava-onevision-qwen2-7b-ov-hf",
+        "LlavaOnevisionForConditionalGeneration", "LlavaOnevisionImageProcessor",
+        decoder("qwen2"), SIGLIP,
+        {"size": SQUARE, "image_grid_pinpoints": PINPOINTS},
+        {"image_grid_pinpoints": PINPOINTS, "vision_aspect_ratio": "anyres_max_2"},
+    ),
+    Published(
+        "qwen2_vl", "Qwen/Qwen2-VL-7B-Instruct", "Qwen2VLForConditionalGeneration",
+        "Qwen2VLImageProcessor",
+        decoder("qwen2_vl_text", rope_parameters=MROPE | {"mrope_section": [2, 3, 3]}),
+        PACKED | {"embed_dim": 32, "hidden_size": 64, "mlp_ratio": 2}, PIXELS,
+    ),
+    Published(
+        "qwen2_5_vl", "Qwen/Qwen2.5-VL-7B-Instruct", "Qwen2_5_VLForConditionalGeneration",
+        "Qwen2VLImageProcessor",
+        decoder("qwen2_5_vl_text", rope_parameters=MROPE | {"mrope_section": [2, 3, 3]}),
+        PACKED | {"depth": 4, "fullatt_block_indexes": [1, 3]}, PIXELS,
+    ),
+    Published(
+        "qwen3_vl", "Qwen/Qwen3-VL-4B-Instruct", "Qwen3VLForConditionalGeneration",
+        "Qwen2VLImageProcessor",
+        decoder("qwen3_vl_text", head_dim=16, rope_parameters=MROPE | {
+            "mrope_section": [3, 3, 2], "mrope_interleaved": True}),
+        PACKED | {"depth": 4, "patch_size": 14, "num_position_embeddings": 64,
+                  "deepstack_visual_indexes": [0, 1, 2]}, PIXELS,
+    ),
+    Published(
+        "internvl", "OpenGVLab/InternVL3-1B-hf", "InternVLForConditionalGeneration",
+        "GotOcr2ImageProcessor",
+        decoder("qwen2", rope_parameters={"rope_type": "dynamic", "factor": 2.0,
+                                          "rope_theta": 1e6}, max_position_embeddings=64),
+        VISION | {"image_size": [112, 112], "patch_size": [14, 14]},
+        {"size": SQUARE, "max_patches": 4},
+    ),
+    Published(
+        "smolvlm", "HuggingFaceTB/SmolVLM2-2.2B-Instruct", "SmolVLMForConditionalGeneration",
+        "SmolVLMImageProcessor", decoder("llama"), VISION,
+        {"size": {"longest_edge": 224}, "max_image_size": {"longest_edge": 112}},
+    ),
+    Published(
+        "mistral3", "mistralai/Mistral-Small-3.1-24B", "Mistral3ForConditionalGeneration",
+        "PixtralImageProcessor",
+        decoder("mistral", head_dim=32, sliding_window=None,
+                rope_parameters={"rope_type": "yarn", "factor": 4.0, "rope_theta": 1e6,
+                                 "original_max_position_embeddings": 64}),
+        VISION | {"model_type": "pixtral"},
+        {"size": {"longest_edge": 112}, "patch_size": {"height": 28, "width": 28}},
+    ),
+    Published(
+        "gemma4", "google/gemma-4-31b-it", "Gemma4ForConditionalGeneration",
+        "Gemma4ImageProcessor",
+        decoder("gemma4_text", head_dim=32, global_head_dim=64, sliding_window=32,
+                use_bidirectional_attention="vision", attention_k_eq_v=True,
+                num_global_key_value_heads=1, hidden_size_per_layer_input=0,
+                num_hidden_layers=7, final_logit_softcapping=30.0),
+        VISION | {"num_key_value_heads": 4, "head_dim": 8, "patch_size": 16,
+                  "position_embedding_size": 256, "standardize": True},
+        {"max_soft_tokens": 70},
+    ),
+    Published(
+        "gemma4_small", "google/gemma-4-e2b-it", "Gemma4ForConditionalGeneration",
+        "Gemma4ImageProcessor",
+        decoder("gemma4_text", head_dim=32, global_head_dim=64, sliding_window=32,
+                hidden_size_per_layer_input=16, vocab_size_per_layer_input=64,
+                num_hidden_layers=14, num_kv_shared_layers=6, use_double_wide_mlp=True,
+                final_logit_softcapping=30.0),
+        VISION | {"num_key_value_heads": 4, "head_dim": 8, "patch_size": 16,
+                  "position_embedding_size": 256},
+        {"max_soft_tokens": 70},
+    ),
+    Published(
+        "lfm2_vl", "LiquidAI/LFM2-VL-1.6B", "Lfm2VlForConditionalGeneration",
+        "Lfm2VlImageProcessor",
+        decoder("lfm2", full_attn_idxs=[2, 5]),
+        VISION | {"model_type": "siglip2_vision_model", "vision_use_head": False,
+                  "num_patches": 64, "patch_size": 16},
+        {"tile_size": 128, "min_image_tokens": 4, "max_image_tokens": 16, "max_num_patches": 64,
+         "do_convert_rgb": True},
+        {"projector_hidden_size": 64},
+    ),
+    Published(
+        "deepseek_vl", "deepseek-community/deepseek-vl-1.3b-chat",
+        "DeepseekVLForConditionalGeneration", "DeepseekVLImageProcessor",
+        decoder("llama"), SIGLIP, {"size": SQUARE, "do_convert_rgb": True},
+    ),
+    Published(
+        "ovis2", "thisisiron/Ovis2-2B-hf", "Ovis2ForConditionalGeneration", "Ovis2ImageProcessor",
+        decoder("qwen2"), VISION | {"hidden_stride": 2, "vocab_size": 64},
+        {"size": SQUARE, "max_patches": 4},
+        {"visual_indicator_token_ids": [58, 59, 60, 61, 62], "hidden_size": 64, "vocab_size": 64},
+    ),
+    Published(
+        "video_llama_3", "lkhl/VideoLLaMA3-2B-Image-HF", "VideoLlama3ForConditionalGeneration",
+        "VideoLlama3ImageProcessor", decoder("qwen2"),
+        {k: v for k, v in VISION.items() if k != "image_size"},
+        {"size": {"shortest_edge": 28 * 28, "longest_edge": 112 * 112}},
+    ),
+    Published(
+        "paddleocr_vl", "PaddlePaddle/PaddleOCR-VL", "PaddleOCRVLForConditionalGeneration",
+        "PaddleOCRVLImageProcessor",
+        decoder("paddleocr_vl_text", head_dim=16,
+                rope_parameters=MROPE | {"mrope_section": [2, 3, 3]}),
+        VISION, PIXELS,
+    ),
+    Published(
+        "ernie4_5_vl_moe", "baidu/ERNIE-4.5-VL-28B-A3B-PT",
+        "Ernie4_5_VLMoeForConditionalGeneration", "Ernie4_5_VLMoeImageProcessor",
+        decoder("ernie4_5_vl_moe_text", moe_intermediate_size=[16, 8], moe_num_experts=4, moe_k=2,
+                rope_parameters=MROPE | {"mrope_section": [3, 3, 2]}),
+        {k: v for k, v in PACKED.items() if k != "out_hidden_size"}, PIXELS,
     ),
 )  # fmt: skip
 EACH = pytest.mark.parametrize("published", PUBLISHED, ids=lambda one: one.name)
@@ -239,3 +363,40 @@ def test_a_grayscale_picture_is_as_its_rgb(published: Published) -> None:
     gray, rgb = picture("square", "L"), picture("square", "L").convert("RGB")
     for name, x in encoded(published, model, [gray]).items():
         torch.testing.assert_close(x, encoded(published, model, [rgb])[name])
+
+
+# The video processor of a family, and what of it is scaled down.
+VIDEOS: dict[str, tuple[str, dict[str, Any]]] = {
+    "qwen2_vl": ("Qwen2VLVideoProcessor", PIXELS),
+    "qwen2_5_vl": ("Qwen2VLVideoProcessor", PIXELS),
+    "qwen3_vl": ("Qwen3VLVideoProcessor", PIXELS | {"patch_size": 14}),
+    "qwen3_5": ("Qwen3VLVideoProcessor", PIXELS | {"patch_size": 14}),
+    "video_llama_3": ("VideoLlama3VideoProcessor", PIXELS | {"use_token_compression": False}),
+    "llava_onevision": ("LlavaOnevisionVideoProcessor", {"size": SQUARE}),
+    "llava_next_video": (
+        "LlavaNextVideoVideoProcessor",
+        {"size": {"shortest_edge": 112}, "crop_size": SQUARE},
+    ),
+    "gemma4": ("Gemma4VideoProcessor", {"max_soft_tokens": 70}),
+}
+BY_NAME = {published.name: published for published in PUBLISHED}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("frames", [3, 5])
+@pytest.mark.parametrize("name", VIDEOS)
+def test_odd_frame_counts(name: str, frames: int) -> None:
+    """A video has as many tokens as the stock model makes of it."""
+    model, (kind, options) = BY_NAME[name].build(), VIDEOS[name]
+    draw = torch.Generator().manual_seed(frames)
+    video = torch.randint(0, 256, (frames, 3, 60, 90), generator=draw, dtype=torch.uint8)
+    processor = getattr(transformers, kind)(do_sample_frames=False, **options)
+    made = processor(videos=[video], return_tensors="pt")
+    takes = inspect.signature(type(model.model).get_video_features).parameters
+    call = {name: torch.as_tensor(x) for name, x in made.items() if name in takes}
+    (item,) = adapter_of(model).inputs("video", call)
+    with torch.no_grad():
+        features = model.model.get_video_features(**call, return_dict=True).pooler_output
+    assert item.count == sum(x.shape[:-1].numel() for x in features)
+    rows = torch.arange(float(item.rows))[:, None]
+    assert adapter_of(model).pool([item], rows).shape == (item.count, 1)
