@@ -6,6 +6,7 @@ import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Real
+from typing import ClassVar
 
 from compress.budget import resolve_budget
 
@@ -28,8 +29,10 @@ class Coverage:
         if not 0 < self.share <= 1:
             raise ValueError(f"Coverage: share is {self.share!r}; it must be in (0, 1]")
 
+    kind: ClassVar[str] = "coverage"
+
     def __str__(self) -> str:
-        return f"coverage:{self.share!r}"
+        return f"{self.kind}:{self.share!r}"
 
     @property
     def amount(self) -> float:
@@ -64,8 +67,10 @@ class Shared:
     def __post_init__(self) -> None:
         resolve_budget(self.budget, 2**31, "Shared: budget")
 
+    kind: ClassVar[str] = "shared"
+
     def __str__(self) -> str:
-        return f"shared:{self.budget!r}"
+        return f"{self.kind}:{self.budget!r}"
 
     @property
     def amount(self) -> int | float:

@@ -77,8 +77,10 @@ class Arm:
         """For tables: "dense", "duet 64", "duet(query='all') 0.11 compact"."""
         if self.method is None:
             return self.line
-        budget = f"{self.budget:.4g}" if isinstance(self.budget, float) else str(self.budget)
-        return f"{self._name} {budget}{self._where}"
+        number = self.budget.amount if isinstance(self.budget, Adaptive) else self.budget
+        kind = f"{self.budget.kind}:" if isinstance(self.budget, Adaptive) else ""
+        budget = f"{number:.4g}" if isinstance(number, float) else str(number)
+        return f"{self._name} {kind}{budget}{self._where}"
 
     @property
     def amount(self) -> float:
@@ -101,7 +103,10 @@ class Arm:
     @property
     def line(self) -> str:
         """The title without the budget: the name of a line in plots."""
-        return (self.served or "dense") if self.method is None else self._name + self._where
+        if self.method is None:
+            return self.served or "dense"
+        kind = f" {self.budget.kind}" if isinstance(self.budget, Adaptive) else ""
+        return self._name + self._where + kind
 
     @property
     def folder(self) -> str:

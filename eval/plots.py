@@ -85,11 +85,12 @@ def _panel(axes: Any, results: Sequence[Result], select: Select, chance: float |
     lines = list(dict.fromkeys(r.line for r in results if r.line != "dense"))
     shown: set[float] = set()
     for number, line in enumerate(lines):
-        points = sorted(
+        points = [
             (r.figures["tokens"], interval)
             for r in results
             if r.line == line and "tokens" in r.figures and (interval := select(r)) is not None
-        )
+        ]
+        points.sort(key=lambda point: point[0])  # two arms may spend the same
         if not points:
             continue
         tokens, intervals = zip(*points, strict=True)

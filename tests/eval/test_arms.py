@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from compress import Shared
 from compress.methods import Duet
 from eval.arms import DENSE, Arm, restore
 
@@ -32,6 +33,14 @@ def test_arms_have_folders_of_their_own() -> None:
 )
 def test_a_description_reads_back_the_same(arm: Arm) -> None:
     assert restore(arm.describe()) == arm
+
+
+def test_adaptive_budgets_are_lines_of_their_own() -> None:
+    fixed, shared = Arm("duet", 1 / 9), Arm("duet", Shared(1 / 9))
+    assert (fixed.line, shared.line) == ("duet", "duet shared")
+    assert shared.title == "duet shared:0.1111"
+    assert fixed.amount == shared.amount == 1 / 9
+    assert restore(shared.describe()) == shared
 
 
 def test_what_cannot_be_is_refused_at_once() -> None:
