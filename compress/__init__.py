@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
 TRANSFORMERS = (5, 20)
 """The oldest transformers to whose models a compression can be attached."""
+TRANSFORMERS_END = (5, 24)
+"""The first transformers whose models changed since: it is refused, as is what follows."""
 
 _NEEDS_TRANSFORMERS = {
     "Compression": "compress.runtime.attach",
@@ -94,16 +96,15 @@ def __getattr__(name: str) -> Any:
 
 
 def _check_transformers(name: str) -> None:
-    """Raise ImportError unless transformers is there and new enough."""
-    wanted = ".".join(map(str, TRANSFORMERS))
+    """Raise ImportError unless transformers is there, new enough, and not newer than is known."""
+    oldest, end = (".".join(map(str, version)) for version in (TRANSFORMERS, TRANSFORMERS_END))
+    wanted = f"transformers >= {oldest}, < {end}"
     try:
         found = metadata.version("transformers")
     except metadata.PackageNotFoundError:
+        raise ImportError(f"compress.{name} needs {wanted}, which is not installed") from None
+    if not TRANSFORMERS <= tuple(int(part) for part in found.split(".")[:2]) < TRANSFORMERS_END:
         raise ImportError(
-            f"compress.{name} needs transformers >= {wanted}, which is not installed"
-        ) from None
-    if tuple(int(part) for part in found.split(".")[:2]) < TRANSFORMERS:
-        raise ImportError(
-            f"compress.{name} needs transformers >= {wanted}, and {found} is installed. Methods, "
+            f"compress.{name} needs {wanted}, and {found} is installed. Methods, "
             "compress.reduce and the vLLM plugin run without it"
         )

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from compress import TRANSFORMERS_END
 from foveate import __version__
 
 ROOT = Path(__file__).parent.parent
@@ -28,6 +29,15 @@ def test_one_version() -> None:
     assert citation["version"] == __version__
     changes = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
     assert re.search(r"^## (\S+)", changes, re.MULTILINE)[1] == __version__  # type: ignore[index]
+
+
+def test_pip_installs_the_transformers_that_is_tested() -> None:
+    """An install without constraints takes the newest version that pyproject.toml allows."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    wanted = next(x for x in project["project"]["dependencies"] if x.startswith("transformers"))
+    major, minor = TRANSFORMERS_END
+    assert wanted.endswith(f",<{major}.{minor}")
+    assert pins("constraints.txt")["transformers"].startswith(f"{major}.{minor - 1}.")
 
 
 def test_environments_differ_in_pillow_alone() -> None:

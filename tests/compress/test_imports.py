@@ -54,7 +54,12 @@ assert "transformers" not in sys.modules
 
 
 @pytest.mark.parametrize(
-    "found, words", [("5.19.0", "5.19.0 is installed"), (None, "not installed")]
+    "found, words",
+    [
+        ("5.19.0", "5.19.0 is installed"),
+        ("5.24.0", "5.24.0 is installed"),
+        (None, "not installed"),
+    ],
 )
 def test_compress_says_which_transformers_it_needs(found: str | None, words: str) -> None:
     version = (
@@ -72,5 +77,5 @@ except ImportError as error:
     print(error)
 """
     )
-    assert "compress.compress needs transformers >= 5.20" in out
+    assert "compress.compress needs transformers >= 5.20, < 5.24" in out
     assert words in out

@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
+
+from scripts.notebooks import notebook, written
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
@@ -29,6 +32,23 @@ def test_runs(path: Path, tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert SAYS.get(path.stem, "visual tokens an input") in done.stdout
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_its_notebook_is_made_from_it(path: Path) -> None:
+    made = path.parent / "notebooks" / f"{path.stem}.ipynb"
+    assert made.read_text(encoding="utf-8") == written(path), "run python -m scripts.notebooks"
+
+
+@pytest.mark.slow
+def test_cells_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    module = types.ModuleType("cells")
+    monkeypatch.setitem(sys.modules, "cells", module)  # where dataclasses look type hints up
+    for cell in notebook(ROOT / "examples" / "own_method.py")["cells"]:
+        if cell["cell_type"] == "code":
+            exec(cell["source"], vars(module))
+    assert (tmp_path / "outliers.png").is_file()
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
