@@ -28,10 +28,11 @@ slow: $(READY)  ## what takes long: wheels, launchers, long products of the matr
 gpu-test: $(READY)  ## what needs a CUDA device
 	$(BIN)/python -m pytest -m gpu
 
-SERVE := .venv-vllm
+# VLLM=0.31.0 tests another version of the plugin's window, in an environment of its own.
+SERVE := .venv-vllm$(if $(VLLM),-$(VLLM))
 
 serve-test: $(READY)  ## vLLM with the plugin against transformers, in an environment of vLLM's own
-	scripts/vllm_env.sh $(SERVE) || { [ $$? -eq 3 ] && echo "the tests of serving are skipped"; }
+	scripts/vllm_env.sh $(SERVE) $(VLLM) || { [ $$? -eq 3 ] && echo "the tests of serving are skipped"; }
 	if [ -e $(SERVE)/.ready ]; then \
 	    OMP_NUM_THREADS=1 $(BIN)/python -m tests.compress.serving.reference && \
 	    $(SERVE)/bin/python -m pytest tests/compress/serving; fi
@@ -74,4 +75,4 @@ results: $(READY)  ## tables and pictures of docs/results.md, made again from th
 	$(BIN)/python -m scripts.results
 
 clean:
-	rm -rf $(VENV) $(SERVE) $(TOOLS) out build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-vllm* $(TOOLS) out build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

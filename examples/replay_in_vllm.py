@@ -41,7 +41,7 @@ def main() -> None:
         max_model_len=options.max_model_len,
         kv_cache_memory_bytes=options.cache_bytes,
     )
-    images = [kept["features"][None] for kept in entries]  # (1, M, D): M placeholders
+    images = [kept["features"] for kept in entries]  # (M, D) each: M placeholders
     request = {"prompt": metadata["prompt"], "multi_modal_data": {"image": images}}
     (answer,) = llm.generate(request, SamplingParams(max_tokens=8, temperature=0))
     print("vLLM:", answer.outputs[0].text)
