@@ -121,7 +121,8 @@ back a few tokens. A state decays once a token that is left, so after a reductio
 image has decayed less than in the dense sequence. Tokens stay in raster order, also with methods
 that hand them on by rank (DUET as released). Rows that are left at several lengths are padded on
 the left, where the state is zero. Later turns whose rows are left at several lengths are refused.
-So is assisted decoding, by the stock model: a state cannot be cropped.
+So is assisted decoding with Qwen3.5, by the stock model: its state cannot be cropped. How much less
+a state decays matters to a trained model alone, and was not measured.
 
 **Refused**, with a sentence that names what is expected: layers of other kinds (indexed or
 compressed attention); local layers under M-RoPE; videos of GLM-4.xV, which have the placeholder of
@@ -216,7 +217,8 @@ def described(case: Case) -> list[str]:
     whole = set(family.layer_kinds) == {"full_attention"}
     stages = "any layer" if whole else "layers of full attention"
     model_type = f"`{family.core.config.model_type}`"
-    return [case.name, model_type, f"`{case.model_class}`", inputs, stages, saliency, where]
+    names = [case.name, model_type, f"`{case.model_class}`", case.since]
+    return [*names, inputs, stages, saliency, where]
 
 
 def having(test: Callable[..., None]) -> str:
@@ -240,6 +242,7 @@ def page() -> str:
             "family",
             "`model_type`",
             "class",
+            "transformers",
             "inputs",
             "in-LLM stages",
             "saliency",
@@ -269,8 +272,9 @@ def page() -> str:
         "",
         "On tiny random models of the stock classes, against a slow forward that shares no code",
         "with the hooks (`tests/reference.py`). What a family lacks is not tested, and not",
-        "refused; families without videos have no test of them. transformers 5.20 or later is",
-        "needed; tested with 5.23.",
+        "refused; families without videos have no test of them. Tested with transformers 5.23. The",
+        "column `transformers` is the earliest version from 5.20 on with which the first row below",
+        "was seen to hold (pruning before the language model and in it, sdpa).",
         "",
         *table(["what holds", "of which families"], claims),
         "",

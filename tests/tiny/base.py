@@ -70,7 +70,8 @@ class Case:
     that the matrix drops tokens at. last_stage: the last that can be, where it is not the last of
     all. two_way: whose tokens attend to each other in both directions, "image", "prompt", or
     "sliding" for images in sliding layers alone. recurrent: whether decoder layers carry a state
-    from token to token.
+    from token to token. since: the earliest transformers from 5.20 on that the family was seen to
+    work with.
     """
 
     name: ClassVar[str]
@@ -87,6 +88,7 @@ class Case:
     quick_in_matrix: ClassVar[bool] = False
     stages: ClassVar[tuple[int, ...]] = (1, 2, 3)
     last_stage: ClassVar[int] = 0
+    since: ClassVar[str] = "5.20"
     two_way: ClassVar[str] = ""
     recurrent: ClassVar[bool] = False
     layouts: ClassVar[Sequence[Sequence[Any]]] = (

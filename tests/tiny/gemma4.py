@@ -29,6 +29,7 @@ class Gemma4(Case):
     projector = "embed_vision.embedding_projection"
     pools = 4
     quick, quick_in_matrix = False, True
+    since = "5.23"
     budget = 8
     stages = (1, 3)
     two_way = "sliding"

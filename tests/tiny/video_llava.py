@@ -17,6 +17,7 @@ FRAMES = {"v": 2, "one": 1}
 class VideoLlava(Case):
     name = "video_llava"
     model_class = "VideoLlavaForConditionalGeneration"
+    since = "5.21"
     vision = ("image_tower", "video_tower")
     has_cls = True
     feature_layer = -2

@@ -13,6 +13,7 @@ class VipLlava(Llava):
     name = "vipllava"
     model_class = "VipLlavaForConditionalGeneration"
     quick = False
+    since = "5.23"
 
     def config(self, depth: int) -> Any:
         given = super().config(depth)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -16,6 +17,7 @@ from compress.runtime.masks import NewTokens, layer_arguments
 from compress.runtime.stages import allocate, stage_layers
 from tests import reference
 from tests.compress.common import CLOSE, NEW, answer
+from tests.marks import later
 from tests.tiny import CASES, Case
 from tests.tiny.base import text
 from tests.tiny.llava import Llava
@@ -230,7 +232,26 @@ def test_tokens_of_a_released_order_stay_in_raster_order() -> None:
 # ------------------------------------------------------------------ a user's walk
 
 
-@MIXED
+@pytest.mark.slow
+@pytest.mark.parametrize("compressed", [False, True])
+@pytest.mark.parametrize("name", ["qwen3_5", "lfm2_vl"])
+def test_a_state_is_not_cropped_unseen(name: str, compressed: bool) -> None:
+    """The stock cache refuses, under a compression as without one."""
+    case = BY_NAME[name]
+    model, given = case.model(), case.inputs(case.samples()[:1])
+    with compress(model, BEFORE, budget=9) if compressed else nullcontext():
+        cache = answer(model, given).past_key_values
+        with pytest.raises(RuntimeError, match="does not track past states"):
+            cache.crop(-1)
+        if name == "qwen3_5":
+            with pytest.raises(ValueError, match="not supported with stateful models"):
+                answer(model, given, prompt_lookup_num_tokens=3)
+
+
+WALKED = [GEMMA, QWEN, *later(BY_NAME["gemma4"], BY_NAME["gemma4_small"], BY_NAME["lfm2_vl"])]
+
+
+@pytest.mark.parametrize("case", WALKED, ids=lambda case: case.name)
 def test_saved_loaded_compressed_asked_and_trained(case: Case, tmp_path: Any) -> None:
     case.model().save_pretrained(tmp_path)
     model = AutoModelForImageTextToText.from_pretrained(tmp_path)
