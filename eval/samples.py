@@ -49,7 +49,8 @@ class Drawing:
 class Clip:
     """Frames of a video: `frames` by the rule `sampling`, or `fps` a second up to `frames`.
 
-    short: accept a video with fewer frames than asked for.
+    short: accept a video with fewer frames than asked for. end: seconds, of which only earlier
+    frames are shown; None for all.
     """
 
     path: Path
@@ -57,14 +58,17 @@ class Clip:
     fps: float | None = None
     sampling: str = "uniform"
     short: bool = False
+    end: float | None = None
     kind: ClassVar[str] = "video"
 
     def load(self) -> Video:
         """The frames with their times. Raises MediaError."""
         if self.fps is not None:
-            return read_video(self.path, fps=self.fps, max_frames=self.frames)
+            return read_video(self.path, fps=self.fps, max_frames=self.frames, end=self.end)
         exact = not self.short
-        return read_video(self.path, self.frames, sampling=self.sampling, exact_count=exact)
+        return read_video(
+            self.path, self.frames, sampling=self.sampling, exact_count=exact, end=self.end
+        )
 
 
 @dataclass(frozen=True)

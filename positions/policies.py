@@ -141,6 +141,37 @@ class Increment(StreamPositions):
         return self.delta
 
 
+@dataclass(frozen=True)
+class Infinite(StreamPositions):
+    """LM-Infinite's cap (arXiv 2308.16137): no key is rotated further than `limit` positions behind
+    the newest token, however old it is. With a memory that keeps the newest tokens, its window; the
+    text before the stream is its sinks. Keys are cached before rotation.
+
+    On models with a time axis, the cap is on time alone. New tokens of one step share the cap of
+    its first.
+    """
+
+    raw: ClassVar[bool] = True
+    limit: int = 4096
+
+    def __post_init__(self) -> None:
+        if self.limit < 1:
+            raise PositionError(f"Infinite(limit={self.limit}): expected at least 1")
+
+    def at_forward(self, groups: Sequence[Held], ahead: float) -> list[Tensor]:
+        placed = []
+        for held in groups:
+            end = max(ahead, float(held.home[-1, 0]))
+            far = (end - self.limit - held.home[:, 0]).clamp(min=0)
+            now = held.home.clone()
+            if held.time_axis:
+                now[:, 0] += far
+            else:
+                now += far[:, None]
+            placed.append(now)
+        return placed
+
+
 POLICIES: dict[str, type[StreamPositions]] = {
     "original": Original,
     "eager": Eager,
@@ -148,6 +179,7 @@ POLICIES: dict[str, type[StreamPositions]] = {
     "unrotated": Unrotated,
     "grouped": Grouped,
     "v2pe": Increment,
+    "infinite": Infinite,
 }
 
 

@@ -21,8 +21,8 @@ from vlm.progress import quiet_logs
 class Answer(TextStreamer):
     """Prints words as they are generated. Keeps the whole text and the time of the first word."""
 
-    def __init__(self, tokenizer: Any) -> None:
-        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
+    def __init__(self, tokenizer: Any, skip_prompt: bool = True) -> None:
+        super().__init__(tokenizer, skip_prompt=skip_prompt, skip_special_tokens=True)
         self.began, self.first, self.text = time.perf_counter(), 0.0, ""
 
     def put(self, value: torch.Tensor) -> None:
@@ -128,12 +128,53 @@ def prepare(what: str) -> int:
     return 0
 
 
-def main(argv: Sequence[str] | None = None, prog: str = "python -m vlm") -> int:
-    """The command line; returns the exit status."""
+def watch_arguments(ask: argparse.ArgumentParser) -> None:
+    """The options of `--watch`."""
+    ask.add_argument(
+        "--watch",
+        type=Path,
+        help="play a video, a folder that fills or a camera as a stream with a bounded cache of "
+        "--budget tokens (4096 by default); '@12 What is it?' is asked at second 12; without a "
+        "question, questions are read from the terminal",
+    )
+    ask.add_argument("--memory", default="foveate", help="with --watch: which tokens stay")
+    ask.add_argument("--positions", default="original", help="with --watch: where they stand")
+    ask.add_argument("--recent", type=int, default=4, help="with --watch: newest steps kept whole")
+    ask.add_argument("--instant", action="store_true", help="with --watch: read them afresh")
+    ask.add_argument("--fallback", type=float, help="with --watch: nats above which memory is read")
+    ask.add_argument("--overlay", type=Path, help="with --watch: a picture of the memory")
+
+
+def watch(args: argparse.Namespace, budget: Any) -> int:
+    """Play a stream and ask about it; returns the exit status."""
+    from compress import watch as watched
+    from compress.stream.play import play, said_at
+    from vlm.media.live import live_frames
+
+    if args.image or args.video:
+        raise ValueError("--watch brings its own frames: expected no --image and no --video")
+    if budget is not None and not isinstance(budget, int):
+        raise ValueError(f"--budget is {args.budget}: --watch takes a count of tokens")
+    questions = [said_at(text) for text in args.question]
+    model, processor = vlm.load(args.model)
+    options = {name: getattr(args, name) for name in ("recent", "positions", "instant", "fallback")}
+    stream = watched(model, processor, args.memory, budget or 4096, **options)
+
+    def ask(question: str) -> None:
+        stream.ask(question, args.max_new_tokens, Answer(processor.tokenizer, skip_prompt=False))
+
+    play(stream, live_frames(args.watch, args.fps), questions, ask)
+    if args.overlay is not None:
+        stream.overlay(args.overlay)
+    return 0
+
+
+def parser_of(prog: str) -> argparse.ArgumentParser:
+    """The options of the command line."""
     parser = argparse.ArgumentParser(prog=prog, description="Ask a model about media.")
     commands = parser.add_subparsers(dest="command", required=True)
     ask = commands.add_parser("ask", help="ask about pictures and videos")
-    ask.add_argument("question", nargs="+", help="a question, and follow-up questions")
+    ask.add_argument("question", nargs="*", help="a question, and follow-up questions")
     ask.add_argument("--image", type=Path, action="append", default=[], help="may be repeated")
     ask.add_argument("--video", type=Path, action="append", default=[], help="may be repeated")
     ask.add_argument("--frames", type=int, default=8, help="frames of each video")
@@ -151,10 +192,18 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m vlm") -> int:
         help="long videos: reduced before the language model while they are decoded, to --budget "
         "tokens (a count; 8192 by default)",
     )
-    ask.add_argument("--fps", type=float, default=1.0, help="frames a second, with --stream")
+    ask.add_argument(
+        "--fps", type=float, default=1.0, help="frames a second, with --stream or --watch"
+    )
+    watch_arguments(ask)
     made = commands.add_parser("prepare", help="fetch and convert what is not in the package")
     made.add_argument("what", choices=("small", "collage"), help="the judge's parts, or pictures")
-    args = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None, prog: str = "python -m vlm") -> int:
+    """The command line; returns the exit status."""
+    args = parser_of(prog).parse_args(argv)
     quiet_logs()
     if args.command == "prepare":
         return prepare(args.what)
@@ -165,6 +214,10 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m vlm") -> int:
 
     try:
         budget = parse_any_budget(args.budget) if args.budget else None
+        if args.watch is not None:
+            return watch(args, budget)
+        if not args.question:
+            raise ValueError("there is no question: expected one or more")
         method = parse_method(args.method or METHOD)
         if args.stream and (args.image or not args.video):
             raise ValueError("--stream is for videos alone: expected --video and no --image")

@@ -11,15 +11,29 @@ from eval.benchmarks.embedded import Embedded
 from eval.benchmarks.gqa import GQA
 from eval.benchmarks.mmbench import MMBench
 from eval.benchmarks.mme import MME
+from eval.benchmarks.ovobench import OVOBench
 from eval.benchmarks.pope import POPE
 from eval.benchmarks.scienceqa import ScienceQA
+from eval.benchmarks.streamingbench import StreamingBench
 from eval.benchmarks.textvqa import TextVQA
 from eval.benchmarks.videomme import VideoMME
 from eval.samples import Benchmark
 
 BENCHMARKS: dict[str, type[Benchmark]] = {
     cls.name: cls
-    for cls in (MMBench, VideoMME, TextVQA, POPE, GQA, MME, ScienceQA, Embedded, Collage)
+    for cls in (
+        MMBench,
+        VideoMME,
+        OVOBench,
+        StreamingBench,
+        TextVQA,
+        POPE,
+        GQA,
+        MME,
+        ScienceQA,
+        Embedded,
+        Collage,
+    )
 }
 
 
@@ -70,7 +84,9 @@ __all__ = [
     "Collage",
     "Embedded",
     "MMBench",
+    "OVOBench",
     "ScienceQA",
+    "StreamingBench",
     "TextVQA",
     "VideoMME",
     "parse_benchmark",
