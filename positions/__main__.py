@@ -1,5 +1,7 @@
 """Print and draw a plan: python -m positions --text 30 --image 24x24 --scheme v2pe:1/16
 
+`python -m positions diagnose --model DIR ...` adds how often rotation reverses the order of keys.
+
 Segments are planned in the order of the arguments. A visual input may name its own scheme after an
 @ (--image 64x64@compact:row).
 """
@@ -16,10 +18,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from positions.diagnose import diagnose
 from positions.draw import draw
 from positions.errors import PositionError
 from positions.layout import Image, Scheme, Segment, Text, Video
 from positions.plan import Plan, plan
+from positions.scaling import remedies
 from positions.schemes import V2PE, Compact, MRoPE, Randomised, Sequential
 from positions.slots import PPE
 
@@ -82,7 +86,11 @@ class Windows:
 def main(arguments: Sequence[str] | None = None, prog: str = "python -m positions") -> int:
     """Run the command; returns the exit status."""
     parser = _parser(prog)
-    options = parser.parse_args(arguments)
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    diagnosing = given[:1] == ["diagnose"]
+    options = parser.parse_args(given[diagnosing:])
+    if diagnosing and not options.config:
+        parser.error("diagnose needs the model's frequencies: name it with --model")
     try:
         scheme = parse_scheme(options.scheme)
         segments = [_segment(kind, value, options) for kind, value in options.segments or []]
@@ -106,6 +114,10 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m position
             config = AutoConfig.from_pretrained(options.config, local_files_only=True)
             for line in made.check(config, getattr(torch, options.dtype)) or ["nothing to warn of"]:
                 print("check:", line)
+            for line in remedies(made, config, getattr(torch, options.dtype)):
+                print("to fit:", line)
+            if diagnosing:
+                _print_rates(made, config)
         if options.out:
             draw(made, options.out, options.scheme)
             print("drawn:", options.out)
@@ -128,7 +140,7 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     add("--slot-layout", default="contiguous", choices=("contiguous", "strided"))
     add("--renumber", action="store_true", help="number the kept tokens without gaps")
     add("--seed", type=int, default=0, help="of random schemes")
-    add("--config", help="folder or config.json of a model to check the plan against")
+    add("--config", "--model", help="folder or config.json of a model to check the plan against")
     add("--dtype", default="bfloat16", choices=("bfloat16", "float16", "float32"))
     add("--out", help="draw the plan to this file")
     return parser
@@ -173,6 +185,16 @@ def _print(made: Plan) -> None:
     dense = len(made.dense_positions)
     print(f"{len(made)} tokens ({dense} dense), {made.positions.shape[1]} slots, next token at "
           f"{made.next_position:g}")  # fmt: skip
+
+
+def _print_rates(made: Plan, config: Any) -> None:
+    """What rotation does to scores at the planned distances, see `positions.diagnose`."""
+    for one in diagnose(made, config):
+        print(
+            f"segment {one.segment}: at distances {one.nearest:g} to {one.farthest:g}, rotation "
+            f"reverses which of two keys scores higher in {one.flips:.1%} of pairs, and the "
+            f"farther of two equal keys scores higher in {one.inversions:.1%}"
+        )
 
 
 def _format(position: Tensor) -> str:
