@@ -320,7 +320,7 @@ def test_embeddings_and_videos_that_are_not_served_are_refused(answers: dict[str
     case = "internvl-duet-0.25-original"
     with engine("internvl", {"method": "duet", "keep": 0.25, "layers": [], "ratios": []}) as llm:
         video = {"video": [load("0.npy")]}
-        with pytest.raises(ValueError, match=r"At most 0 video"):
+        with pytest.raises(Exception, match=r"At most 0 video"):  # vLLM's own
             llm.generate({"prompt": "w1 <video> w2", "multi_modal_data": video}, sampling)
         embeddings = {"image": torch.zeros(1, 4, 128)}
         prompt = {"prompt": "w1 <IMG_CONTEXT> w2", "multi_modal_data": embeddings}
