@@ -90,6 +90,20 @@ class Step:
 
 
 @dataclass
+class Encoding:
+    """What the vision encoder made of the frames of one step.
+
+    features: (v, D). deepstack, fields: as in `Step`. grid: (h, w).
+    """
+
+    frames: np.ndarray
+    features: Tensor
+    deepstack: tuple[Tensor, ...]
+    fields: dict[str, Tensor]
+    grid: tuple[int, int]
+
+
+@dataclass
 class Reader:
     """Makes steps of frames, in order. A copy goes on independently of the original.
 
@@ -97,7 +111,8 @@ class Reader:
     they are read, None where only "features" are. increment: of visual positions. between: (b,)
     int64, the text between two steps. start: where the stream begins, in positions. grid: (h, w) of
     a step's tokens, None before the first; size: (H, W) of a frame in pixels. cursor: the position
-    after the last step, where steps follow one another.
+    after the last step, where steps follow one another. latest: the newest encoding, in a list that
+    readers of the same frames share.
     """
 
     model: Any
@@ -113,6 +128,7 @@ class Reader:
     offset: float = 0.0
     grid: tuple[int, int] | None = None
     size: tuple[int, int] | None = None
+    latest: list[Encoding] = field(default_factory=list, repr=False)
     adapter: ModelAdapter = field(init=False, repr=False)
     layout: FrameLayout = field(init=False, repr=False)
     one_axis: bool = field(init=False)
@@ -137,7 +153,9 @@ class Reader:
     def read(self, frames: np.ndarray, times: Sequence[float]) -> Step:
         """The next step. frames: (pictures, H, W, 3) uint8. times: seconds of each."""
         time = float(np.mean(times)) if self.layout.stamped else float(times[0])
-        features, deepstack, fields = self._encode(frames)
+        seen = self._seen(frames)
+        self.grid, features, deepstack = seen.grid, seen.features, seen.deepstack
+        fields = {name: x for name, x in seen.fields.items() if name in self.needs}
         before, after = self._words(time)
         words = self.model.get_input_embeddings()
         device = words.weight.device
@@ -208,8 +226,16 @@ class Reader:
         parts = [text[:, None].expand(-1, 3), visual, behind[:, None].expand(-1, 3)]
         return torch.cat(parts), self.cursor - begin
 
-    def _encode(self, frames: np.ndarray) -> tuple[Tensor, tuple[Tensor, ...], dict[str, Tensor]]:
-        """(v, D) features of a step, what DeepStack adds, and the fields."""
+    def _seen(self, frames: np.ndarray) -> Encoding:
+        """The encoding of a step; that of another reader, if it has just seen the same frames."""
+        for known in self.latest:
+            if self.needs <= known.fields.keys() and np.array_equal(known.frames, frames):
+                return known
+        self.latest[:] = [self._encode(frames)]
+        return self.latest[0]
+
+    def _encode(self, frames: np.ndarray) -> Encoding:
+        """Run the vision encoder."""
         self.check_size(frames[0])
         kind, call = self.adapter.frames_call(self.processor, frames)
         parameter = self.model.get_input_embeddings().weight
@@ -226,7 +252,6 @@ class Reader:
                 f"frames of {frames.shape[2]} x {frames.shape[1]} pixels make grids of {view.grid} "
                 f"tokens: expected {(1, *(self.grid or grid))}"
             )
-        self.grid = grid
         added = getattr(output, "deepstack_features", None) or ()
         deepstack = tuple(torch.cat(list(layer)) for layer in added)
         fields: dict[str, Tensor] = {}
@@ -234,7 +259,7 @@ class Reader:
             fields = {n: x for n, x in encoded.fields.items() if n in self.needs}
         if "features" in self.needs:
             fields["features"] = features
-        return features, deepstack, fields
+        return Encoding(frames, features, deepstack, fields, grid)
 
     def check_size(self, frame: np.ndarray) -> None:
         """StreamError unless a frame (H, W, 3) has the size of those before."""

@@ -36,6 +36,7 @@ def watch(
     instant: bool = False,
     fallback: float | None = None,
     seed: int = 0,
+    beside: Watch | None = None,
 ) -> Watch:
     """Watch a stream of frames with a key/value cache that does not grow.
 
@@ -62,6 +63,8 @@ def watch(
             this many nats; then from the whole memory (OASIS, arXiv 2604.17052). None: always from
             the whole memory.
         seed: of the random numbers that policies read.
+        beside: another stream of the same model. A step that both are pushed, one right after the
+            other, is encoded once.
 
     Raises:
         StreamError, PositionError: the family takes no streams, a policy is not known, an argument
@@ -69,7 +72,12 @@ def watch(
     """
     policies = get_memory(memory), stream_positions(positions)
     options = Options(policies[0], budget, recent, policies[1], instant, fallback, seed)
-    return Watch(Track(model, processor, options))
+    stream = Watch(Track(model, processor, options))
+    if beside is not None:
+        if beside.track.model is not model:
+            raise StreamError("beside is a stream of another model: expected one of the same")
+        stream.track.reader.latest = beside.track.reader.latest
+    return stream
 
 
 class Watch:

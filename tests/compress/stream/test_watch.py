@@ -10,6 +10,7 @@ import torch
 
 from compress import StreamError, watch
 from compress.stream.memories import MEMORIES, Random, Uniform
+from compress.stream.step import Reader
 from tests.compress.stream.hosts import HOSTS, direct, frames, host
 from tests.tiny import CASES
 from vlm.media import Video
@@ -232,3 +233,25 @@ def test_overlay(tmp_path: object) -> None:
     picture = stream.overlay(tmp_path / "memory.png", limit=3)  # type: ignore[operator]
     assert picture.width > 3 * 96
     assert (tmp_path / "memory.png").stat().st_size  # type: ignore[operator]
+
+
+def test_streams_beside_each_other_encode_a_step_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, processor = host("qwen2_vl")
+    shown = frames(8, "qwen2_vl")
+    alone = watch(model, processor, "uniform", 70, recent=2)
+    alone.push(shown)
+    one = watch(model, processor, "foveate", 70, recent=2)
+    other = watch(model, processor, "uniform", 70, recent=2, beside=one)
+    calls: list[int] = []
+    encode = Reader._encode
+
+    def counted(reader: Reader, shown: np.ndarray) -> object:
+        calls.append(len(shown))
+        return encode(reader, shown)
+
+    monkeypatch.setattr(Reader, "_encode", counted)
+    for number in range(0, 8, 2):
+        one.push(shown[number : number + 2])
+        other.push(shown[number : number + 2])
+    assert len(calls) == 4
+    assert torch.equal(other.logits(SAID), alone.logits(SAID))
