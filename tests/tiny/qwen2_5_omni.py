@@ -37,6 +37,7 @@ MARKS = {
 class Qwen2_5Omni(Qwen2_5VL):  # noqa: N801 - as the model is called
     name = "qwen2_5_omni"
     model_class = "Qwen2_5OmniThinkerForConditionalGeneration"
+    since = "5.23"
     quick = False
 
     def config(self, depth: int) -> Any:
@@ -64,6 +65,7 @@ class Qwen2_5Omni(Qwen2_5VL):  # noqa: N801 - as the model is called
 class Qwen3Omni(Qwen2VL):
     name = "qwen3_omni_moe"
     model_class = "Qwen3OmniMoeThinkerForConditionalGeneration"
+    since = "5.23"
     quick = False
 
     def config(self, depth: int) -> Any:
