@@ -138,7 +138,8 @@ def test_gradient_checkpointing_changes_nothing(case: Case, reentrant: bool) -> 
     after = gradients(model)
     assert before.keys() == after.keys()
     for name, gradient in before.items():
-        if case.name == "vipllava":  # features of two layers: their gradients add up in any order
+        # Where gradients of several paths add up in any order.
+        if case.name in ("vipllava", "ovis2"):
             torch.testing.assert_close(after[name], gradient, rtol=1e-5, atol=1e-7)
         else:
             assert torch.equal(after[name], gradient)
