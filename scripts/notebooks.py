@@ -26,7 +26,7 @@ def notebook(path: Path) -> dict[str, Any]:
     call = f'sys.argv = ["{path.name}"]  # further words are arguments\nmain()'
     if "import sys\n" not in program:
         call = "import sys\n\n" + call
-    cells = [
+    cells: list[dict[str, Any]] = [
         {"cell_type": "markdown", "source": f"# {title}\n\n```\n{about}\n```"},
         *(
             {"cell_type": "code", "source": code, "execution_count": None, "outputs": []}

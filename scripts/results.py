@@ -76,7 +76,8 @@ def main(folder: Path = RESULTS) -> int:
 
 def pages(docs: Path) -> list[Path]:
     """The pages that show tables."""
-    return [docs / "results.md", docs / "schedules.md", *sorted((docs / "studies").glob("*.md"))]
+    first = (docs / f"{name}.md" for name in ("results", "schedules", "streams"))
+    return [*first, *sorted((docs / "studies").glob("*.md"))]
 
 
 def summary(facts: dict[str, Any]) -> str:

@@ -197,7 +197,7 @@ def test_positions_may_be_a_scheme(parts: Any) -> None:
             logits.append(answerer.model(**inputs).logits[:, -1])
     torch.testing.assert_close(logits[0], logits[1])  # the model's own scheme
     assert not torch.allclose(logits[0], logits[2])
-    with pytest.raises(ValueError, match="or 'original' or 'compact'"):
+    with pytest.raises(ValueError, match="or 'original', 'median', 'compact'"):
         Arm("pool", 16, "nowhere")
 
 
