@@ -89,6 +89,7 @@ def test_completion_of_commands_and_options(capsys: pytest.CaptureFixture[str]) 
     assert "shell is csh: expected one of bash" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_train_py_of_the_user_is_not_run(tmp_path: Path) -> None:
     (tmp_path / "train.py").write_text("print('mine'); raise SystemExit(7)\n")
     (tmp_path / "eval.py").write_text("raise SystemExit(7)\n")
@@ -102,6 +103,7 @@ def test_a_train_py_of_the_user_is_not_run(tmp_path: Path) -> None:
     assert done.returncode == 2 and "none" in done.stderr and "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_one_warning_where_packages_are_hidden(tmp_path: Path) -> None:
     (tmp_path / "train.py").write_text("")
     done = python("-W", "always", "-c", "import vlm, compress", cwd=tmp_path, PYTHONPATH=str(ROOT))

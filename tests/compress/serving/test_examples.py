@@ -46,6 +46,7 @@ def test_what_was_kept_is_replayed_by_stock_vllm() -> None:
     assert f"vLLM: {(folder / 'kept.txt').read_text()}" in " ".join(done.stdout.split())
 
 
+@pytest.mark.slow
 def test_original_positions_are_not_replayed(tmp_path: Path) -> None:
     """Stock vLLM would renumber them."""
     path = tmp_path / "kept.safetensors"
