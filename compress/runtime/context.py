@@ -94,8 +94,11 @@ class PrefillState:
 
     def last_only(self, hidden_states: Tensor) -> bool:
         """Whether the model has cut its hidden states to those of the last token, where its last
-        layers have no keys of their own (Gemma 4). It is let to in rows that end in a token."""
-        return hidden_states.shape[1] != self.layout.mask.shape[1]
+        layers have no keys of their own (Gemma 4). It is let to in rows that end in a token.
+
+        Parts of a sequence that processes share are longer.
+        """
+        return hidden_states.shape[1] == 1 < self.layout.mask.shape[1]
 
     def along(self, x: Any) -> Any:
         """A tensor (B, W, ...) that runs along the tokens that entered, for those that are left;

@@ -290,15 +290,14 @@ def along_tokens(
 
 def arguments_of(context: ForwardContext, layer: int, hidden_states: Tensor) -> dict[str, Any]:
     """What replaces keyword arguments of a decoder layer, for the last of the tokens that they were
-    made for: a model may cut its hidden states (B, q, D) to these."""
+    made for where the model cut its hidden states (B, W, D) to that one."""
     arguments = context.layer_arguments[layer]  # type: ignore[index]
-    count = hidden_states.shape[1]
     mask, index = arguments.get("attention_mask"), arguments.get("position_ids")
-    if index is None or index.shape[1] == count:
+    if index is None or hidden_states.shape[1] > 1:
         return arguments
     if mask is not None and mask.ndim == 4:
-        mask = mask[:, :, -count:]
-    return arguments | {"attention_mask": mask, "position_ids": index[:, -count:]}
+        mask = mask[:, :, -1:]
+    return arguments | {"attention_mask": mask, "position_ids": index[:, -1:]}
 
 
 def _new_arguments(
