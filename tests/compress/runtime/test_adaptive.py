@@ -38,7 +38,8 @@ def test_a_mean_is_spent_exactly(case: Case) -> None:
     if len(kinds) == 1:  # images and videos are encoded by calls of their own
         assert sum(counts(shared, number)) == sum(counts(fixed, number))
     assert counts(shared, number) != counts(fixed, number)
-    assert shared.report().budget == pytest.approx(fixed.report().budget, rel=0.02)
+    # Each input rounds what is left of it in the language model, by half a token at most.
+    assert shared.report().budget == pytest.approx(fixed.report().budget, abs=0.5)
 
 
 @pytest.mark.parametrize(
