@@ -217,6 +217,16 @@ def opened(browser: Any, address: str, width: int = 1440) -> Any:
     return page
 
 
+def click_until(what: Any, shown: Any, words: str, **position: int) -> None:
+    """Click until a text is shown: what is clicked is drawn anew while answers arrive."""
+    for _ in range(40):
+        what.click(**({"position": position} if position else {}))
+        if words in shown.inner_text():
+            return
+        shown.page.wait_for_timeout(250)
+    raise AssertionError(f"{words!r} is not in {shown.inner_text()!r}")
+
+
 @browser_test
 @pytest.mark.slow
 def test_slide_ask_click_and_read(browser: Any, address: str) -> None:
@@ -233,12 +243,11 @@ def test_slide_ask_click_and_read(browser: Any, address: str) -> None:
     page.wait_for_selector(".fv-costs tbody tr:nth-child(4)")
     assert page.locator(".fv-card[data-key=dense] .fv-answer").inner_text() == "S5"
     card = page.locator(".fv-card[data-key=divprune]")
-    card.locator("canvas").click(position={"x": 5, "y": 5})
-    assert "saliency" in card.locator(".fv-token").inner_text()
+    click_until(card.locator("canvas"), card.locator(".fv-token"), "saliency", x=5, y=5)
     assert card.locator(".fv-token").inner_text().startswith(("Kept", "Dropped"))
     duet = page.locator(".fv-card[data-key=duet]")
-    duet.locator(".fv-strip button").nth(3).click()
-    assert "Decoder layer 3 of 4" in duet.locator(".fv-said").inner_text()
+    layer = duet.locator(".fv-strip button").nth(3)
+    click_until(layer, duet.locator(".fv-said"), "Decoder layer 3 of 4")
     assert page.locator(".fv-costs").inner_text().count("KiB") == 4
     assert all(url.startswith((address, "data:", "blob:")) for url in elsewhere)
     page.context.close()
