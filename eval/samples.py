@@ -228,6 +228,15 @@ def collect(rows: Iterable[tuple[str, Row]], make: Callable[[Row], Sample]) -> L
     return Loaded([s for s in samples if counts[s.key] == 1], problems)
 
 
+def total(sums: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """`Benchmark.sums`, added up over clusters."""
+    added: dict[str, float] = {}
+    for row in sums.values():
+        for name, value in row.items():
+            added[name] = added.get(name, 0.0) + value
+    return added
+
+
 def first(samples: Sequence[Sample], count: int | None) -> list[Sample]:
     """The first `count` samples (None for all), extended to the end of the last cluster."""
     end = len(samples) if count is None else min(count, len(samples))
@@ -265,4 +274,5 @@ __all__ = [
     "first",
     "png",
     "slug",
+    "total",
 ]

@@ -38,7 +38,7 @@ from eval.benchmarks import parse_benchmark
 from eval.records import read_records
 from eval.report import table
 from eval.runner import open_run, run
-from eval.samples import Benchmark, DataError, first
+from eval.samples import Benchmark, DataError, first, total
 from eval.summary import score_all, summarise
 from scripts.common import COLOURS, canvas, facts, result_of, write_json
 from scripts.expected import expected_cost
@@ -164,11 +164,7 @@ def ask(
 
 def published(benchmark: Benchmark, sums: Sums) -> Any:
     """The figure that papers report, of all clusters."""
-    total: dict[str, float] = {}
-    for row in sums.values():
-        for name, value in row.items():
-            total[name] = total.get(name, 0.0) + value
-    return benchmark.published(total)
+    return benchmark.published(total(sums))
 
 
 def mean_share(parts: Sequence[tuple[Benchmark, Sums, Sums]], seed: int) -> dict[str, float]:

@@ -17,7 +17,17 @@ from typing import Any, ClassVar
 
 from eval.extract import yes_no
 from eval.files import folder
-from eval.samples import Benchmark, DataError, Loaded, Picture, Problem, Sample, Score, Scored
+from eval.samples import (
+    Benchmark,
+    DataError,
+    Loaded,
+    Picture,
+    Problem,
+    Sample,
+    Score,
+    Scored,
+    total,
+)
 
 PERCEPTION = (
     "existence count position color posters celebrity scene landmark artwork OCR".split()  # noqa: SIM905
@@ -59,17 +69,7 @@ class MME(Benchmark):
 
     def extra(self, scored: Sequence[Scored]) -> dict[str, float]:
         """The score of each task, and perception and cognition if all their tasks are present."""
-        values: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
-        for s in scored:
-            if s.score.value is not None:
-                values[s.sample.groups["task"]][s.sample.cluster].append(s.score.value)
-        tasks = {}
-        for task, pictures in values.items():
-            pairs = [pair for pair in pictures.values() if len(pair) == 2]
-            if pairs:
-                plain = sum(map(sum, pairs)) / (2 * len(pairs))
-                plus = sum(map(min, pairs)) / len(pairs)
-                tasks[task] = 100 * (plain + plus)
+        tasks = _scores(total(self.sums(scored)))
         sums = {}
         for name, wanted in (("perception", PERCEPTION), ("cognition", COGNITION)):
             if all(task in tasks for task in wanted):
@@ -92,11 +92,15 @@ class MME(Benchmark):
 
     def published(self, sums: Mapping[str, Any]) -> Any:
         """The sum of the scores of all tasks that were asked: perception and cognition."""
-        tasks = [name.removesuffix(" pictures") for name in sums if name.endswith(" pictures")]
-        return sum(
-            100 * (sums[f"{t} right"] / 2 + sums[f"{t} both"]) / sums[f"{t} pictures"]
-            for t in tasks
-        )
+        return sum(_scores(sums).values())
+
+
+def _scores(sums: Mapping[str, Any]) -> dict[str, Any]:
+    """100 * (accuracy + accuracy+) of each task that was asked."""
+    tasks = [name.removesuffix(" pictures") for name in sums if name.endswith(" pictures")]
+    return {
+        t: 100 * (sums[f"{t} right"] / 2 + sums[f"{t} both"]) / sums[f"{t} pictures"] for t in tasks
+    }
 
 
 def _texts(task: Path) -> Iterator[Path]:
