@@ -247,7 +247,9 @@ def test_slide_ask_click_and_read(browser: Any, address: str) -> None:
     duet = page.locator(".fv-card[data-key=duet]")
     layer = duet.locator(".fv-strip button").nth(3)
     click_until(layer, duet.locator(".fv-said"), "Decoder layer 3 of 4")
-    page.wait_for_function("document.querySelector('.fv-costs')?.innerText.split('KiB').length == 5")
+    page.wait_for_function(
+        "document.querySelector('.fv-costs')?.innerText.split('KiB').length == 5"
+    )
     assert all(url.startswith((address, "data:", "blob:")) for url in elsewhere)
     page.context.close()
 
