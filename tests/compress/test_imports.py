@@ -53,12 +53,13 @@ assert "transformers" not in sys.modules
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "found, words",
     [
-        pytest.param("5.19.0", "5.19.0 is installed", marks=pytest.mark.slow),
+        ("5.19.0", "5.19.0 is installed"),
         ("5.24.0", "5.24.0 is installed"),
-        pytest.param(None, "not installed", marks=pytest.mark.slow),
+        (None, "not installed"),
     ],
 )
 def test_compress_says_which_transformers_it_needs(found: str | None, words: str) -> None:

@@ -27,6 +27,7 @@ def published(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_published_tables_follow_from_the_json(published: Path) -> None:
     assert results.main(published) == 0
     rendered = {path.name for path in published.glob("*.md")}

@@ -135,6 +135,7 @@ def test_going_on_is_the_same_as_not_stopping(tmp_path: Path, stop: int, adapter
     assert losses(again) == wanted
 
 
+@pytest.mark.slow
 def test_damaged_pictures_are_skipped_and_named_up_to_the_share(tmp_path: Path) -> None:
     recipe = small.recipe(tmp_path, "data.bad_share=0.2")
     media = Path(str(recipe.data.media))
@@ -151,6 +152,7 @@ def test_damaged_pictures_are_skipped_and_named_up_to_the_share(tmp_path: Path) 
         train(recipe)
 
 
+@pytest.mark.slow
 def test_adapters_are_merged_into_the_saved_model(tmp_path: Path) -> None:
     recipe = small.recipe(tmp_path, "lora={rank: 4, alpha: 8}", "optimizer.warmup=0")
     train(recipe)

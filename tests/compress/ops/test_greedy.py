@@ -65,6 +65,7 @@ assert triton_greedy.cover(torch.ones(1, 1, 1), 1).tolist() == [[0]]
 """
 
 
+@pytest.mark.slow
 def test_triton_kernels_select_the_same_in_the_interpreter():
     pytest.importorskip("triton")
     settings = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}

@@ -43,13 +43,14 @@ def decode(model: Any, cache: Any, length: int, rows: int, mask: torch.Tensor | 
     return torch.cat(outputs, dim=1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "positions", "padded"),
     [
-        pytest.param("duet", "original", False, marks=pytest.mark.slow),
-        pytest.param("duet", "original", True, marks=pytest.mark.slow),
-        pytest.param("duet", "compact", False, marks=pytest.mark.slow),
-        pytest.param("foveate", "original", False, marks=pytest.mark.slow),
+        ("duet", "original", False),
+        ("duet", "original", True),
+        ("duet", "compact", False),
+        ("foveate", "original", False),
         ("foveate", V2PE(1 / 4), True),
     ],
 )

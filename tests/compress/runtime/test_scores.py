@@ -12,7 +12,6 @@ from torch.utils._pytree import tree_leaves
 from compress import compress
 from compress.methods import Duet, Method, PyramidDrop, SparseVLM
 from tests import tiny
-from tests.marks import later
 
 BOUND = 2**19
 METHODS: dict[str, Method] = {
@@ -41,7 +40,8 @@ class Largest(TorchDispatchMode):
         return out
 
 
-@pytest.mark.parametrize("name", ["salient", *later("all", "merged")])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["salient", "all", "merged"])
 def test_many_query_rows_on_many_tokens(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Some 2,000 rows on 4,000 keys: equal choices, and no map of all of them."""
     model = tiny.llava()
