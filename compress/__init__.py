@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from compress.adaptive import Coverage, Shared
 from compress.calibration import Calibration
 from compress.errors import StreamError, UnprobedWarning
+from compress.latency import Latency
 from compress.methods import Method, get_method, list_methods
 from compress.reduce import reduce
 from compress.report.cost import Cost, Report
@@ -27,7 +28,6 @@ from compress.tokens import Reduction, VisualTokens
 from compress.video.stream import Kept, Stream
 
 if TYPE_CHECKING:
-    from compress.latency import Latency
     from compress.probing.measure import probe
     from compress.probing.verdict import Probe
     from compress.runtime.attach import Compression, CompressionError, compress
@@ -42,7 +42,6 @@ TRANSFORMERS_END = (5, 24)
 _NEEDS_TRANSFORMERS = {
     "Compression": "compress.runtime.attach",
     "CompressionError": "compress.runtime.attach",
-    "Latency": "compress.latency",
     "LongVideo": "compress.video.long_video",
     "Probe": "compress.probing.verdict",
     "compress": "compress.runtime.attach",

@@ -93,3 +93,4 @@ class Shared:
 
 Adaptive = Coverage | Shared
 Budget = int | float | Coverage | Shared
+"""What a model's settings hold; `compress` takes a `Latency` too."""

@@ -1,54 +1,52 @@
-"""The budget that brings the first token in time, from a short calibration on this machine."""
+"""A budget in milliseconds: the most tokens that bring the first token in time on this machine."""
 
 from __future__ import annotations
 
-import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from compress.defaults import METHOD
-from compress.measure import measure
-from compress.methods import Method, get_method
-from vlm.families import adapter_of
+BUDGETS: tuple[int | float, ...] = (1, 1 / 8, 1 / 4, 1 / 2, 1.0)
+"""Budgets that are timed, from one token to all."""
+_SHARES = (0.0, 1 / 8, 1 / 4, 1 / 2, 1.0)
+"""Their shares of the dense count; between them the time is taken to be linear."""
 
-SHARES = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
-"""Budgets that are timed; between them the time is taken to be linear."""
-
-# Measured times, by model; of each by what was run and where.
-_TIMES: weakref.WeakKeyDictionary[nn.Module, dict[Any, tuple[float, ...]]] = (
-    weakref.WeakKeyDictionary()
-)
+Timed = Callable[[int | float, Mapping[str, Tensor], int], float]
+"""Milliseconds to the first token under a budget, of a call, the median of several runs."""
 
 
 @dataclass(frozen=True)
 class Fit:
-    """What `Latency.fit` found.
+    """The budget that a `Latency` became.
 
-    budget: a share of the dense count, for `compress`. predicted: milliseconds to the first token
-    under it. measured: (share, milliseconds) of the calibration.
+    budget: a count, or a share of the dense count. asked, predicted: milliseconds to the first
+    token. measured: (budget, milliseconds) of the calibration.
     """
 
-    budget: float
+    budget: int | float
+    asked: float
     predicted: float
-    measured: tuple[tuple[float, float], ...]
+    measured: tuple[tuple[int | float, float], ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Latency:
-    """A target for the time to the first token: vision, reduction and prefill.
+    """A target for the time to the first token: encoding, reduction and prefill.
 
-        fit = Latency(ms=200, calls=[inputs]).fit(model, "duet")
-        with compress(model, "duet", fit.budget) as c: ...
+        with compress(model, "duet", budget=Latency(ms=200, calls=[inputs])) as c:
+            model.generate(**inputs)
+        print(c.report())  # asked for, predicted, and what it was
 
     ms: milliseconds that the slowest of `calls` may take. calls: what the processor gives for one
     or several typical prompts. repeats: runs of each call and budget, of which the median counts.
-    `measure(model, inputs, method, fit.budget)` says what it is in the end.
 
-    Raises ValueError if `ms` is not above 0, or there is no call.
+    The calls are run at five budgets, once for a model on a device in a dtype with a method, its
+    options and the shapes of the calls. Under this budget a prefill waits for its device when it
+    begins and when it ends, so that its time is known.
+
+    Raises ValueError if `ms` is not above 0, `repeats` not at least 1, or there is no call.
     """
 
     ms: float
@@ -58,62 +56,43 @@ class Latency:
     def __post_init__(self) -> None:
         if not self.ms > 0:
             raise ValueError(f"Latency: ms is {self.ms!r}; it must be above 0")
+        if self.repeats < 1:
+            raise ValueError(f"Latency: repeats is {self.repeats!r}; expected at least 1")
         if not self.calls:
             raise ValueError("Latency: calls is empty; expected the inputs of typical prompts")
 
-    def fit(self, model: nn.Module, method: str | Method = METHOD, **options: Any) -> Fit:
-        """The largest budget whose predicted time is within the target.
-
-        Times are measured once for a model on a device in a dtype, by method, options and shapes
-        of the calls. options: further arguments of `compress`.
-
-        Raises ValueError if even the smallest timed budget takes longer, and says how long.
-        """
-        times = self._times(model, get_method(method), options)
-        # More tokens never take less time: what says so is noise.
-        rising = list(accumulate(times, max))
-        measured = tuple(zip(SHARES, times, strict=True))
-        if self.ms < rising[0]:
-            raise ValueError(
-                f"Latency: ms is {self.ms:g}, and {method!r} at {SHARES[0]:.3g} of the tokens "
-                f"takes {rising[0]:.4g} ms to the first token here: expected at least that"
-            )
-        for place in range(1, len(SHARES)):
-            low, high = rising[place - 1], rising[place]
-            if self.ms < high:
-                part = (self.ms - low) / (high - low)
-                share = SHARES[place - 1] + part * (SHARES[place] - SHARES[place - 1])
-                return Fit(share, self.ms, measured)
-        return Fit(1.0, rising[-1], measured)
-
-    def _times(
-        self, model: nn.Module, method: Method, options: Mapping[str, Any]
-    ) -> tuple[float, ...]:
-        adapter = adapter_of(model)
-        lm = adapter.language_model
-        shapes = tuple(
+    @property
+    def shapes(self) -> tuple[tuple[tuple[str, tuple[int, ...]], ...], ...]:
+        """The shapes of the tensors of each call."""
+        return tuple(
             tuple((name, tuple(x.shape)) for name, x in call.items() if isinstance(x, Tensor))
             for call in self.calls
         )
-        where = (str(lm.device), str(lm.dtype), str(lm.config._attn_implementation))
-        key = (repr(method), repr(sorted(options.items())), where, shapes, self.repeats)
-        known = _TIMES.setdefault(adapter.core, {})
-        if key not in known:
-            known[key] = tuple(
-                max(self._first(model, call, method, share, options) for call in self.calls)
-                for share in SHARES
-            )
-        return known[key]
 
-    def _first(
-        self,
-        model: nn.Module,
-        call: Mapping[str, Tensor],
-        method: Method,
-        share: float,
-        options: Mapping[str, Any],
-    ) -> float:
-        """Milliseconds to the first token of a call."""
-        report = measure(model, call, method, share, new_tokens=1, repeats=self.repeats, **options)
-        first: float = report.reduced.first  # type: ignore[assignment]
-        return first
+    def times(self, first_token: Timed) -> tuple[float, ...]:
+        """Milliseconds of the slowest call, for each of `BUDGETS`."""
+        return tuple(
+            max(first_token(budget, call, self.repeats) for call in self.calls)
+            for budget in BUDGETS
+        )
+
+    def fit(self, times: Sequence[float]) -> Fit:
+        """The largest budget whose predicted time is within the target. times: see `times`.
+
+        Raises ValueError if even one token takes longer, and says how long.
+        """
+        # More tokens never take less time: what says so is noise.
+        rising = list(accumulate(times, max))
+        measured = tuple(zip(BUDGETS, times, strict=True))
+        if self.ms < rising[0]:
+            raise ValueError(
+                f"Latency: ms is {self.ms:g}, and with the fewest tokens that the method can leave "
+                f"the first token takes {rising[0]:.4g} ms here: expected at least that"
+            )
+        for place in range(1, len(BUDGETS)):
+            low, high = rising[place - 1], rising[place]
+            if self.ms < high:
+                part = (self.ms - low) / (high - low)
+                share = _SHARES[place - 1] + part * (_SHARES[place] - _SHARES[place - 1])
+                return Fit(share or 1, self.ms, self.ms, measured)
+        return Fit(1.0, self.ms, rising[-1], measured)

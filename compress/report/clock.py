@@ -14,20 +14,36 @@ class Clock:
 
     `exact` waits for the CUDA device at every start and stop, so that the time of kernels counts
     for the interval that launched them. It is off by default, as waiting takes time. `over`: a
-    prefill has ended.
+    prefill has ended. first: milliseconds that the last prefill took from pixels to the first
+    token's logits, where visual inputs were encoded in this thread.
     """
 
     def __init__(self) -> None:
         self.exact = False
         self.over = False
+        self.first = 0.0
         self.totals: dict[str, float] = {}
+        self._encoded = 0.0
         self._began: dict[str, float] = {}
 
     def restart(self) -> None:
-        """Reset the times of the reduction if the last prefill is over."""
+        """Reset the times of the reduction, and of what is encoded before the forward, if the last
+        prefill is over."""
         if self.over:
             self.totals.update(reduce=0.0, plan=0.0)
+            self._encoded = 0.0
             self.over = False
+
+    @contextmanager
+    def encoding_first(self) -> Iterator[None]:
+        """Count the time of a block, which encodes before the forward, for `first`."""
+        began = self.now()
+        yield
+        self._encoded += self.now() - began
+
+    def reached(self, began: float) -> None:
+        """A prefill whose forward began at a time has ended; see `first`."""
+        self.first = self.now() - began + self._encoded
 
     def now(self) -> float:
         """Milliseconds since a fixed time."""

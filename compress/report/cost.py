@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from compress.latency import Fit
 from compress.report.record import PrefillRecord
 from vlm.decoder import layer_kinds, reach
 
@@ -129,6 +130,8 @@ class Report:
     """Dense and reduced cost. `str(report)` is a table of both.
 
     budget: the measured mean number of visual tokens per visual input over the decoder layers.
+    latency: what a budget in milliseconds became; None for any other. first: milliseconds from
+    pixels to the first token, under such a budget.
     """
 
     method: str
@@ -136,6 +139,8 @@ class Report:
     budget: float
     dense: Cost
     reduced: Cost
+    latency: Fit | None = None
+    first: float | None = None
 
     def __str__(self) -> str:
         rows: list[tuple[str, ...]] = [("", "dense", "reduced")]
@@ -164,6 +169,11 @@ class Report:
         if 0 in self.reduced.layers:
             layer = self.reduced.layers.index(0)
             lines.append(f"  no visual token is left from decoder layer {layer} on")
+        if self.latency is not None and self.first is not None:
+            lines.append(
+                f"  first token: {self.latency.asked:g} ms asked for, "
+                f"{self.latency.predicted:.4g} ms predicted, {self.first:.4g} ms measured"
+            )
         lines += [f"  {unit:<28}{a:>14}{b:>14}" for unit, a, b in rows]
         return "\n".join(lines)
 

@@ -13,18 +13,19 @@ from __future__ import annotations
 
 import warnings
 import weakref
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from types import TracebackType
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from compress.adaptive import Budget
 from compress.calibration import Calibration
 from compress.defaults import BUDGET, METHOD
 from compress.errors import CompressionError, UnprobedWarning
+from compress.latency import Fit, Latency
 from compress.methods import Method, get_method
 from compress.probing.fingerprint import family_of
 from compress.probing.verdict import Probe, probe_of
@@ -32,14 +33,15 @@ from compress.report.clock import Clock
 from compress.report.cost import Report, report_of
 from compress.report.export import export
 from compress.report.record import PrefillRecord
-from compress.runtime import forward
+from compress.runtime import forward, hooks
 from compress.runtime.cache_state import cache_length, refuse_caches
 from compress.runtime.context import ForwardContext, current_context
 from compress.runtime.encode import EncodingFunction
 from compress.runtime.folded import install
 from compress.runtime.settings import Settings
+from compress.runtime.timing import first_token, fit_latency
 from compress.runtime.zero3 import Zero3Symmetry, is_partitioned
-from positions import PPE, PlannedRotary, PositionTable, Scheme
+from positions import PPE, PlannedRotary, Scheme
 from vlm.families import adapter_of, unwrapped
 
 _ATTACHED: weakref.WeakKeyDictionary[nn.Module, Any] = weakref.WeakKeyDictionary()
@@ -48,7 +50,8 @@ _ATTACHED: weakref.WeakKeyDictionary[nn.Module, Any] = weakref.WeakKeyDictionary
 class Compression:
     """A reduction attached to a model; made by `compress`, taken off by `remove` or `with`.
 
-    settings: what was asked for. clock: times of the reduction, for benchmarks.
+    settings: what was asked for. clock: times of the reduction, for benchmarks. latency: what a
+    budget in milliseconds became, None for any other.
     """
 
     def __init__(self, model: nn.Module, settings: Settings) -> None:
@@ -61,13 +64,14 @@ class Compression:
             )
         self.settings: Settings = settings
         self.clock = Clock()
+        self.latency: Fit | None = None
         self._record: PrefillRecord | None = None
         self._handles: list[Any] = []
         self._encoders = {
-            kind: EncodingFunction(kind, lambda: self.settings, self.clock, _around_encoding)
+            kind: EncodingFunction(kind, lambda: self.settings, self.clock, hooks.around_encoding)
             for kind in settings.adapter.kinds
         }
-        self._rotary = PlannedRotary(settings.adapter.rotary, source=_table)
+        self._rotary = PlannedRotary(settings.adapter.rotary, source=hooks.table)
         self._attach(model)
         self._unfold = install(settings.attention_implementation) if settings.is_folded else None
         _ATTACHED[settings.adapter.core] = self
@@ -111,19 +115,39 @@ class Compression:
             "and compress() the copy (save_pretrained works as ever)"
         )
 
-    def set_budget(self, budget: Budget) -> None:
-        """Use another budget from the next prompt on.
+    def set_budget(self, budget: Budget | Latency) -> None:
+        """Use another budget from the next prompt on. A `Latency` runs its calls first, unless the
+        times are known.
 
         Raises ValueError or TypeError for one that is out of range; the old one stays then.
         """
+        if not isinstance(budget, Latency):
+            self.settings = self.settings.with_budget(budget)
+            if self.latency is not None:
+                self.latency, self.clock.exact = None, False
+            return
+        before = self.settings, self.clock.exact
+        self.clock.exact = True
+        try:
+            fit = fit_latency(budget, self.settings, self._first_token)
+        except BaseException:
+            self.settings, self.clock.exact = before
+            raise
+        self.settings, self.latency = before[0].with_budget(fit.budget), fit
+
+    def _first_token(self, budget: int | float, call: Mapping[str, Tensor], repeats: int) -> float:
         self.settings = self.settings.with_budget(budget)
+        return first_token(self, call, repeats)
 
     def report(self) -> Report:
         """What the last prefill cost, beside what it would have cost dense.
 
         Raises RuntimeError before the first one.
         """
-        return report_of(self._last())
+        report = report_of(self._last())
+        if self.latency is None:
+            return report
+        return replace(report, latency=self.latency, first=self.clock.first)
 
     def export(self, pictures: Sequence[Any] | None = None) -> list[dict[str, Any]]:
         """What the last prefill kept of each visual input, as plain values on the host.
@@ -206,13 +230,13 @@ class Compression:
             add(door.register_forward_pre_hook(self._open, with_kwargs=True))
         add(core.register_forward_pre_hook(self._enter_core, with_kwargs=True))
         words = core.get_input_embeddings()
-        add(words.register_forward_hook(_words_embedded))
+        add(words.register_forward_hook(hooks.words_embedded))
         for encoder in self._encoders.values():
             self._handles += encoder.attach()
         add(language_model.register_forward_pre_hook(self._enter_language_model, with_kwargs=True))
         for number, layer in enumerate(adapter.layers):
-            add(layer.register_forward_pre_hook(_layer_hook(number), with_kwargs=True))
-        add(adapter.norm.register_forward_pre_hook(_restore))
+            add(layer.register_forward_pre_hook(hooks.layer_hook(number), with_kwargs=True))
+        add(adapter.norm.register_forward_pre_hook(hooks.restore))
         for door in doors:
             add(door.register_forward_hook(self._close, always_call=True))
 
@@ -222,6 +246,9 @@ class Compression:
         if context is None:
             context = ForwardContext(self.settings, self.clock, opened_by=module)
             context.open()
+            # Decoding asks for no time, which waits for the device where times are exact.
+            if any(kwargs.get(name) is not None for name in self.settings.adapter.media):
+                context.began = self.clock.now()
         if kwargs.get("labels") is not None:
             context.labels = kwargs["labels"]
         keep = kwargs.get("logits_to_keep")
@@ -237,8 +264,10 @@ class Compression:
         if over and output is not None:
             record = forward.finish(context, output)
             if record is not None:
-                self._record, self.clock.over = record, True
+                self._record, self.clock.over, context.is_recorded = record, True, True
         if context.opened_by is module:
+            if context.is_recorded and context.began is not None:
+                self.clock.reached(context.began)
             context.close()
 
     def _enter_core(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
@@ -268,56 +297,10 @@ class Compression:
         return args, kwargs | context.arguments
 
 
-def _table() -> PositionTable | None:
-    """Positions of the new tokens of the forward under way."""
-    context = current_context()
-    return None if context is None else context.table
-
-
-@contextmanager
-def _around_encoding(kind: str) -> Iterator[None]:
-    """Under ZeRO-3, blank inputs of the kinds that this process lacks."""
-    context = current_context()
-    zero3 = None if context is None else context.zero3
-    if zero3 is not None:
-        zero3.before_encoding(kind)
-    yield
-    if zero3 is not None:
-        zero3.after_encoding(kind)
-
-
-def _words_embedded(module: nn.Module, args: Any, output: Any) -> None:
-    context = current_context()
-    if context is not None and context.zero3 is not None:
-        context.zero3.words_embedded()
-
-
-def _layer_hook(number: int) -> Callable[..., Any]:
-    def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        context = current_context()
-        if context is None:
-            return None
-        if context.prefill is not None or context.zero3 is not None:
-            hidden_states = forward.enter_layer(context, number, args[0], kwargs)
-            return (hidden_states, *forward.along_tokens(context, args[1:], kwargs)), kwargs
-        if context.layer_arguments is None:
-            return None
-        return args, kwargs | forward.arguments_of(context, number, args[0])
-
-    return before
-
-
-def _restore(module: nn.Module, args: tuple[Any, ...]) -> Any:
-    context = current_context()
-    if context is None or context.prefill is None:
-        return None
-    return (forward.restore_length(context, args[0]), *args[1:])
-
-
 def compress(
     model: nn.Module,
     method: str | Method = METHOD,
-    budget: Budget = BUDGET,
+    budget: Budget | Latency = BUDGET,
     *,
     positions: str | Scheme = "original",
     slots: int | PPE = 1,
@@ -340,7 +323,8 @@ def compress(
         budget: mean number of visual tokens per visual input over the decoder layers; an int is a
             count, a float in (0, 1] a share of the dense count. The nearest reachable one is
             taken, and reported. An input with fewer tokens than a count keeps all it has.
-            `Coverage` and `Shared` (`compress.adaptive`) give each input a count of its own.
+            `Coverage` and `Shared` (`compress.adaptive`) give each input a count of its own, and
+            `Latency` is what brings the first token in time on this machine.
         positions: "original" leaves every token that is kept at the position that the model itself
             would have given it, and text where it would have stood; "median" does so, too, but for
             a token that was merged before the language model, which stands at the median of its
@@ -375,7 +359,7 @@ def compress(
     settings = Settings(
         adapter=adapter,
         method=get_method(method),
-        budget=budget,
+        budget=1.0 if isinstance(budget, Latency) else budget,
         positions=positions,
         slots=None if chosen.slots == 1 else chosen,
         generator=generator,
@@ -383,6 +367,12 @@ def compress(
         calibrate=calibrate,
     )
     compression = Compression(model, settings)
+    if isinstance(budget, Latency):
+        try:
+            compression.set_budget(budget)
+        except BaseException:
+            compression.remove()
+            raise
     if settings.probe is None:
         _warn_unprobed(settings)
     return compression

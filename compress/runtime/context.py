@@ -135,7 +135,8 @@ class ForwardContext:
     state: of the cache that the call came with. arguments: what replaces the language model's
     keyword arguments. layer_arguments: for each decoder layer what replaces its own; None where
     nothing does. table: positions of the new tokens, None where the stock ones hold. prefill: the
-    prompt that is being reduced. zero3: keeps processes alike under ZeRO-3, None elsewhere.
+    prompt that is being reduced. zero3: keeps processes alike under ZeRO-3, None elsewhere. began:
+    by the clock, where the call brings visual inputs. is_recorded: whether this was a prefill, and it is in the report.
     """
 
     settings: Settings
@@ -155,6 +156,8 @@ class ForwardContext:
     table: PositionTable | None = None
     prefill: PrefillState | None = None
     zero3: Zero3Symmetry | None = None
+    began: float | None = None
+    is_recorded: bool = False
     _token: Token[ForwardContext | None] | None = None
 
     def open(self) -> None:

@@ -82,6 +82,12 @@ class EncodingFunction:
         if not self._attached or _RUNNING.get() is not None:
             return self._function(*args, **kwargs)
         self._clock.restart()
+        if current_context() is None:
+            with self._clock.encoding_first():
+                return self._encode(*args, **kwargs)
+        return self._encode(*args, **kwargs)
+
+    def _encode(self, *args: Any, **kwargs: Any) -> Any:
         settings = self._settings()
         call = dict(self._signature.bind(*args, **kwargs).arguments)
         small = {k: v for k, v in call.items() if not k.startswith("pixel_values")}
