@@ -9,6 +9,7 @@ import torch
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
 from compress import get_method
+from compress.adaptive import Adaptive
 from train.dataset import split
 from train.parts import add_adapters, freeze, groups, sizes
 from train.preflight import check_recipe
@@ -64,11 +65,13 @@ def _batch(recipe: Recipe, world: int, accumulation: int) -> str:
 
 
 def _kept(recipe: Recipe, dense: int, depth: int) -> float:
-    """Visual tokens an image, averaged over layers and the recipe's budgets."""
+    """Visual tokens an image, averaged over layers and the recipe's budgets; one that looks at the
+    images counts as all of them, which is the most that it can be."""
     if recipe.compress is None:
         return float(dense)
     method = get_method(make_method(recipe.compress))
-    averages = [method.allocate(dense, depth, b).average for b in recipe.compress.budgets]
+    budgets = [1.0 if isinstance(b, Adaptive) else b for b in recipe.compress.budgets]
+    averages = [method.allocate(dense, depth, budget).average for budget in budgets]
     return float(np.mean(averages))
 
 

@@ -12,7 +12,10 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, ConfigDict, Field, Strict, StrictBool, StrictInt
 from pydantic.dataclasses import dataclass
 
+from compress.adaptive import Budget as AnyBudget
+from compress.adaptive import Shared
 from compress.defaults import BUDGET, METHOD
+from compress.parse import parse_any_budget
 from train.fields import RecipeError, as_number, as_tuple
 
 PARTS = ("vision_encoder", "projector", "language_model")
@@ -148,8 +151,10 @@ class CompressSettings:
 
     Args:
         method: the name of a method.
-        budget: an int is a number of tokens, a float in (0, 1] a share of the dense tokens. Of
-            several budgets, one is drawn for each step, the same on every process.
+        budget: an int is a number of tokens, a float in (0, 1] a share of the dense tokens, and
+            "coverage:0.95" as many of each image as cover that share of its weight
+            (`compress.Coverage`). Of several budgets, one is drawn for each step, the same on every
+            process.
         options: fields of the method.
         schedule: "own" for the method's schedule in the language model, or "probed" (see
             `compress.probe`); the probe is that of the weights before training.
@@ -158,15 +163,23 @@ class CompressSettings:
     """
 
     method: str = METHOD
-    budget: Budget | tuple[Budget, ...] = BUDGET
+    budget: Budget | str | tuple[Budget | str, ...] = BUDGET
     options: dict[str, Any] = field(default_factory=dict)
     schedule: Literal["own", "probed"] = "own"
     calibrate: str = "own"
 
+    def __post_init__(self) -> None:
+        if any(isinstance(budget, Shared) for budget in self.budgets):
+            raise ValueError(
+                "budget: what 'shared' gives an image depends on the others of its micro-batch, "
+                "and so on the number of processes: expected a number, or 'coverage:0.95'"
+            )
+
     @property
-    def budgets(self) -> tuple[int | float, ...]:
-        """The budgets to draw from."""
-        return self.budget if isinstance(self.budget, tuple) else (self.budget,)
+    def budgets(self) -> tuple[AnyBudget, ...]:
+        """The budgets to draw from. Raises ValueError for a text that is none."""
+        given = self.budget if isinstance(self.budget, tuple) else (self.budget,)
+        return tuple(parse_any_budget(one) if isinstance(one, str) else one for one in given)
 
 
 @dataclass(frozen=True, config=_CHECKED)

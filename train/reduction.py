@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from compress import Calibration, Compression, compress
+from compress.adaptive import Budget
 from compress.methods import METHODS, Method, Random
 from compress.parse import parse_calibration, parse_positions, parse_schedule
 from positions import PPE, PositionError, Scheme
@@ -25,7 +26,7 @@ class Reducer:
 
     def __init__(self, model: Any, recipe: Recipe, rank: int) -> None:
         self._seed, self._rank = recipe.seed, rank
-        self._budgets = recipe.compress.budgets if recipe.compress else (1.0,)
+        self._budgets: tuple[Budget, ...] = recipe.compress.budgets if recipe.compress else (1.0,)
         self._generator = torch.Generator()
         method = make_method(recipe.compress) if recipe.compress else Random()
         self.compression: Compression = compress(
@@ -55,7 +56,7 @@ class Reducer:
         state = np.random.SeedSequence((self._seed, step, self._rank)).generate_state(2)
         self._generator.manual_seed(int(state[0]) << 32 | int(state[1]))
 
-    def _set(self, budget: int | float) -> None:
+    def _set(self, budget: Budget) -> None:
         if budget != self.compression.settings.budget:
             self.compression.set_budget(budget)
 

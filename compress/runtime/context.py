@@ -136,7 +136,8 @@ class ForwardContext:
     keyword arguments. layer_arguments: for each decoder layer what replaces its own; None where
     nothing does. table: positions of the new tokens, None where the stock ones hold. prefill: the
     prompt that is being reduced. zero3: keeps processes alike under ZeRO-3, None elsewhere. began:
-    by the clock, where the call brings visual inputs. is_recorded: whether this was a prefill, and it is in the report.
+    by the clock, where the call brings visual inputs. is_recorded: whether this was a prefill, and
+    it is in the report.
     """
 
     settings: Settings

@@ -39,7 +39,7 @@ def test_the_largest_budget_in_time(asked: list[float]) -> None:
             assert attached.settings.budget == attached.latency.budget == pytest.approx(share)
             assert attached.latency.predicted == min(ms, 160)
         assert asked == list(BUDGETS)  # measured once
-        with pytest.raises(ValueError, match="ms is 19, .* takes 20 ms here"):
+        with pytest.raises(ValueError, match=r"ms is 19, .* takes 20 ms here"):
             attached.set_budget(Latency(19, [call]))
         assert attached.settings.budget == pytest.approx(1 / 8)
         attached.set_budget(4)

@@ -46,6 +46,14 @@ def write(folder: Path, text: str) -> Path:
             r"budget is \[64, 0\]: expected 1 or more or a p",
         ),
         (
+            MINIMAL + "compress: {budget: 'shared:64'}",
+            "compress: budget: what 'shared' gives an image depends on",
+        ),
+        (
+            MINIMAL + "compress: {budget: 'coverage:2'}",
+            "compress: Coverage: share is 2; it must be in",
+        ),
+        (
             MINIMAL + "compress: {budget: yes}",
             "compress.budget is True: expected a whole number or",
         ),

@@ -50,6 +50,13 @@ def test_the_report_tells_visual_tokens_before_and_after(reduced_run: dict[str, 
     assert reduced_run["time"]["reduce"] > 0
 
 
+@pytest.mark.slow
+def test_coverage_gives_each_image_a_count_of_its_own(tmp_path: Path) -> None:
+    asked = "compress={method: divprune, budget: ['coverage:0.5', 'coverage:0.6']}"
+    totals = train(small.recipe(tmp_path, asked))["totals"]
+    assert 0 < totals["visual kept"] < totals["visual dense"]
+
+
 def test_a_validation_loss_is_told(reduced_run: dict[str, Any]) -> None:
     assert [step for step, _ in reduced_run["validation_loss"]] == [2, 3]
     assert reduced_run["held_out"] == 2
