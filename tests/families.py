@@ -22,7 +22,9 @@ from tests.compress.runtime import (
     test_zero3,
 )
 from tests.tiny import CASES, Case
-from vlm.families import adapter_of
+from vlm import families
+from vlm.families import ADAPTERS, adapter_of
+from vlm.families.refused import REFUSED
 
 PAGE = Path(__file__).parent.parent / "docs" / "families.md"
 
@@ -89,6 +91,9 @@ The quick part of `test_matrix.py` (with the four claims after the matrix) took 
 time, on one core of two (torch 2.15, transformers 5.23)."""
 
 
+# Counted once, of eleven families.
+LINES_BEFORE = ("before", 11, 11, 804, 73, 559)
+
 LAYERS = """\
 ## Decoders whose layers differ
 
@@ -109,7 +114,9 @@ kernels that count tokens (FlashAttention) are refused once a shortened sequence
 
 **Two-way attention** within an image (Gemma 3, and Gemma 4 in sliding layers) or a prompt
 (PaliGemma) is kept for the tokens that are left, where the stock model is given `token_type_ids`
-(Gemma 4: `mm_token_type_ids`). FlashAttention has none, here as there.
+(Gemma 4: `mm_token_type_ids`). It reaches past a window, here as there. FlashAttention has none.
+Logits that the decoder bends towards a cap (PaliGemma 2) are bent in scores, too; transformers runs
+such decoders with eager attention.
 
 **Layers that share keys** (Gemma 4 E2B, E4B): the last layers read the keys of the last one before
 them of their kind. Tokens leave before those keys are made. Embeddings by layer go with their
@@ -127,25 +134,14 @@ a state decays matters to a trained model alone, and was not measured.
 **Refused**, with a sentence that names what is expected: layers of other kinds (indexed or
 compressed attention); local layers under M-RoPE; videos of GLM-4.xV, which have the placeholder of
 images, and of ERNIE 4.5 VL, whose resampler joins two frames; videos of VideoLLaMA 3 from which its
-processor has dropped tokens (give it `use_token_compression=False`); PaliGemma 2 (`gemma2` caps
-attention logits, and sdpa does not); Mistral 3 with a `ministral3` decoder; LFM2-VL with a mixture
-of experts; a known `model_type` with a vision encoder or a decoder that is not known. Of
-Qwen2.5-Omni and Qwen3-Omni the thinker is held (`model.thinker`); audio tokens count as text.
+processor has dropped tokens (give it `use_token_compression=False`); Mistral 3 with a `ministral3`
+decoder; LFM2-VL with a mixture of experts; a known `model_type` with a vision encoder or a decoder
+that is not known. Of Qwen2.5-Omni and Qwen3-Omni the thinker is held (`model.thinker`).
 
-**Not held**, and refused by their `model_type`:
+**Audio** is never reduced: audio tokens count as text. A prompt with audio and no picture has
+nothing to reduce, so it runs as in the stock model.
 
-| model | why |
-| --- | --- |
-| `llama4` | queries are scaled by the number of cached tokens, which a reduction changes |
-| `hunyuan_vl` | an image's position is its number in the batch, so samples change one another |
-| `granite4_vision` | visual tokens enter empty; features are added before decoder layers |
-| `kimi_k25` | latent attention in the decoder, frames averaged in the encoder |
-| `nemotron_h_omni` | a decoder of Mamba layers |
-| `molmo2` | patches are pooled by attention, across crops |
-| `minicpmv4_6` | its second picture of two is encoded otherwise than alone (transformers 5.23) |
-| `fast_vlm`, `perception_lm` | an encoder of timm, whose attention is not read |
-| `gemma4_unified`, `gemma3n` | no vision encoder with attention |
-| `deepseek_vl_hybrid` | a second encoder (SAM) |
+**Not held**, and refused by their `model_type` with these words:
 """
 
 
@@ -230,6 +226,36 @@ def having(test: Callable[..., None]) -> str:
     return ", ".join(names)
 
 
+def refusals() -> list[list[str]]:
+    """A row for each reason that model types are refused for."""
+    by_reason: dict[str, list[str]] = {}
+    for name, why in REFUSED.items():
+        by_reason.setdefault(why, []).append(f"`{name}`")
+    return [[", ".join(names), why] for why, names in by_reason.items()]
+
+
+def lines_of_code() -> list[str]:
+    """What a family costs: lines of the files of `vlm/families`."""
+    folder = Path(families.__file__).parent
+    lines = {
+        path.stem: len(path.read_text(encoding="utf-8").splitlines())
+        for path in folder.glob("*.py")
+    }
+    files = {adapter.__module__.rsplit(".", 1)[1] for adapter in ADAPTERS}
+    own = sum(lines[name] for name in files)
+    now = ["now", len(CASES), len(files), own, round(own / len(CASES)), sum(lines.values()) - own]
+    head = ["", "families", "files", "lines of them", "lines a family", "lines that families share"]
+    return [
+        "## What a family costs",
+        "",
+        "Lines of `vlm/families`, without tests. The first row is of the day before hybrid",
+        "decoders, sliding layers and two-way attention were held.",
+        "",
+        *table(head, [[str(value) for value in row] for row in (LINES_BEFORE, now)]),
+        "",
+    ]
+
+
 def table(head: list[str], rows: list[list[str]]) -> list[str]:
     lines = [head, ["---"] * len(head), *rows]
     return [f"| {' | '.join(line)} |" for line in lines]
@@ -237,7 +263,7 @@ def table(head: list[str], rows: list[list[str]]) -> list[str]:
 
 def page() -> str:
     """The text of docs/families.md."""
-    families = table(
+    held = table(
         [
             "family",
             "`model_type`",
@@ -253,7 +279,7 @@ def page() -> str:
     claims = [[claim, having(test)] for claim, test in CLAIMS]
     matrix = [test for _, test in CLAIMS[:2]]
     size = sum(runs(test, case) for test in matrix for case in CASES)
-    shapes, kinds = len(test_matrix.SHAPES), len(test_matrix.ATTENTION)
+    shapes = len(test_matrix.SHAPES)
     total = sum(runs(test, case) for _, test in CLAIMS for case in CASES)
     lines = [
         "# Families",
@@ -261,13 +287,16 @@ def page() -> str:
         "Written by `python -m tests.families` from the tests' own lists; a test compares the two.",
         "[add-a-family.md](add-a-family.md) says how to add one.",
         "",
-        *families,
+        *held,
         "",
         "Other families are refused with a sentence that names these. Saliency is the attention",
         "that the class token gives, or that a token receives on average, in one layer. The vision",
         "encoder keeps its attention implementation ([what it costs](results.md#cost-of-scoring)).",
         "",
         LAYERS,
+        *table(["model", "why"], refusals()),
+        "",
+        *lines_of_code(),
         "## What is tested",
         "",
         "On tiny random models of the stock classes, against a slow forward that shares no code",
@@ -279,7 +308,7 @@ def page() -> str:
         *table(["what holds", "of which families"], claims),
         "",
         f"The matrix is {len(CASES)} families x {shapes} shapes of methods "
-        f"({', '.join(test_matrix.SHAPES)}) x {kinds} attention backends",
+        f"({', '.join(test_matrix.SHAPES)}) x the attention backends of each",
         f"({', '.join(test_matrix.ATTENTION)}) x alone and in padded batches: {size} tests, of "
         f"which {sum(quick(test) for test in matrix)} are in the",
         f"quick suite. With the rows below them, {total} tests.",

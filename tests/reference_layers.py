@@ -161,12 +161,12 @@ def _sees(config: Any, kind: str, tokens: Tokens) -> Tensor:
     """(S, S) bool: whether each token attends to each other."""
     there = torch.arange(len(tokens.h))
     sees = there <= there[:, None]
-    if kind == "sliding_attention" or not tokens.local_blocks:
-        sees |= (tokens.block == tokens.block[:, None]) & (tokens.block >= 0)
     if kind == "sliding_attention":
         # As many tokens of the dense sequence as the model was trained to see.
         sees &= tokens.place[:, None] - tokens.place < config.sliding_window
     if kind == "chunked_attention":
         chunk = tokens.place // config.attention_chunk_size
         sees &= chunk == chunk[:, None]
+    if kind == "sliding_attention" or not tokens.local_blocks:  # whatever the window
+        sees |= (tokens.block == tokens.block[:, None]) & (tokens.block >= 0)
     return sees

@@ -40,6 +40,8 @@ def _recorded(
     groups = query.shape[1] // key.shape[1]
     own, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
     logits = query @ own.transpose(-1, -2) * options["scaling"]
+    if (cap := options.get("softcap")) is not None:
+        logits = cap * torch.tanh(logits / cap)
     if attention_mask is not None:
         logits = logits + attention_mask
     weights = logits.float().softmax(-1)

@@ -96,8 +96,10 @@ def _check_kinds(context: ForwardContext, kwargs: Mapping[str, Any]) -> None:
         if kind not in adapter.kinds and (
             _holds(kwargs.get(pixels)) or encoded.get(kind) is not None
         ):
+            why = adapter.refuses.get(kind)
             raise CompressionError(
-                f"{kind}s of family {adapter.name!r} are not reduced: expected "
+                f"{kind}s of family {adapter.name!r} are not reduced"
+                f"{'' if why is None else f' ({why})'}: expected "
                 f"{' and '.join(f'{one}s' for one in adapter.kinds)} alone, or frames as images"
             )
 

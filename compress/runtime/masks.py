@@ -106,9 +106,8 @@ def _mask(adapter: ModelAdapter, span: Span, layer: int, new: NewTokens) -> Tens
     static = is_static(new.cache)
     if count == 1 and span.bias is not None and span.samples is None and not (static or local):
         return span.added(new.like.dtype)[:, None, None].to(new.like.device)
-    allowed = _allowed(span, new, blocks)
-    if local:
-        allowed = allowed & _within_reach(span, count, kind, int(reach or 0)).to(allowed.device)
+    within = _within_reach(span, count, kind, int(reach or 0)) if local else None
+    allowed = _allowed(span, new, blocks, within)
     held, offset = span.length, 0
     if new.cache is not None and (static or local):
         held, offset = new.cache.get_mask_sizes(count, layer)
@@ -163,14 +162,19 @@ def new_indices(span: Span, count: int, device: torch.device) -> Tensor:
     return index - torch.searchsorted(samples, samples)
 
 
-def _allowed(span: Span, new: NewTokens, blocks: Tensor | None) -> Tensor:
-    """(B, q, length) bool: which keys each of the newest tokens may attend to, if it sees all."""
+def _allowed(span: Span, new: NewTokens, blocks: Tensor | None, within: Tensor | None) -> Tensor:
+    """(B, q, length) bool: which keys each of the newest tokens may attend to.
+
+    within: (B, q, length) bool, those in reach; a block reaches further, as in the stock model.
+    """
     like, count = new.like, new.count
     real = span.real(len(like), like.device).to(like.device)[:, None]
     seen = real
     if count > 1:
         place = torch.arange(span.length, device=like.device)
         seen = seen & (place <= place[span.length - count :, None])
+    if within is not None:
+        seen = seen & within.to(like.device)
     if blocks is not None:
         blocks = blocks.to(like.device)
         together = (blocks[:, :, None] == blocks[:, None]) & (blocks >= 0)[:, None]

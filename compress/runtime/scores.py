@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,7 +31,7 @@ class ScoringRows:
     where P = 0. bias: (B, P + S) float32, added to the logits of each key. samples: (B, S) int64,
     where rows hold several samples: a query sees and ranks the tokens of its own sample alone.
     blocks: (B, S) int64, as `ModelAdapter.attention_blocks`. distant: (B, S) bool, keys that get
-    the distance term of `compress.Calibration`.
+    the distance term of `compress.Calibration`. cap: as `ModelAdapter.logit_cap`.
     """
 
     queries: Tensor
@@ -42,10 +43,11 @@ class ScoringRows:
     samples: Tensor | None = None
     blocks: Tensor | None = None
     distant: Tensor | None = None
+    cap: float | None = None
 
     def to(self, device: torch.device) -> ScoringRows:
         """The same on another device."""
-        moved = {
+        moved: dict[str, Any] = {
             name: value.to(device) if isinstance(value, Tensor) else value
             for name, value in vars(self).items()
         }
@@ -75,9 +77,10 @@ def text_attention(
         (B, S) float32; the rotated keys, (B, S, key heads * head_dim), before grouped heads are
         repeated; and the softmax of the further rows, averaged over heads, (B, K, S) float32.
     """
-    weight = adapter.layers[layer].self_attn.k_proj.weight
+    attention = adapter.layers[layer].self_attn
+    weight = attention.k_proj.weight
     device = hidden_states.device if weight.is_meta else weight.device
-    rows = rows.to(device)
+    rows = replace(rows.to(device), cap=adapter.logit_cap(attention))
     alone = rows.queries[:, :0] if priors is None else priors.to(device)
     columns = torch.cat([rows.queries, alone], 1)
     query, key = projections(adapter, layer, hidden_states, rotary, columns)
@@ -149,6 +152,8 @@ def _mean_attention(query: Tensor, keys: Tensor, rows: ScoringRows, terms: Tenso
         for first in range(0, key_heads, some):
             group = slice(first, first + some)
             logits = grouped[:, group, :, part] @ keys[:, group, None].float().mT
+            if rows.cap is not None:
+                logits = rows.cap * torch.tanh(logits / rows.cap)
             if rows.bias is not None:
                 logits = logits + rows.bias[:, None, None, None]
             if added is not None:

@@ -246,14 +246,16 @@ class Settings:
                 f"{name} has layers of local attention, where far keys are not seen: expected "
                 "Calibration(distance=False)"
             )
-        if self.is_folded and not folds(implementation):
+        attentions = [
+            layer.self_attn for layer in self.adapter.layers if hasattr(layer, "self_attn")
+        ]
+        capped = any(self.adapter.logit_cap(one) is not None for one in attentions)
+        if self.is_folded and (capped or not folds(implementation)):
             raise CompressionError(
-                f"attention implementation {implementation!r} takes no log(size) of merged tokens: "
-                f"{additive} or FlashAttention, or a method and calibration without it"
+                f"attention implementation {implementation!r} takes no log(size) of merged tokens "
+                f"in {name}: {additive} or FlashAttention, or a method and calibration without it"
             )
-        sizes = {
-            layer.self_attn.head_dim for layer in self.adapter.layers if hasattr(layer, "self_attn")
-        }
+        sizes = {one.head_dim for one in attentions}
         if self.is_folded and not fits(max(sizes), self.adapter.language_model.dtype):
             raise CompressionError(
                 f"{name} has heads of {max(sizes)} channels, and log(size) needs further ones, of "

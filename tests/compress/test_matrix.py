@@ -49,6 +49,8 @@ def product() -> Iterator[Any]:
     for row, case in enumerate(CASES):
         for column, shape in enumerate(SHAPES):
             for kind, attention in enumerate(ATTENTION):
+                if attention not in case.attention:
+                    continue
                 quick = case.quick or case.quick_in_matrix
                 quick = quick and (row + column) % 4 == 0 and (row // 4 + column) % 2 == kind
                 marks = [] if quick else [pytest.mark.slow]

@@ -29,7 +29,7 @@ from tests.tiny.llava_onevision import LlavaOnevision
 from tests.tiny.mistral3 import Mistral3
 from tests.tiny.ovis2 import Ovis2
 from tests.tiny.paddleocr_vl import PaddleOcrVL
-from tests.tiny.paligemma import PaliGemma
+from tests.tiny.paligemma import PaliGemma, PaliGemma2
 from tests.tiny.qwen2_5_omni import Qwen2_5Omni, Qwen3Omni
 from tests.tiny.qwen2_5_vl import Qwen2_5VL
 from tests.tiny.qwen2_vl import Qwen2VL
@@ -63,6 +63,7 @@ CASES: tuple[Case, ...] = (
     Cohere2Vision(),
     AyaVision(),
     PaliGemma(),
+    PaliGemma2(),
     LlavaNextVideo(),
     VipLlava(),
     Idefics3(),

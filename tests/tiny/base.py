@@ -71,7 +71,7 @@ class Case:
     all. two_way: whose tokens attend to each other in both directions, "image", "prompt", or
     "sliding" for images in sliding layers alone. recurrent: whether decoder layers carry a state
     from token to token. since: the earliest transformers from 5.20 on that the family was seen to
-    work with.
+    work with. attention: the implementations that the stock decoder has, of those of the matrix.
     """
 
     name: ClassVar[str]
@@ -91,6 +91,7 @@ class Case:
     since: ClassVar[str] = "5.20"
     two_way: ClassVar[str] = ""
     recurrent: ClassVar[bool] = False
+    attention: ClassVar[tuple[str, ...]] = ("sdpa", "eager")
     layouts: ClassVar[Sequence[Sequence[Any]]] = (
         (3, ("image", "a"), 7),
         (5, ("image", "b"), 2),
@@ -178,7 +179,7 @@ class Case:
                 for name, parameter in model.model.named_parameters():
                     if name == "image_newline":
                         parameter.normal_(0, 0.5)
-        model.set_attn_implementation(attention)
+        model.set_attn_implementation(attention if attention in self.attention else "eager")
         model.generation_config.eos_token_id = None
         return model
 

@@ -1,13 +1,14 @@
-"""PaliGemma: 4 x 4 cells an image, a prompt of two-way attention."""
+"""PaliGemma: 4 x 4 cells an image, a prompt of two-way attention. PaliGemma 2: a window of 8 in
+every other layer, and logits that are bent towards 2."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from transformers import PaliGemmaConfig
+from transformers import Gemma2Config, PaliGemmaConfig
 
 from tests.tiny.base import IMAGE_TOKEN, Case, View, noise, text
 
@@ -48,3 +49,17 @@ class PaliGemma(Case):
 
     def views(self, kind: str, variant: str) -> list[View]:
         return [((1, 4, 4), list(range(16)))]
+
+
+class PaliGemma2(PaliGemma):
+    name = "paligemma2"
+    since = "5.23"
+    stages = (1, 3)
+    attention: ClassVar[tuple[str, ...]] = ("eager",)
+
+    def config(self, depth: int) -> Any:
+        config = super().config(depth)
+        more = {"head_dim": 8, "query_pre_attn_scalar": 8, "sliding_window": 8}
+        own = text(depth=depth, attn_logit_softcapping=2.0, **more)
+        config.text_config = Gemma2Config(**own)
+        return config

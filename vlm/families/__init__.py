@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from vlm.families.base import ModelAdapter, UnknownFamily
+from vlm.families.refused import REFUSED
 from vlm.inputs import Grid, View, VisualInput
 
 # File and classes of families. They are imported when a family is first looked for: some need a
@@ -83,6 +84,10 @@ def adapter_of(model: nn.Module) -> ModelAdapter:
     for family in adapters:
         if kind in family.model_types and hasattr(inner, "model"):
             return family(inner)
+    if kind in REFUSED:
+        raise UnknownFamily(
+            f"{type(model).__name__} (model_type {kind!r}) is not reduced: {REFUSED[kind]}"
+        )
     known = ", ".join(sorted(name for family in adapters for name in family.model_types))
     raise UnknownFamily(
         f"{type(model).__name__} (model_type {kind!r}) is of no known family; known model types: "

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import cached_property
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import numpy as np
@@ -35,6 +36,7 @@ class ModelAdapter(ABC):
     name: the family's name.
     model_types: the values of `config.model_type` that it serves.
     kinds: "image" and "video", those that the core encodes, in the order in which it does.
+    refuses: why inputs of other kinds are refused, by kind.
     frames_are_images: whether the processor gives a video to the model as images, one a frame.
     media: arguments of `forward` that bring visual inputs.
     one_run_one_input: whether the tiles of an image are inputs of their own to the vision encoder,
@@ -50,6 +52,7 @@ class ModelAdapter(ABC):
     name: ClassVar[str]
     model_types: ClassVar[frozenset[str]]
     kinds: ClassVar[tuple[str, ...]] = ("image",)
+    refuses: ClassVar[Mapping[str, str]] = MappingProxyType({})
     frames_are_images: ClassVar[bool] = False
     media: ClassVar[tuple[str, ...]] = ("pixel_values", "pixel_values_videos", "mm_encoder_outputs")
     one_run_one_input: ClassVar[bool] = False
@@ -141,6 +144,11 @@ class ModelAdapter(ABC):
     def head_norms(self, attention: Any) -> tuple[nn.Module | None, nn.Module | None]:
         """The norms over a head of queries and of keys, before rotation; None without."""
         return getattr(attention, "q_norm", None), getattr(attention, "k_norm", None)
+
+    def logit_cap(self, attention: Any) -> float | None:
+        """The value towards which a decoder layer's attention logits are bent; None if they are
+        not (Gemma 2)."""
+        return getattr(attention, "attn_logit_softcapping", None)
 
     def rotate(self, attention: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """Queries or keys (B, H, S, D) as the attention of a decoder layer rotates them.

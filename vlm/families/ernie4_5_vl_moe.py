@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -15,14 +15,16 @@ from vlm.families.rotation import rotate_neighbours
 class Ernie45VLMoe(Qwen2VL):
     """`Ernie4_5_VLMoeForConditionalGeneration`.
 
-    Which experts a token has (`moe_mm_token_type_ids`) goes with it. The resampler joins every two
-    frames of a video, which are not held together in the encoder: videos are refused.
+    Which experts a token has (`moe_mm_token_type_ids`) goes with it. Videos are refused.
     """
 
     name = "ernie4_5_vl_moe"
     packs = False  # packed samples were seen to differ from single ones
     model_types = frozenset({"ernie4_5_vl_moe"})
     kinds: ClassVar[tuple[str, ...]] = ("image",)
+    refuses: ClassVar[Mapping[str, str]] = {
+        "video": "its resampler joins every two frames, which the encoder does not hold together"
+    }
     along = ("moe_mm_token_type_ids",)
 
     @property

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -13,12 +14,15 @@ from vlm.families.rotation import rotate_neighbours
 class Glm4v(Qwen2VL):
     """`Glm4vForConditionalGeneration` and its kin.
 
-    The frames of a video have the placeholder of images in the prompt, so videos are refused.
+    Videos are refused.
     """
 
     name = "glm4v"
     model_types = frozenset({"glm4v", "glm4v_moe", "glm46v", "glm_ocr"})
-    kinds = ("image",)
+    kinds: ClassVar[tuple[str, ...]] = ("image",)
+    refuses: ClassVar[Mapping[str, str]] = {
+        "video": "its frames have the placeholder of images in the prompt"
+    }
 
     def rotate(self, attention: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         if self.config.text_config.model_type in ("glm4v_text", "glm_ocr_text"):

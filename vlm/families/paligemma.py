@@ -14,7 +14,7 @@ from vlm.inputs import VisualInput
 
 
 class PaliGemma(ClipHost):
-    """`PaliGemmaForConditionalGeneration` with a Gemma decoder.
+    """`PaliGemmaForConditionalGeneration` with a Gemma or a Gemma 2 decoder (PaliGemma 2).
 
     With `token_type_ids`, the prompt is one block of two-way attention, and answers are causal. The
     stock model has one block a row, so samples cannot be packed.
@@ -28,10 +28,10 @@ class PaliGemma(ClipHost):
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model)
         kind = self.config.text_config.model_type
-        if kind != "gemma":
+        if kind not in ("gemma", "gemma2"):
             raise UnknownFamily(
                 f"a {self.name} model with a decoder of type {kind!r} is not known: expected "
-                "'gemma' (a 'gemma2' decoder caps attention logits, and sdpa does not)"
+                "'gemma' or 'gemma2'"
             )
 
     @property

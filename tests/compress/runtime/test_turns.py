@@ -14,7 +14,12 @@ from compress import CompressionError, compress
 from compress.methods import PyramidDrop
 from positions import MRoPE
 from tests.compress.common import CLOSE, NEW, answer, duet, logits_of
-from tests.marks import each_case, some_cases, some_continuing_cases, some_croppable_cases
+from tests.marks import (
+    each_case,
+    some_continuing_cases,
+    some_croppable_cases,
+    some_static_cases,
+)
 from tests.tiny import CASES, FIRST_WORD, IMAGE_TOKEN, Case
 
 LLAVA = CASES[0]
@@ -199,7 +204,7 @@ def test_a_cache_that_was_reset_is_new() -> None:
         torch.testing.assert_close(more, model(input_ids=ids).logits[:, -1], **CLOSE)
 
 
-@some_cases
+@some_static_cases
 def test_a_static_cache_equals_a_dynamic_one(case: Case) -> None:
     model, given = case.model(), case.inputs(case.samples())
     for method in (PRE_LLM, BOTH):

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import re
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
-from compress import compress
+from compress import CompressionError, compress
 from tests.marks import each_case
 from tests.tiny import CASES, Case
 from tests.vlm import models
-from vlm.families import adapter_of
+from vlm.families import ADAPTERS, UnknownFamily, adapter_of
+from vlm.families.refused import REFUSED
 
 BY_NAME = {case.name: case for case in CASES}
 
@@ -57,6 +60,31 @@ def test_inputs_leave_no_trace(case: Case) -> None:
     for kind, call in calls(case):
         adapter.inputs(kind, call)
     assert vars(adapter) == before
+
+
+@pytest.mark.parametrize("model_type", REFUSED)
+def test_a_refused_family_says_why(model_type: str) -> None:
+    model = torch.nn.Module()
+    model.config = SimpleNamespace(model_type=model_type)
+    model.model = torch.nn.Module()
+    with pytest.raises(UnknownFamily, match=re.escape(REFUSED[model_type])):
+        adapter_of(model)
+
+
+def test_refused_families_are_not_held() -> None:
+    assert not REFUSED.keys() & {kind for family in ADAPTERS for kind in family.model_types}
+
+
+def test_a_refused_video_says_why() -> None:
+    case = BY_NAME["glm4v"]
+    model, inputs = case.model(), case.inputs([case.samples()[0]])
+    inputs["pixel_values_videos"] = inputs.pop("pixel_values")
+    inputs["video_grid_thw"] = inputs.pop("image_grid_thw")
+    with (
+        compress(model, "divprune", budget=4),
+        pytest.raises(CompressionError, match="its frames have the placeholder of images"),
+    ):
+        model(**inputs)
 
 
 def test_kinds_of_layers() -> None:

@@ -1,0 +1,22 @@
+"""Model types that no adapter serves, and why."""
+
+from __future__ import annotations
+
+REFUSED = {
+    "llama4": "rotary angles are complex numbers, and queries are scaled by the number of cached "
+    "tokens, which a reduction changes",
+    "hunyuan_vl": "positions run on four axes, one of which is an image's number in the batch, so "
+    "samples change one another",
+    "granite4_vision": "visual tokens enter empty; features are added before decoder layers",
+    "kimi_k25": "latent attention in the decoder, frames averaged in the encoder",
+    "nemotron_h_omni": "most decoder layers are Mamba layers, whose masks are not known here",
+    "molmo2": "patches are pooled by attention, across crops",
+    "minicpmv4_6": "its second picture of two is encoded otherwise than alone (transformers 5.23)",
+    "fast_vlm": "an encoder of timm, whose attention is not read",
+    "perception_lm": "an encoder of timm, whose attention is not read",
+    "gemma4_unified": "no vision encoder with attention",
+    "gemma3n": "no vision encoder with attention",
+    "deepseek_vl_hybrid": "a second encoder (SAM)",
+    "qwen2_5_omni": "of the whole model the thinker is reduced: hand over `model.thinker`",
+    "qwen3_omni_moe": "of the whole model the thinker is reduced: hand over `model.thinker`",
+}
