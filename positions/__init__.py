@@ -13,6 +13,7 @@ from positions.channels import ChannelTable
 from positions.checks import check
 from positions.errors import PositionError
 from positions.held import Held, compact
+from positions.infinite import LMInfinite
 from positions.keys import move_cache, rerotate
 from positions.layout import Image, Scheme, Segment, Text, Video, Visual, layout_of
 from positions.plan import Plan, from_positions, plan
@@ -29,6 +30,7 @@ __all__ = [
     "Compact",
     "Held",
     "Image",
+    "LMInfinite",
     "MRoPE",
     "Plan",
     "PlannedRotary",

@@ -23,7 +23,6 @@ from positions.draw import draw
 from positions.errors import PositionError
 from positions.layout import Image, Scheme, Segment, Text, Video
 from positions.plan import Plan, plan
-from positions.scaling import remedies
 from positions.schemes import V2PE, Compact, MRoPE, Randomised, Sequential
 from positions.slots import PPE
 
@@ -114,8 +113,6 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m position
             config = AutoConfig.from_pretrained(options.config, local_files_only=True)
             for line in made.check(config, getattr(torch, options.dtype)) or ["nothing to warn of"]:
                 print("check:", line)
-            for line in remedies(made, config, getattr(torch, options.dtype)):
-                print("to fit:", line)
             if diagnosing:
                 _print_rates(made, config)
         if options.out:

@@ -16,6 +16,7 @@ from positions.errors import PositionError
 from positions.layout import Scheme, Segment, Text
 from positions.placement import Placement
 from positions.reduction import Reduction, follow, renumbered, slotted, targets
+from positions.scaling import remedies
 from positions.schemes import Sequential
 from positions.slots import PPE
 
@@ -79,8 +80,10 @@ class Plan(Placement):
         return slotted(reduced, reduced.slots, list(reductions), distance or {}, weight or {})
 
     def check(self, config: Any, dtype: torch.dtype = torch.bfloat16) -> list[str]:
-        """Return warnings about this plan on a model with this configuration (see `check`)."""
-        return check(self, config, dtype)
+        """Return warnings about this plan on a model with this configuration (see `check`), and if
+        it passes the model's window, what makes it fit and at what cost (see `remedies`)."""
+        fitting = [f"to fit: {line}" for line in remedies(self, config, dtype)]
+        return check(self, config, dtype) + fitting
 
 
 def plan(

@@ -113,8 +113,10 @@ def remedies(plan: Placement, config: Any, dtype: torch.dtype = torch.bfloat16) 
     Empty if it fits. config: a transformers configuration. dtype: of cos and sin.
     """
     window = Host.of(config).window
+    if not len(plan):
+        return []
     end = max(float(plan.positions.amax()) + 1, float(plan.next_position))
-    if not len(plan) or end <= window:
+    if end <= window:
         return []
     text = sum(item.tokens for item in plan.segments if isinstance(item, Text))
     visual = len(plan.dense_positions) - text
@@ -138,4 +140,9 @@ def remedies(plan: Placement, config: Any, dtype: torch.dtype = torch.bfloat16) 
         "prompts as well"
     )
     found.append(f"Power(0.5) or Truncated({window}): fast channels stay; needs fine-tuning")
+    found.append(
+        f"LMInfinite({window}): no distance is larger than in training, no training is needed; "
+        f"after the first tokens, only the last {window} positions are seen, attention runs on "
+        "twice the channels, and the cache still holds all tokens"
+    )
     return found

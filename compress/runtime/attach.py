@@ -34,14 +34,16 @@ from compress.report.cost import Report, report_of
 from compress.report.export import export
 from compress.report.record import PrefillRecord
 from compress.runtime import forward, hooks
+from compress.runtime.attention import install
 from compress.runtime.cache_state import cache_length, refuse_caches
 from compress.runtime.context import ForwardContext, current_context
 from compress.runtime.encode import EncodingFunction
-from compress.runtime.folded import install
+from compress.runtime.folded import folding
+from compress.runtime.infinite import capping
 from compress.runtime.settings import Settings
 from compress.runtime.timing import first_token, fit_latency
 from compress.runtime.zero3 import Zero3Symmetry, is_partitioned
-from positions import PPE, PlannedRotary, Scheme
+from positions import PPE, LMInfinite, PlannedRotary, Scheme
 from vlm.families import adapter_of, unwrapped
 
 _ATTACHED: weakref.WeakKeyDictionary[nn.Module, Any] = weakref.WeakKeyDictionary()
@@ -73,7 +75,11 @@ class Compression:
         }
         self._rotary = PlannedRotary(settings.adapter.rotary, source=hooks.table)
         self._attach(model)
-        self._unfold = install(settings.attention_implementation) if settings.is_folded else None
+        extends = settings.is_folded or settings.infinite is not None
+        extended = folding if settings.is_folded else capping
+        self._restore_attention = (
+            install(settings.attention_implementation, extended) if extends else None
+        )
         _ATTACHED[settings.adapter.core] = self
 
     # ------------------------------------------------------------ what users call
@@ -90,9 +96,9 @@ class Compression:
         for encoder in self._encoders.values():
             encoder.remove()
         self._rotary.remove()
-        if self._unfold is not None:
-            self._unfold()
-            self._unfold = None
+        if self._restore_attention is not None:
+            self._restore_attention()
+            self._restore_attention = None
         core = self.settings.adapter.core
         if _ATTACHED.get(core) is self:
             del _ATTACHED[core]
@@ -302,7 +308,7 @@ def compress(
     method: str | Method = METHOD,
     budget: Budget | Latency = BUDGET,
     *,
-    positions: str | Scheme = "original",
+    positions: str | Scheme | LMInfinite = "original",
     slots: int | PPE = 1,
     schedule: str | Probe | None = None,
     calibrate: Calibration | None = None,
@@ -329,7 +335,8 @@ def compress(
             would have given it, and text where it would have stood; "median" does so, too, but for
             a token that was merged before the language model, which stands at the median of its
             members' positions (lower, axis by axis); "compact" numbers the tokens that are left
-            without gaps; a `positions.Scheme` plans its own.
+            without gaps; a `positions.Scheme` plans its own. `positions.LMInfinite` leaves tokens
+            at original positions, for a prompt that passes those the model was trained for.
         slots: how many of its members' positions a token that was merged before the language model
             carries (`positions.PPE`). Tokens merged in the language model have those of their
             anchors.

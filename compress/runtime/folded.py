@@ -7,23 +7,18 @@ product is that of K and Q plus b. Values get channels of zeros, which are cut o
 from __future__ import annotations
 
 import math
-import threading
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from compress.runtime.attention import Attention
 
 KEY_TERMS = "foveate_key_terms"
 """The argument of a decoder layer that brings the terms, (B, keys) float32."""
 MULTIPLE = 8  # of head sizes that FlashAttention runs without padding of its own
 MOST = 256  # its largest head size
-
-_LOCK = threading.Lock()
-# The stock function and the number of compressions that need another in its place.
-_USERS: dict[str, tuple[Callable[..., Any], int]] = {}
 
 
 def folds(implementation: str) -> bool:
@@ -66,44 +61,25 @@ def fold(
     return query, key, functional.pad(value, (0, width))
 
 
-def _folding(stock: Callable[..., Any]) -> Callable[..., Any]:
+def folding(stock: Attention) -> Attention:
     """An attention function that folds the terms which some layers bring."""
 
     def attention(
-        module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, **kwargs: Any
+        module: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Any,
+        **kwargs: Any,
     ) -> Any:
         terms = kwargs.pop(KEY_TERMS, None)
         if terms is None:
-            return stock(module, query, key, value, mask, **kwargs)
+            return stock(module, query, key, value, attention_mask, **kwargs)
         held = key.shape[2]  # a sliding layer holds the last keys, a static cache room for more
         terms = functional.pad(terms[:, -held:], (0, max(0, held - terms.shape[1])))
         scaling = kwargs.get("scaling") or query.shape[-1] ** -0.5
         folded = fold(query, key, value, terms.to(key.device), scaling)
-        output, weights = stock(module, *folded, mask, **kwargs | {"scaling": scaling})
+        output, weights = stock(module, *folded, attention_mask, **kwargs | {"scaling": scaling})
         return output[..., : value.shape[-1]], weights
 
     return attention
-
-
-def install(implementation: str) -> Callable[[], None]:
-    """Let an attention implementation take terms; returns the function that undoes it.
-
-    Layers that bring no terms run as they did. The last user puts the stock function back.
-    """
-    with _LOCK:
-        stock, users = _USERS.get(implementation, (ALL_ATTENTION_FUNCTIONS[implementation], 0))
-        if not users:
-            ALL_ATTENTION_FUNCTIONS[implementation] = _folding(stock)
-        _USERS[implementation] = (stock, users + 1)
-
-    def undo() -> None:
-        with _LOCK:
-            stock, users = _USERS.pop(implementation)
-            if users > 1:
-                _USERS[implementation] = (stock, users - 1)
-                return
-            del ALL_ATTENTION_FUNCTIONS[implementation]
-            if ALL_ATTENTION_FUNCTIONS.get(implementation) is not stock:  # it was local, too
-                ALL_ATTENTION_FUNCTIONS[implementation] = stock
-
-    return undo

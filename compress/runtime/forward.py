@@ -32,11 +32,14 @@ from compress.runtime.calibrated import distance_terms
 from compress.runtime.context import ForwardContext
 from compress.runtime.encoded import PIXELS, Encoded
 from compress.runtime.in_llm import add_deepstack, reduce_at_layer, scoring_layers
+from compress.runtime.infinite import Far
 from compress.runtime.masks import NewTokens, layer_arguments, needs_own_masks
 from compress.runtime.prefill import begin_prefill
 from compress.runtime.prompt import without_pixels
+from compress.runtime.settings import Settings
 from compress.runtime.tensors import gather
 from compress.runtime.token_positions import text_table
+from positions import ChannelTable
 
 
 def read_call(
@@ -172,8 +175,10 @@ def continue_on_cache(
     start = state.length
     context.arguments = {"attention_mask": None}
     if given is not None and not _placed_by_caller(context, kwargs, count):
-        local = context.settings.is_local
-        state.extend(count, new, positions_of(given, state.rows)[..., 0] if local else None)
+        places = None
+        if context.settings.tracks_places:
+            places = positions_of(given, state.rows)[..., 0]
+        state.extend(count, new, places)
     else:
         positions = _place_text(context, given, new, count)
         state.extend(count, new, positions[..., 0])
@@ -208,13 +213,16 @@ def _mask_layers(context: ForwardContext, count: int, device: torch.device) -> N
     static, adapter = is_static(cache), settings.adapter
     implementation = settings.attention_implementation
     maskless = implementation == "sdpa" or implementation.startswith("flash")
-    reduced_reach = settings.is_local and needs_own_masks(adapter, state.dense)
+    reduced_reach = settings.infinite is not None or (
+        settings.is_local and needs_own_masks(adapter, state.dense)
+    )
     if state.plain and count == 1 and not static and maskless and not reduced_reach:
         return
     dtype = next(adapter.norm.parameters()).dtype
     like = torch.empty(state.rows, count, 0, dtype=dtype, device=device)
-    new = NewTokens(like, cache, state.dense)
     first = state.spans[0]
+    text = None if first.places is None else first.places[:, -count:, None, None]
+    new = NewTokens(like, cache, state.dense, far=_far(settings, text))
     if first.valid is not None:
         arguments: dict[str, Any] = context.arguments  # type: ignore[assignment]
         arguments["attention_mask"] = first.valid[:, : first.length].long()
@@ -320,12 +328,26 @@ def _new_arguments(
     if distant:
         rotary = kwargs["position_embeddings"]
         terms = distance_terms(rotary, rotary, prefill.layout.visual.to(hidden_states.device))
-    new = NewTokens(hidden_states, cache, state.dense, prefill.blocks, terms)
+    far = _far(context.settings, prefill.along(prefill.table.positions))
+    new = NewTokens(hidden_states, cache, state.dense, prefill.blocks, terms, far)
     stop = min((one.first for one in prefill.spans if one.first > layer), default=depth)
     own = layer_arguments(adapter, span, stop, new)
     layers = context.layer_arguments or [{}] * depth
     context.layer_arguments = layers[:layer] + own + layers[stop:]
     kwargs.update(context.layer_arguments[layer])
+
+
+def _far(settings: Settings, positions: Tensor | None) -> Far | None:
+    """What LM-Infinite lets the newest tokens see. positions: (B, q, K, 3 or 1) float64."""
+    if settings.infinite is None or positions is None:
+        return None
+    adapter, slots = settings.adapter, settings.slots
+    channels = ChannelTable.of(adapter.rotary)
+    if positions.shape[2] > 1 and slots is not None:
+        channels = channels.with_slots(slots.slots, slots.layout)
+    trained = int(adapter.language_model.config.max_position_embeddings)
+    positions = positions.expand(*positions.shape[:3], 3)
+    return Far(settings.infinite, trained, positions, adapter.rotary, channels)
 
 
 @torch.compiler.disable

@@ -18,6 +18,7 @@ from transformers.masking_utils import create_causal_mask
 from compress.errors import CompressionError
 from compress.runtime.cache_state import Span, is_static
 from compress.runtime.folded import KEY_TERMS
+from compress.runtime.infinite import CAPPED, Far
 from compress.runtime.settings import ADDITIVE
 from compress.runtime.stages import RECURRENT
 from vlm.families import ModelAdapter
@@ -30,7 +31,7 @@ class NewTokens:
     like: (B, q, ...) hidden states, for shape, dtype and device. cache: the cache that the layers
     will append them to, or None. dense: tokens of the sequence without reduction, these included.
     blocks: (B, q) int64, as `ModelAdapter.attention_blocks`. terms: (B, q, q) float32, added to the
-    logits of pairs of these tokens.
+    logits of pairs of these tokens. far: which keys they see under LM-Infinite, None without.
     """
 
     like: Tensor
@@ -38,6 +39,7 @@ class NewTokens:
     dense: int
     blocks: Tensor | None = None
     terms: Tensor | None = None
+    far: Far | None = None
 
     @property
     def count(self) -> int:
@@ -70,6 +72,8 @@ def layer_arguments(
         masks[kind] = {"attention_mask": _mask(adapter, span, layer, new), **own}
         if terms is not None and kind not in RECURRENT:
             masks[kind][KEY_TERMS] = terms
+        if new.far is not None:
+            masks[kind][CAPPED] = new.far.towards(span)
     return [masks[kind] for kind in adapter.layer_kinds[span.first : stop]]
 
 
@@ -88,7 +92,7 @@ def _mask(adapter: ModelAdapter, span: Span, layer: int, new: NewTokens) -> Tens
         real = None if span.valid is None else span.valid[:, span.length - count : span.length]
         return None if count == 1 or real is None else real.to(new.like.device)
     reach = adapter.reach(kind)
-    local = reach is not None and reach <= new.dense
+    local = (reach is not None and reach <= new.dense) or new.far is not None
     blocks = adapter.blocks_in(kind, new.blocks)
     if span.plain and blocks is None and new.terms is None and not local:
         # The layer's own cache gives its length, so this also follows keys that others removed.
@@ -106,7 +110,12 @@ def _mask(adapter: ModelAdapter, span: Span, layer: int, new: NewTokens) -> Tens
     static = is_static(new.cache)
     if count == 1 and span.bias is not None and span.samples is None and not (static or local):
         return span.added(new.like.dtype)[:, None, None].to(new.like.device)
-    within = _within_reach(span, count, kind, int(reach or 0)) if local else None
+    within = None
+    if new.far is not None:
+        _check_unpacked(span)
+        within = new.far.seen(span)
+    elif local:
+        within = _within_reach(span, count, kind, int(reach or 0))
     allowed = _allowed(span, new, blocks, within)
     held, offset = span.length, 0
     if new.cache is not None and (static or local):
@@ -125,6 +134,13 @@ def _check_cache(span: Span, layer: int, new: NewTokens) -> None:
             f"the cache of decoder layer {layer} holds {held} tokens where "
             f"{span.length - new.count} were cached: keys that another tool removes can be "
             "followed in a batch without padding, and without proportional attention"
+        )
+
+
+def _check_unpacked(span: Span) -> None:
+    if span.samples is not None:
+        raise CompressionError(
+            "LMInfinite with samples that are packed in one row: expected one sample a row"
         )
 
 

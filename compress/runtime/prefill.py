@@ -63,7 +63,7 @@ def begin_prefill(context: ForwardContext, kwargs: dict[str, Any]) -> None:
         )
         prefill.table, prefill.dense_positions = place(settings, placement)
         context.table = prefill.table
-        if settings.is_local:
+        if settings.tracks_places:
             prefill.places = prefill.table.positions[:, :, 0, 0].to(embeds.device)
         prefill.blocks = _blocks(context, prompt, prefill.layout, index)
         prefill.spans = [

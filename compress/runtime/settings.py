@@ -24,7 +24,7 @@ from compress.runtime.stages import (
     check_stages,
     stage_layers,
 )
-from positions import PPE, ChannelTable, Scheme
+from positions import PPE, ChannelTable, LMInfinite, Scheme
 from vlm.families import ModelAdapter
 
 # Attention implementations whose masks can hold numbers to be added to the logits.
@@ -45,7 +45,7 @@ class Settings:
     adapter: ModelAdapter
     method: Method
     budget: Budget
-    positions: str | Scheme = "original"
+    positions: str | Scheme | LMInfinite = "original"
     slots: PPE | None = None
     generator: torch.Generator | None = None
     probe: Probe | None = None
@@ -60,6 +60,7 @@ class Settings:
         self._check_positions()
         self._check_model()
         self._check_calibration()
+        self._check_infinite()
         self._check_probe()
 
     def with_budget(self, budget: Budget) -> Settings:
@@ -124,9 +125,20 @@ class Settings:
 
     @cached_property
     def is_mixed(self) -> bool:
-        """Whether layers differ in kind, or see more than what came before: the stock model's own
-        mask, made of padding alone, does not serve then."""
-        return set(self.adapter.layer_kinds) != {"full_attention"} or self.adapter.has_blocks
+        """Whether layers differ in kind, or see more than what came before, or less: the stock
+        model's own mask, made of padding alone, does not serve then."""
+        kinds = set(self.adapter.layer_kinds)
+        return kinds != {"full_attention"} or self.adapter.has_blocks or self.infinite is not None
+
+    @property
+    def infinite(self) -> LMInfinite | None:
+        """LM-Infinite's rule, if that was asked for."""
+        return self.positions if isinstance(self.positions, LMInfinite) else None
+
+    @property
+    def tracks_places(self) -> bool:
+        """Whether masks depend on where cached tokens stand."""
+        return self.is_local or self.infinite is not None
 
     @cached_property
     def is_recurrent(self) -> bool:
@@ -160,7 +172,7 @@ class Settings:
     @property
     def keeps_original(self) -> bool:
         """Whether text stands where the stock model puts it."""
-        return self.positions in ORIGINAL
+        return self.positions in ORIGINAL or self.infinite is not None
 
     @property
     def attention_implementation(self) -> str:
@@ -194,9 +206,11 @@ class Settings:
     def _check_positions(self) -> None:
         positions = self.positions
         named = positions in (*ORIGINAL, "compact") if isinstance(positions, str) else None
-        if named is False or not (named or hasattr(positions, "place")):
+        planned = self.infinite is not None or hasattr(positions, "place")
+        if named is False or not (named or planned):
             raise ValueError(
-                f"positions is {positions!r}: expected 'original', 'median', 'compact' or a Scheme"
+                f"positions is {positions!r}: expected 'original', 'median', 'compact', a Scheme "
+                "or LMInfinite()"
             )
         if self.slots is None:
             return
@@ -260,6 +274,28 @@ class Settings:
             raise CompressionError(
                 f"{name} has heads of {max(sizes)} channels, and log(size) needs further ones, of "
                 f"which {implementation!r} takes no more: {additive}"
+            )
+
+    def _check_infinite(self) -> None:
+        if self.infinite is None:
+            return
+        name, asked = type(self.adapter.language_model).__name__, self.positions
+        if set(self.adapter.layer_kinds) != {"full_attention"} or self.adapter.has_blocks:
+            raise CompressionError(
+                f"{asked} on {name}, whose layers have reaches of their own: expected a model with "
+                "full causal attention in all layers"
+            )
+        if self.attention_implementation != "sdpa":
+            raise CompressionError(
+                f"{asked} with attention implementation {self.attention_implementation!r}: "
+                "expected 'sdpa'"
+            )
+        scheduled = self.probe or self.method.own_schedule(len(self.adapter.layers))
+        if self.scores_in_llm and scheduled:
+            raise CompressionError(
+                f"{self.method!r} ranks visual tokens by attention that has no cap on distances, "
+                f"and {asked} has one: expected a method that reduces before the language model "
+                "only, such as 'divprune'"
             )
 
     def _check_probe(self) -> None:

@@ -65,7 +65,16 @@ def test_remedies_name_their_cost() -> None:
     assert told[1].startswith("V2PE(1/4)")
     assert told[2].startswith("Linear(2.2)")
     assert "not 2.2" in told[2]
-    assert [line.split(",")[0].split("(")[0] for line in told[3:]] == ["YaRN", "Power"]
+    assert [line.split(",")[0].split("(")[0] for line in told[3:]] == [
+        "YaRN",
+        "Power",
+        "LMInfinite",
+    ]
+    warned = plan([Text(100), Image((32, 32))]).check(CONFIG, torch.float32)
+    assert [line for line in warned if line.startswith("to fit: ")] == [
+        f"to fit: {x}" for x in told
+    ]
+    assert "LMInfinite(512)" in warned[-1]
 
 
 def test_flips_grow_with_distance() -> None:

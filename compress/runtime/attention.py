@@ -1,0 +1,42 @@
+"""Attention functions of transformers that take more than the stock ones, while a compression
+needs them."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+Attention = Callable[..., Any]
+
+_LOCK = threading.Lock()
+# The stock function and the number of compressions that need another in its place.
+_USERS: dict[str, tuple[Attention, int]] = {}
+
+
+def install(implementation: str, extended: Callable[[Attention], Attention]) -> Callable[[], None]:
+    """Let an attention implementation take more arguments; returns the function that undoes it.
+
+    extended: from the stock function to the one in its place, the same for all users of an
+    implementation. Layers that bring no such arguments run as they did. The last user puts the
+    stock function back.
+    """
+    with _LOCK:
+        stock, users = _USERS.get(implementation, (ALL_ATTENTION_FUNCTIONS[implementation], 0))
+        if not users:
+            ALL_ATTENTION_FUNCTIONS[implementation] = extended(stock)
+        _USERS[implementation] = (stock, users + 1)
+
+    def undo() -> None:
+        with _LOCK:
+            stock, users = _USERS.pop(implementation)
+            if users > 1:
+                _USERS[implementation] = (stock, users - 1)
+                return
+            del ALL_ATTENTION_FUNCTIONS[implementation]
+            if ALL_ATTENTION_FUNCTIONS.get(implementation) is not stock:  # it was local, too
+                ALL_ATTENTION_FUNCTIONS[implementation] = stock
+
+    return undo
