@@ -312,6 +312,7 @@ def compress(
     slots: int | PPE = 1,
     schedule: str | Probe | None = None,
     calibrate: Calibration | None = None,
+    keep_phase: float = 0.0,
     generator: torch.Generator | None = None,
 ) -> Compression:
     """Attach a reduction of visual tokens to a stock vision-language model.
@@ -345,6 +346,11 @@ def compress(
             (`compress.probe(model, processor)`); or a `Probe`.
         calibrate: what is added to the attention logits of visual tokens. None: what the method
             asks for (`Method.proportional_attention`).
+        keep_phase: the share of an input's dense tokens that enter the language model whatever the
+            method chooses, for the largest mean cosine of their positions over rotary channels, and
+            as many for the sine (IVC-Prune, arXiv 2602.03060, takes 0.05): what the model measures
+            places against. They are part of the budget. A merged token keeps its features when such
+            a member leaves it.
         generator: the source of draws, for methods and schemes that draw.
 
     Text that the model is to say ranks no visual token: labelled tokens, and with
@@ -372,6 +378,7 @@ def compress(
         generator=generator,
         probe=probe_of(schedule, adapter),
         calibrate=calibrate,
+        keep_phase=keep_phase,
     )
     compression = Compression(model, settings)
     if isinstance(budget, Latency):

@@ -19,6 +19,7 @@ from compress.report.clock import Clock
 from compress.runtime.adaptive import allocations
 from compress.runtime.context import current_context
 from compress.runtime.encoded import Encoded
+from compress.runtime.phases import chosen_counts
 from compress.runtime.reduce_inputs import InputTokens, reduce_inputs
 from compress.runtime.settings import Settings
 from compress.runtime.tensors import copy_to
@@ -222,7 +223,7 @@ def _reduce_before_projector(encoded: Encoded, features: Tensor) -> Tensor | Non
     pooled = settings.adapter.pool(inputs, rows)
     tokens = InputTokens(inputs, pooled, encoded.fields, encoded.attention)
     encoded.chosen = allocations(settings, tokens)
-    keeps = [one.keep for one in encoded.chosen]
+    keeps = chosen_counts(settings, encoded.counts, [one.keep for one in encoded.chosen])
     encoded.reductions = reduce_inputs(settings, tokens, keeps)
     if keeps == encoded.counts:
         return None

@@ -45,10 +45,11 @@ def begin_prefill(context: ForwardContext, kwargs: dict[str, Any]) -> None:
     context.clock.restart()
     if state is not None:
         state.begin_turn()
-    with context.clock.time("reduce"):
-        reductions, features = reduce_prompt(settings, prompt)
     with context.clock.time("plan"):
         positions = _dense_positions(context, kwargs, prompt, past)
+    with context.clock.time("reduce"):
+        reductions, features = reduce_prompt(settings, prompt, positions)
+    with context.clock.time("plan"):
         prefill, embeds, index = _enter(settings, prompt, reductions, features)
         _take_deepstack(prefill, kwargs, prompt)
         prefill.cached, prefill.past = state, past

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from compress.runtime.dense_prompt import DensePrompt
 from compress.runtime.layout import BatchLayout
+from compress.runtime.phases import chosen_counts, keep_also, phase_count, phase_order
 from compress.runtime.prompt import PlacedInput
 from compress.runtime.reduce_inputs import InputTokens, TextQueries, reduce_inputs
 from compress.runtime.settings import Settings
@@ -20,10 +21,14 @@ def counts_kept(inputs: Sequence[PlacedInput]) -> list[int]:
     return [item.allocation.keep for item in inputs]
 
 
-def reduce_prompt(settings: Settings, prompt: DensePrompt) -> tuple[list[Reduction], Tensor]:
+def reduce_prompt(
+    settings: Settings, prompt: DensePrompt, positions: Tensor
+) -> tuple[list[Reduction], Tensor]:
     """The reduction of each input before the language model, and the rows (T', D) that enter it.
 
     Inputs that were reduced before the projector are taken as they are.
+
+    positions: (B, S, 3) float64, where the dense tokens stand.
     """
     inputs, layout = prompt.inputs, prompt.layout
     visual = prompt.embeds[layout.rows, layout.columns]
@@ -46,7 +51,17 @@ def reduce_prompt(settings: Settings, prompt: DensePrompt) -> tuple[list[Reducti
         carriers = item.encoded.carriers
         carrier = reductions[-1].anchor[0] if carriers is None else carriers[item.index]
         entering.append(visual[offset : offset + item.input.count][carrier])
-    if settings.ordered and not settings.method.ordered:
+    if settings.keep_phase:
+        dense = visual.split(list(layout.counts))
+        for number, item in enumerate(inputs):
+            own = item.input.count, item.allocation.keep
+            extra = phase_count(settings.keep_phase, *own)
+            if extra:
+                at = positions[item.row, item.columns.to(positions.device)]
+                order = phase_order(settings.adapter.rotary, at).to(visual.device)
+                parts = reductions[number], entering[number], dense[number]
+                reductions[number], entering[number] = keep_also(*parts, order, extra)
+    if settings.ordered and (settings.keep_phase or not settings.method.ordered):
         orders = [reduction.anchor[0].argsort(stable=True) for reduction in reductions]
         reductions = [reduction.by_anchor() for reduction in reductions]
         entering = [rows[order] for rows, order in zip(entering, orders, strict=True)]
@@ -83,7 +98,8 @@ def _reduce_late(
         _attention(inputs),
         text,
     )
-    return reduce_inputs(settings, tokens, counts_kept(inputs))
+    dense = [item.input.count for item in inputs]
+    return reduce_inputs(settings, tokens, chosen_counts(settings, dense, counts_kept(inputs)))
 
 
 def _fields(inputs: Sequence[PlacedInput]) -> dict[str, Tensor]:

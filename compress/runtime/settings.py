@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -40,6 +40,7 @@ class Settings:
     adapter: where the parts of the model are. method, budget, positions, generator: as in
     `compress.compress`. slots: PPE slots of a merged token, None for one position each. probe: what
     sets the in-LLM schedule, None for the method's own. calibrate: None for the method's own.
+    keep_phase: see `compress.runtime.phases`.
     """
 
     adapter: ModelAdapter
@@ -50,6 +51,7 @@ class Settings:
     generator: torch.Generator | None = None
     probe: Probe | None = None
     calibrate: Calibration | None = None
+    keep_phase: float = 0.0
     _allocations: dict[tuple[int, int | float], Allocation] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
@@ -62,6 +64,7 @@ class Settings:
         self._check_calibration()
         self._check_infinite()
         self._check_probe()
+        self._check_phase()
 
     def with_budget(self, budget: Budget) -> Settings:
         """The same with another budget."""
@@ -304,4 +307,22 @@ class Settings:
             raise CompressionError(
                 f"schedule: the probe is of a model with {self.probe.depth} decoder layers, and "
                 f"this one has {depth}"
+            )
+
+    def _check_phase(self) -> None:
+        share, method = self.keep_phase, self.method
+        if isinstance(share, bool) or not isinstance(share, Real):
+            raise TypeError(f"keep_phase is {share!r}: expected a number in [0, 0.5)")
+        if not 0 <= share < 0.5:
+            raise ValueError(f"keep_phase is {share!r}: expected a number in [0, 0.5)")
+        if share and (method.in_llm_only or method.resizes_input or method.repeats_anchors):
+            raise CompressionError(
+                f"keep_phase adds tokens to those that a method keeps before the language model, "
+                f"and {method!r} keeps all there, or merges each into several: expected a method "
+                "that selects tokens, such as 'duet'"
+            )
+        if share and not self.keeps_original:
+            raise CompressionError(
+                f"keep_phase keeps tokens for their positions, and positions={self.positions!r} "
+                "gives them others: expected 'original'"
             )

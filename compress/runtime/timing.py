@@ -25,7 +25,13 @@ def fit_latency(target: Latency, settings: Settings, first_token: Timed) -> Fit:
     """
     known = _TIMES.setdefault(settings.adapter.core, {})
     lm = settings.adapter.language_model
-    options = (settings.method, settings.positions, settings.slots, settings.probe)
+    options = (
+        settings.method,
+        settings.positions,
+        settings.slots,
+        settings.probe,
+        settings.keep_phase,
+    )
     where = (lm.device, lm.dtype, settings.attention_implementation, settings.calibration)
     key = (repr(options), where, target.shapes, target.repeats)
     if key not in known:
