@@ -121,7 +121,10 @@ def prepare(what: str) -> int:
         if what == "small":
             print(f"the parts are in {small.prepare()}")
         else:
-            print(f"the pictures are in {collage.prepare(small.CACHE / 'collage')}")
+            folder = collage.prepare(small.CACHE / "collage")
+            print(f"the pictures are in {folder}")
+            if not collage.published(folder):
+                print("they are not those of the published figures, which do not hold for them")
     except (small.PartsError, collage.PicturesError, OSError) as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 1

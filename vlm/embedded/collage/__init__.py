@@ -9,7 +9,7 @@ one drawing style are in the split "unseen" alone.
 from vlm.embedded.collage.drawing import draw
 from vlm.embedded.collage.labels import FIELDS, patch_labels
 from vlm.embedded.collage.names import COLOURS, COLUMNS, ROWS, THINGS, WORDS
-from vlm.embedded.collage.packages import PicturesError, prepare
+from vlm.embedded.collage.packages import PicturesError, prepare, published
 from vlm.embedded.collage.questions import CATEGORIES, Question, questions
 from vlm.embedded.collage.scene import (
     IMAGE_SIZE,
@@ -45,5 +45,6 @@ __all__ = [
     "make_scene",
     "patch_labels",
     "prepare",
+    "published",
     "questions",
 ]

@@ -2,10 +2,13 @@
 
 Nothing is installed: archives are fetched with `apt-get download` and `npm pack` and unpacked
 beside the folder. Licences are those of the packages; the folder says which picture is from where.
+Another release of Debian may hold other pictures, and collages drawn from them are another
+benchmark: `published` tells.
 """
 
 from __future__ import annotations
 
+import hashlib
 import re
 import shutil
 import subprocess
@@ -35,6 +38,8 @@ NPM = {
     "emoji-datasource-twitter@16.0.0": "package MIT; drawings of Twemoji, CC-BY-4.0",
     "@lobehub/fluent-emoji-3d@1.1.0": "MIT",
 }
+# SHA-256 over the files in the packages that the pictures of the published figures were made of.
+SOURCES = "c2adde1554e6c1c0ba291f46ba180e0915b5e90a5c21a2d4b97bed531174b6c1"
 LOOK_SIZE, BACKGROUND_SIZE = 96, 320  # longer side of a look, shorter side of a background
 # Blank pictures, twins, and pictures of things that have a name here.
 UNFIT = re.compile(
@@ -56,7 +61,7 @@ def prepare(folder: Path) -> Path:
     """Make the folder of pictures, unless it is complete already. Returns it.
 
     Below it: `looks/NAME/STYLE-K.png`, `backgrounds/*.jpg`, `fonts/*`, `ATTRIBUTION.md` and
-    `complete`, written last.
+    `complete`, written last, which holds the SHA-256 of the sources.
 
     Raises PicturesError if `apt-get`, `dpkg-deb` or `npm` is missing or a package cannot be had.
     """
@@ -67,14 +72,28 @@ def prepare(folder: Path) -> Path:
         _unpack(name, unpacked)
     made = folder.parent / f"{folder.name}-made"
     shutil.rmtree(made, ignore_errors=True)
-    lines = [*_looks(unpacked, made), *_backgrounds(unpacked, made), *_fonts(unpacked, made)]
+    made_of = [*_looks(unpacked, made), *_backgrounds(unpacked, made), *_fonts(unpacked, made)]
+    lines = [f"- {name}: {source.relative_to(unpacked)}" for name, source in made_of]
     licences = [f"- {name}: {licence}" for name, licence in (DEBIAN | NPM).items()]
     text = "# Where the pictures are from\n\n" + "\n".join(licences) + "\n\n" + "\n".join(lines)
     (made / "ATTRIBUTION.md").write_text(text + "\n", encoding="utf-8")
-    (made / "complete").write_text("")
+    (made / "complete").write_text(_digest(made_of))
     shutil.rmtree(folder, ignore_errors=True)
     made.rename(folder)
     return folder
+
+
+def published(folder: Path) -> bool:
+    """Whether a complete folder holds the pictures that the published figures are about."""
+    return (folder / "complete").read_text() == SOURCES
+
+
+def _digest(made_of: Sequence[tuple[str, Path]]) -> str:
+    """SHA-256 over names and the bytes of their sources."""
+    digest = hashlib.sha256()
+    for name, source in sorted(made_of):
+        digest.update(name.encode() + hashlib.sha256(source.read_bytes()).digest())
+    return digest.hexdigest()
 
 
 def _slug(name: str) -> str:
@@ -113,7 +132,7 @@ def _call(command: Sequence[str], folder: Path) -> None:
         raise PicturesError(f"{' '.join(command)} failed: {last[0]}") from error
 
 
-def _looks(unpacked: Path, made: Path) -> Iterator[str]:
+def _looks(unpacked: Path, made: Path) -> Iterator[tuple[str, Path]]:
     styles = {
         "google": unpacked / "emoji-datasource-google-16.0.0/package/img/google/64",
         "twitter": unpacked / "emoji-datasource-twitter-16.0.0/package/img/twitter/64",
@@ -138,7 +157,7 @@ def _looks(unpacked: Path, made: Path) -> Iterator[str]:
             scale = LOOK_SIZE / max(look.size)
             size = (max(1, round(look.width * scale)), max(1, round(look.height * scale)))
             look.resize(size, Image.Resampling.LANCZOS).save(file)
-            yield f"- looks/{name}/{file.name}: {path.relative_to(unpacked)}"
+            yield f"looks/{name}/{file.name}", path
 
 
 def _stamps(folder: Path) -> dict[str, list[Path]]:
@@ -156,7 +175,7 @@ def _stamps(folder: Path) -> dict[str, list[Path]]:
     return found
 
 
-def _backgrounds(unpacked: Path, made: Path) -> Iterator[str]:
+def _backgrounds(unpacked: Path, made: Path) -> Iterator[tuple[str, Path]]:
     (made / "backgrounds").mkdir(parents=True)
     for package in (name for name in DEBIAN if "wallpapers" in name or "backgrounds" in name):
         root = unpacked / package / "usr/share"
@@ -171,7 +190,7 @@ def _backgrounds(unpacked: Path, made: Path) -> Iterator[str]:
             stem = path.parents[2].name if path.parent.name == "images" else path.stem
             file = made / "backgrounds" / f"{package}-{stem}.jpg"
             picture.resize(size, Image.Resampling.LANCZOS).save(file, quality=92)
-            yield f"- backgrounds/{file.name}: {path.relative_to(unpacked)}"
+            yield f"backgrounds/{file.name}", path
 
 
 def _odd(path: Path) -> int:
@@ -180,12 +199,10 @@ def _odd(path: Path) -> int:
     return abs(int(width[0]) - 1600) if width else 10**6
 
 
-def _fonts(unpacked: Path, made: Path) -> Iterator[str]:
+def _fonts(unpacked: Path, made: Path) -> Iterator[tuple[str, Path]]:
     (made / "fonts").mkdir(parents=True)
     for path in sorted(unpacked.glob("fonts-*/usr/share/fonts/**/*.[to]tf")):
-        if (
-            path.stem in FONTS.split()
-            and not (made / "fonts" / f"{path.stem}{path.suffix}").exists()
-        ):
-            shutil.copyfile(path, made / "fonts" / path.name)
-            yield f"- fonts/{path.name}: {path.relative_to(unpacked)}"
+        file = made / "fonts" / path.name
+        if path.stem in FONTS.split() and not file.exists():
+            shutil.copyfile(path, file)
+            yield f"fonts/{path.name}", path
