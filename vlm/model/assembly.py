@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -43,7 +44,7 @@ def assemble(
     tokens = [t for t in (IMAGE_TOKEN, VIDEO_TOKEN) if t not in tokenizer.get_vocab()]
     tokenizer.add_special_tokens({"additional_special_tokens": tokens}, False)
     if len(tokenizer) > causal.get_input_embeddings().num_embeddings:
-        causal.resize_token_embeddings(len(tokenizer))
+        _enlarge(causal, len(tokenizer))
     built = [e if isinstance(e, Expert) else build_expert(e) for e in experts]
     text = causal.config
     head = causal.get_output_embeddings()
@@ -116,3 +117,14 @@ def _same_logits(model: FoveateForConditionalGeneration, causal: Any) -> None:
             f"{type(causal).__name__} makes more of its hidden states than one matrix, a bias, a "
             "factor and a soft cap: expected a causal LM with a plain head"
         )
+
+
+def _enlarge(causal: Any, rows: int) -> None:
+    """Add rows to the embeddings. Nothing reads those of placeholders, so without a warning."""
+    logger = logging.getLogger("transformers.modeling_utils")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        causal.resize_token_embeddings(rows)
+    finally:
+        logger.setLevel(level)
