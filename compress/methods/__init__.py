@@ -12,6 +12,7 @@ from compress.methods.downsample import Downsample
 from compress.methods.duet import Duet
 from compress.methods.fastv import FastV
 from compress.methods.fastvid import FastVID
+from compress.methods.flashvid import FlashVID
 from compress.methods.foveate import Foveate
 from compress.methods.foveate_gains import gains_of
 from compress.methods.holov import HoloV
@@ -45,6 +46,7 @@ METHODS: dict[str, type[Method]] = {
         Duet,
         FastV,
         FastVID,
+        FlashVID,
         Foveate,
         HoloV,
         IDSelection,

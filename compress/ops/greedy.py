@@ -42,19 +42,23 @@ def _fused(table: Tensor) -> ModuleType | None:
 
 
 @torch.no_grad()
-def farthest(vectors: Tensor, count: int) -> Tensor:
+def farthest(vectors: Tensor, count: int, weight: Tensor | None = None) -> Tensor:
     """Max-min diversity (DivPrune, section 3) of vectors (B, N, D).
 
-    Distance is 1 - cosine. The first selected is the token farthest from its nearest other, each
-    next one the farthest from its nearest selected.
+    Distance is 1 - cosine, times the token's weight (B, N), not negative, if there is one. The
+    first selected is the token farthest from its nearest other, each next one the farthest from its
+    nearest selected.
     """
     selected = []
     for part in similarity.batches(*vectors.shape[:2]):
         near = similarity.gram(similarity.unit(vectors[part]))
+        if weight is not None:
+            least = torch.finfo(near.dtype).tiny
+            near = (near - 1) * similarity.wide(weight[part]).clamp(min=least)[:, None]
         own = near.diagonal(dim1=1, dim2=2)
         sample = torch.arange(len(near), device=near.device)
-        own.fill_(-2.0)
-        first = near.amax(2).argmin(1)
+        own.fill_(-torch.inf)
+        first = near.amax(1).argmin(1)
         own.fill_(torch.inf)  # a token is not selected twice
         indices, cover = [first], near[sample, first]
         for _ in range(count - 1):

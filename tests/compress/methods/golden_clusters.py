@@ -143,3 +143,69 @@ def sparsevlm(hidden, scores, size, count):
     groups = {i: [] for i in ranked[:kept]}
     groups |= {pool[c]: [pool[i] for i in m] for c, m in clusters.items()}
     return merged(hidden, groups, size=size)
+
+
+def flashvid(x, s, grid, keep, segments, threshold, link, k=7):
+    t = grid[0]
+    n = len(x) // t
+    count = round(keep * 0.7)
+    each = [count * (f + 1) // t - count * f // t for f in range(t)]
+    chosen = []
+    for f, quota in enumerate(each):
+        frame = range(f * n, f * n + n)
+        first = argmax([s[i] * min(1 - cos(x[i], x[j]) for j in frame if j != i) for i in frame])
+        picked = [f * n + first]
+        while len(picked) < max(1, quota):
+            picked.append(
+                f * n
+                + argmax(
+                    [
+                        -1 if i in picked else s[i] * min(1 - cos(x[i], x[p]) for p in picked)
+                        for i in frame
+                    ]
+                )
+            )
+        chosen += picked[:quota]
+    means = [x[f * n : f * n + n].mean(0) for f in range(t)]
+    near = [cos(means[f], means[f + 1]) for f in range(t - 1)]
+    cuts = {f for f, v in enumerate(near) if v < threshold}
+    cuts |= set(best_first(-np.array(near))[: min(segments, t) - 1])
+    links = {}
+    for i in range(n, len(x)):
+        before = [j for j in range(len(x)) if j // n == i // n - 1 and j not in chosen]
+        if i in chosen or i // n - 1 in cuts or not before:
+            continue
+        best = before[argmax([cos(x[i], x[j]) for j in before])]
+        if cos(x[i], x[best]) > link:
+            links[i] = (cos(x[i], x[best]), best)
+    allowed = sorted(links, key=lambda i: (-links[i][0], i))
+    allowed = allowed[: len(x) - len(chosen) - (keep - len(chosen))]
+    trees = {i: [i] for i in range(len(x)) if i not in chosen and i not in allowed}
+    for i in range(len(x)):
+        if i in allowed:
+            root = i
+            while root in allowed:
+                root = links[root][1]
+            trees[root].append(i)
+    mean = {root: x[members].mean(0) for root, members in trees.items()}
+    scores = np.full((t, n), -np.inf)
+    for f in range(t):
+        roots = [i for i in trees if i // n == f]
+        values = peaks(np.array([mean[i] for i in roots]), k) if len(roots) > 1 else [-1e30]
+        for i, value in zip(roots, values, strict=False):
+            scores[f, i % n] = value
+    rest = keep - len(chosen)
+    want = {}
+    for f in range(t):
+        for place, c in enumerate(best_first(scores[f])):
+            sure = rest >= t and place == 0
+            wanted = np.inf if sure else rest * (f + 1) // t - rest * f // t - place
+            want[f * n + c] = wanted if f * n + c in trees else -np.inf
+    centres = sorted(want, key=lambda c: (-want[c], c))[:rest]
+    groups = {c: [] for c in [*centres, *chosen]}
+    for root, members in trees.items():
+        own = [c for c in centres if c // n == root // n]
+        if own:
+            home = own[argmax([-np.square(mean[root] - mean[c]).sum() for c in own])]
+            groups[home] += [i for i in members if i != home]
+    return merged(x, groups)
