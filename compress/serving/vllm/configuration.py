@@ -1,4 +1,4 @@
-"""What the plugin checks and sets in vLLM's configuration of a model, before it is loaded."""
+"""What the plugin checks and sets in vLLM's configuration, before the model is loaded."""
 
 from __future__ import annotations
 
@@ -19,21 +19,15 @@ class PlacedMultiModalConfig(MultiModalConfig):
         return True
 
 
-def prepare(model_config: Any) -> None:
+def prepare(vllm_config: Any) -> None:
     """Check the settings, and have vLLM ask the model for positions.
 
     Raises ValueError for settings that cannot be served.
     """
+    model_config = vllm_config.model_config
     config, multimodal = model_config.hf_config, model_config.multimodal_config
     settings = ServingSettings.parse(config.foveate)
-    if multimodal is None:
-        raise ValueError("foveate reduces images, and this engine was started without them")
-    if multimodal.video_pruning_rate:
-        raise ValueError("foveate and --video-pruning-rate exclude each other: choose one")
-    if multimodal.enable_mm_embeds:
-        raise ValueError(
-            "foveate reduces images as they are encoded; --enable-mm-embeds brings encoded ones"
-        )
+    _check_engine(vllm_config)
     if settings.positions == "compact":
         return
     if not model_config.uses_mrope:
@@ -46,3 +40,27 @@ def prepare(model_config: Any) -> None:
             )
         config.mrope_section = [1, 1, 1]
     multimodal.__class__ = PlacedMultiModalConfig
+
+
+def _check_engine(vllm_config: Any) -> None:
+    """Raise ValueError for options of vLLM under which images come encoded, or the hooks of the
+    vision encoder do not run or see the images of one process, and for those that were not tried.
+    """
+    options, compilation = (
+        vllm_config.model_config.multimodal_config,
+        vllm_config.compilation_config,
+    )
+    if not any(options.get_limit_per_prompt(kind) for kind in ("image", "video")):
+        raise ValueError("foveate reduces images, and this engine was started without them")
+    several = vllm_config.parallel_config.tensor_parallel_size > 1
+    excluded = {
+        "--enable-mm-embeds": options.enable_mm_embeds,
+        "--video-pruning-rate": options.video_pruning_rate,
+        "compile_mm_encoder": compilation.compile_mm_encoder,
+        "cudagraph_mm_encoder": compilation.cudagraph_mm_encoder,
+        "--mm-encoder-tp-mode data": several and options.mm_encoder_tp_mode == "data",
+        "speculative decoding": vllm_config.speculative_config is not None,
+    }
+    for option, given in excluded.items():
+        if given:
+            raise ValueError(f"foveate cannot be combined with {option}: leave one of them out")

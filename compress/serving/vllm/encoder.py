@@ -20,43 +20,21 @@ from compress.runtime.encoded import Encoded
 from compress.runtime.reduce_inputs import InputTokens, pooled, reduce_inputs
 from compress.runtime.settings import Settings
 from compress.serving.vllm.settings import ServingSettings
-from vlm.attention import SegmentHeads, Segments
-from vlm.attention.reader import LayerReader
+from vlm.attention import Segments
+from vlm.attention.reader import LayerReader, packed_segments
 from vlm.families.base import ModelAdapter
 from vlm.inputs import VisualInput
-
-
-class ShardedHeads(SegmentHeads):
-    """`SegmentHeads` of which each tensor-parallel process has some of the heads.
-
-    The means over heads are averaged over the processes, so that all select the same tokens.
-    """
-
-    def keys(self) -> Tensor:
-        return _average(super().keys())
-
-    def saliency(self, rule: str) -> Tensor:
-        return _average(super().saliency(rule))
-
-    def attention(self) -> list[Tensor]:
-        return [_average(part) for part in super().attention()]
-
-
-def _average(x: Tensor) -> Tensor:
-    from vllm import distributed
-
-    count = distributed.get_tensor_model_parallel_world_size()
-    return x if count == 1 else distributed.tensor_model_parallel_all_reduce(x) / count
 
 
 class EncoderAttentionReader(LayerReader):
     """Reads the queries and keys that enter vLLM's `MMEncoderAttention`, rotated as they are.
 
+    Of tensor-parallel processes each has some of the heads. All gather those of the others, so
+    that all select the same tokens.
+
     has_class_token: whether the first row of each image is a class token, which is dropped.
     packed: whether images follow one another in one row, each frame attending within itself.
     """
-
-    heads = ShardedHeads
 
     def __init__(self, attention: Any, has_class_token: bool, packed: bool) -> None:
         super().__init__(attention)
@@ -73,20 +51,16 @@ class EncoderAttentionReader(LayerReader):
 
     def segments(self, values: Mapping[Any, Any], inputs: Sequence[VisualInput]) -> list[Segments]:
         """See `LayerReader.segments`."""
+        from vllm.distributed import tensor_model_parallel_all_gather
+
         shape, scale = (self.attention.num_heads, -1), float(self.attention.scale)
         query, key = (
-            x if x.ndim == 4 else x.unflatten(-1, shape) for x in (values["query"], values["key"])
+            tensor_model_parallel_all_gather(x if x.ndim == 4 else x.unflatten(-1, shape), dim=2)
+            for x in (values["query"], values["key"])
         )
-        if not self._packed:
-            return [Segments(query.transpose(1, 2), key.transpose(1, 2), scale)]
-        rows = [item.rows for item in inputs]
-        segments = []
-        for item, *pair in zip(
-            inputs, *(x.flatten(0, 1).split(rows) for x in (query, key)), strict=True
-        ):
-            q, k = (x.unflatten(0, (item.grid[0], -1)).transpose(1, 2) for x in pair)
-            segments.append(Segments(q, k, scale))
-        return segments
+        if self._packed:
+            return packed_segments(query.flatten(0, 1), key.flatten(0, 1), scale, inputs)
+        return [Segments(query.transpose(1, 2), key.transpose(1, 2), scale)]
 
 
 class _RuntimeSettings(Settings):
@@ -125,9 +99,7 @@ class Reducer:
         keep: of all these inputs. kwargs: what vLLM gives to `embed_multimodal`.
         """
         self._settings = self._settings.with_budget(keep)
-        encoded = Encoded.of(self._function(**kwargs))
-        if encoded is None or encoded.features is None:
-            raise RuntimeError("the vision encoder returned no embeddings")
+        encoded: Any = Encoded.of(self._function(**kwargs))
         features, reductions = encoded.features, encoded.reductions
         if reductions is not None:  # merged before the projector, whose output is in the carriers
             carriers = encoded.carriers or [one.anchor[0] for one in reductions]

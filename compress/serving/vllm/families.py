@@ -6,12 +6,11 @@ from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 
 from compress.serving.vllm.encoder import EncoderAttentionReader
 from vlm.attention import AttentionReader
-from vlm.families.base import ModelAdapter, layer_of
+from vlm.families.base import ModelAdapter
 from vlm.families.internvl import InternVL
 from vlm.families.llava import Llava
 from vlm.families.llava_next import LlavaNext
@@ -37,41 +36,24 @@ class Served(ModelAdapter):
     def inputs(self, kind: str, call: Mapping[str, Any]) -> list[VisualInput]:
         return super().inputs(kind, call["kwargs"])  # type: ignore[safe-super]
 
-    @staticmethod
-    def places(is_visual: Tensor, data: Mapping[str, Any], config: Any) -> Tensor:
-        """(L, axes) int64: where the L dense tokens of an image or video stand, from its start.
-
-        is_visual: (L,) bool, False at text within it. data: its fields, as vLLM's processor made
-        them. config: of the model.
-        """
-        return torch.arange(len(is_visual))[:, None]
-
 
 class ServedLlava(Served, Llava):
     """vLLM builds the vision encoder up to the layer whose output goes into the projector."""
 
     stock = "llava:LlavaForConditionalGeneration"
 
-    def feature_layer(self, kind: str) -> int:
-        return layer_of(self.config.vision_feature_layer, self._depth)
-
-    def scoring_layer(self, kind: str, index: int | None) -> int:
-        if index is None:
-            return self.feature_layer(kind)
-        wanted = min(max(index + self._depth if index < 0 else index, 0), self._depth - 1)
-        built = len(self.vision_layers(kind))
-        if wanted >= built:
-            raise ValueError(
-                f"foveate: the method reads vision layer {wanted}, and vLLM builds the first "
-                f"{built} of {self._depth}. Choose an option that reads one of those"
-            )
-        return wanted
-
-    @property
-    def _depth(self) -> int:
-        return int(self.config.vision_config.num_hidden_layers)
+    def vision_layers(self, kind: str) -> Sequence[Any]:
+        """Those that are built, and None for each of the others."""
+        built = list(super().vision_layers(kind))
+        return [*built, *[None] * (self.config.vision_config.num_hidden_layers - len(built))]
 
     def reader(self, layer: Any) -> AttentionReader:
+        if layer is None:
+            raise ValueError(
+                "foveate: the method reads a layer of the vision encoder behind the one whose "
+                "output the projector gets, and vLLM builds none of those. Choose an option that "
+                "reads an earlier layer"
+            )
         return EncoderAttentionReader(layer.self_attn.attn, self.has_class_token, packed=False)
 
 
@@ -115,28 +97,6 @@ class ServedQwen2VL(Served, Qwen2VL):
 
     def reader(self, layer: Any) -> AttentionReader:
         return EncoderAttentionReader(layer.attn.attn, has_class_token=False, packed=True)
-
-    @staticmethod
-    def places(is_visual: Tensor, data: Mapping[str, Any], config: Any) -> Tensor:
-        vision = config.vision_config
-        grid = data["image_grid_thw"] if "image_grid_thw" in data else data["video_grid_thw"]
-        frames, height, width = (
-            grid // torch.tensor([1, *[vision.spatial_merge_size] * 2])
-        ).tolist()
-        rate = getattr(vision, "tokens_per_second", None)  # of Qwen2.5-VL
-        step = 1.0 if rate is None else rate * float(data.get("second_per_grid_ts", 1.0))
-        kinds, lengths = is_visual.unique_consecutive(return_counts=True)
-        at, parts = 0, []
-        for visual, length in zip(kinds.tolist(), lengths.tolist(), strict=True):
-            part = torch.arange(length)[:, None].expand(-1, 3)
-            if visual:  # Qwen3-VL has a run of tokens for each frame
-                count = frames // int(kinds.sum())
-                sides = map(torch.arange, (count, height, width))
-                part = torch.cartesian_prod(*sides)
-                part[:, 0] = (part[:, 0] * step).long()
-            parts.append(part + at)
-            at = int(parts[-1].max()) + 1
-        return torch.cat(parts)
 
 
 class ServedQwen25VL(ServedQwen2VL, Qwen2_5VL):

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from importlib import import_module
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -14,10 +14,12 @@ from vllm.platforms import current_platform
 
 from compress.serving.vllm import families, placing
 from compress.serving.vllm.encoder import Reducer
-from compress.serving.vllm.processing import DENSE, KEEP, PLACES, with_limits, with_reduction
-from compress.serving.vllm.settings import ServingSettings
+from compress.serving.vllm.processing import DENSE, with_limits, with_reduction
+from compress.serving.vllm.settings import KEEP, ServingSettings
 
 _Model: Any = Any if TYPE_CHECKING else object
+# Fields of an image or video that vLLM places its tokens by.
+PLACED_BY = ("image_grid_thw", "video_grid_thw", "second_per_grid_ts")
 
 
 def __getattr__(name: str) -> Any:
@@ -33,35 +35,43 @@ def __getattr__(name: str) -> Any:
         info=with_limits(factories.info, family),
         dummy_inputs=factories.dummy_inputs,
     )
-    made = type(name, (Reduced, stock), {"family": family, "__module__": __name__})
+    known = {"family": family, "stock": stock, "__module__": __name__}
+    made = type(name, (Reduced, stock), known)
     return globals().setdefault(name, register(made))
 
 
 class Reduced(_Model):
     """Comes before a stock model among the bases of a class.
 
-    Without settings in the model's configuration, all methods are the stock model's.
+    Without settings in the model's configuration, the stock model is made instead.
 
-    family: what the plugin knows of the model's family.
+    family: what the plugin knows of the model's family. stock: the other base.
     """
 
     family: ClassVar[type[families.Served]]
+    stock: ClassVar[Any]
     # Flags of vLLM's interfaces, whose protocols have constructors that would come in between.
     supports_mrope: ClassVar[bool] = True
     supports_multimodal_pruning: ClassVar[bool] = True
-    _settings: ServingSettings | None = None
-    _placed = False
+
+    def __new__(cls, *, vllm_config: Any, prefix: str = "") -> Any:
+        if getattr(vllm_config.model_config.hf_config, "foveate", None) is None:
+            return cls.stock(vllm_config=vllm_config, prefix=prefix)
+        return super().__new__(cls)
 
     def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
-        given = getattr(vllm_config.model_config.hf_config, "foveate", None)
-        if given is None:
+        settings = ServingSettings.parse(vllm_config.model_config.hf_config.foveate)
+        placed, text = settings.positions == "original", vllm_config.model_config.hf_text_config
+        before = text.max_position_embeddings
+        # `max_model_len` counts what is left of a prompt that may fill the model's positions, so
+        # generated text can pass them. The table of M-RoPE is longer anyhow.
+        if placed and self.family.axes == 1:
+            text.max_position_embeddings += vllm_config.model_config.max_model_len
+        try:
             super().__init__(vllm_config=vllm_config, prefix=prefix)
-            return
-        _check(vllm_config)
-        with _longer_table(vllm_config.model_config):
-            super().__init__(vllm_config=vllm_config, prefix=prefix)
-        self._settings = settings = ServingSettings.parse(given)
-        self._placed = settings.positions == "original"
+        finally:
+            text.max_position_embeddings = before
+        self._placed = placed
         self.is_multimodal_pruning_enabled = False  # vLLM's own pruning of videos
         self._width = width = self.config.get_text_config().hidden_size
         self._served = served = self.family(self)
@@ -77,35 +87,44 @@ class Reduced(_Model):
     get_video_features = get_image_features
 
     def embed_multimodal(self, **kwargs: Any) -> Any:
-        if self._settings is None:
-            return super().embed_multimodal(**kwargs)
         kind = "video" if "pixel_values_videos" in kwargs else "image"
-        keep, dense, places = (kwargs.pop(name) for name in (KEEP, DENSE, PLACES))
+        keep, dense = (kwargs.pop(name) for name in (KEEP, DENSE))
         reduced = self._reducers[kind](keep.item(), kwargs)
         embeddings = []
-        for (features, anchor), ids, own in zip(reduced, dense, places, strict=True):
+        for number, ((features, anchor), ids) in enumerate(zip(reduced, dense, strict=True)):
             is_visual, text = ids == self._tokens[kind], features[:0, : self._width]
             if not is_visual.all():
                 text = self.get_language_model().embed_input_ids(ids[~is_visual].to(text.device))
-            rows, where = placing.standing(is_visual, anchor, text, features, own)
+            fields = {name: kwargs[name][number] for name in PLACED_BY if name in kwargs}
+            places = self._places(kind, ids, fields)
+            rows, where = placing.standing(is_visual, anchor, text, features, places)
             if self._placed:
                 rows = torch.cat([rows, placing.to_columns(where, rows.dtype)], 1)
             embeddings.append(rows)
         return embeddings
 
+    def _places(self, kind: str, ids: Tensor, fields: Mapping[str, Tensor]) -> Tensor:
+        """(L, axes) int64: where vLLM places the dense tokens of an image or video, from its start.
+
+        ids: (L,) int64, of the dense tokens and the text within them. fields: those of `PLACED_BY`.
+        """
+        if self.family.axes == 1:
+            return torch.arange(len(ids))[:, None]
+        data = {name: SimpleNamespace(data=value) for name, value in fields.items()}
+        alone = SimpleNamespace(modality=kind, data=data, mm_position=SimpleNamespace(offset=0))
+        return super().get_mrope_input_positions(ids.tolist(), [alone])[0].mT
+
     def get_mrope_input_positions(
         self, input_tokens: list[int], mm_features: Sequence[Any]
     ) -> tuple[Tensor, int]:
-        if self._settings is None:
-            return super().get_mrope_input_positions(input_tokens, mm_features)
-        length = len(input_tokens)
-        if not self._placed:
-            return torch.arange(length).expand(3, -1).clone(), 0
         images = []
-        for feature in sorted(mm_features, key=lambda one: one.mm_position.offset):
-            position, span = feature.mm_position, int(feature.data[PLACES].data.max()) + 1
-            images.append((position.offset, position.length, span))
-        return placing.dense_positions(length, images, self.family.axes)
+        features = mm_features if self._placed else ()
+        for feature in sorted(features, key=lambda one: one.mm_position.offset):
+            position = feature.mm_position
+            fields = {name: item.data for name, item in feature.data.items()}
+            places = self._places(feature.modality, fields[DENSE], fields)
+            images.append((position.offset, position.length, int(places.max()) + 1))
+        return placing.dense_positions(len(input_tokens), images, self.family.axes)
 
     def recompute_mrope_positions(
         self,
@@ -114,9 +133,6 @@ class Reduced(_Model):
         mrope_positions: Tensor,
         num_computed_tokens: int,
     ) -> tuple[Sequence[Tensor], Tensor, int]:
-        if self._settings is None:
-            parent = super().recompute_mrope_positions
-            return parent(input_ids, multimodal_embeddings, mrope_positions, num_computed_tokens)
         if not (self._placed and multimodal_embeddings):  # every step of decoding comes by here
             return multimodal_embeddings, mrope_positions, placing.delta(mrope_positions)
         positions, ids = mrope_positions.clone(), torch.as_tensor(input_ids)
@@ -132,41 +148,6 @@ class Reduced(_Model):
         return super().forward(input_ids, positions, *args, **kwargs)
 
 
-def _check(vllm_config: Any) -> None:
-    """Raise ValueError where the vision encoder's hooks would not run, or see some images only."""
-    for name in ("compile_mm_encoder", "cudagraph_mm_encoder"):
-        if getattr(vllm_config.compilation_config, name, False):
-            raise ValueError(
-                f"foveate reads the vision encoder as it runs, which {name} does not allow: turn "
-                "it off"
-            )
-    multimodal = vllm_config.model_config.multimodal_config
-    several = vllm_config.parallel_config.tensor_parallel_size > 1
-    if several and multimodal.mm_encoder_tp_mode == "data":
-        raise ValueError(
-            "foveate needs all images in each process: expected --mm-encoder-tp-mode weights"
-        )
-    if vllm_config.speculative_config is not None:
-        raise ValueError("foveate has not been tried with speculative decoding: turn it off")
-
-
-@contextmanager
-def _longer_table(model_config: Any) -> Iterator[None]:
-    """Have the rotary embedding made for the positions that generated text can reach.
-
-    A prompt may fill the model's positions before the reduction, and `max_model_len` counts what
-    is left after it.
-    """
-    config = model_config.hf_config.get_text_config()
-    before = config.max_position_embeddings
-    if getattr(model_config.hf_config, "mrope_section", None) == [1, 1, 1]:
-        config.max_position_embeddings = before + model_config.max_model_len
-    try:
-        yield
-    finally:
-        config.max_position_embeddings = before
-
-
 def _enable_on_cpu() -> None:
     """Let vLLM's runner on CPU ask for positions, as the one for GPUs does.
 
@@ -175,8 +156,7 @@ def _enable_on_cpu() -> None:
     from vllm.v1.worker.cpu_model_runner import CPUModelRunner
 
     def enabled(runner: Any) -> bool:
-        model = getattr(runner, "model", None)
-        return isinstance(model, Reduced) and model._placed
+        return getattr(getattr(runner, "model", None), "_placed", False)
 
     flag: Any = property(enabled, lambda runner, value: None)
     CPUModelRunner.is_multimodal_pruning_enabled = flag

@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from numbers import Integral, Real
 from typing import Any
 
 from compress.defaults import METHOD
-from compress.methods import METHODS, Method, get_method
+from compress.methods import METHODS, Method
 
-KEEP_ARGUMENT = "foveate_keep"
-"""The key of `mm_processor_kwargs` that gives one request a smaller `keep`."""
+KEEP = "foveate_keep"
+"""The key of `mm_processor_kwargs` that gives one request a smaller `keep`, and the field of an
+image or video with what it keeps: () int64 or float64."""
 POSITIONS = ("original", "compact")
 
 
@@ -62,8 +62,8 @@ class ServingSettings:
         keep: of one request, default the engine's.
         """
         keep = self.keep if keep is None else keep
-        if isinstance(keep, Integral):
-            return min(int(keep), dense)
+        if isinstance(keep, int):
+            return min(keep, dense)
         # As `compress` allocates a budget: the nearest count, the lower of two equally near.
         return max(1, math.ceil(keep * dense - 0.5))
 
@@ -74,13 +74,13 @@ class ServingSettings:
 
         Raises ValueError if it keeps more than the engine does, whose memory is set aside for that.
         """
-        if KEEP_ARGUMENT not in arguments:
+        if KEEP not in arguments:
             return self.keep
-        keep = check_keep(arguments[KEEP_ARGUMENT], KEEP_ARGUMENT)
+        keep = check_keep(arguments[KEEP], KEEP)
         wanted, most = self.count(dense, keep), self.count(dense)
         if wanted > most:
             raise ValueError(
-                f"{KEEP_ARGUMENT} is {keep!r}, which keeps {wanted} of an image's {dense} tokens; "
+                f"{KEEP} is {keep!r}, which keeps {wanted} of an image's {dense} tokens; "
                 f"this engine was started with keep {self.keep!r}, at most {most}"
             )
         return keep
@@ -88,10 +88,10 @@ class ServingSettings:
 
 def check_keep(keep: object, name: str) -> int | float:
     """Raise ValueError unless `keep` is a positive count or a share in (0, 1]."""
-    if isinstance(keep, Integral) and not isinstance(keep, bool) and int(keep) >= 1:
-        return int(keep)
-    if isinstance(keep, Real) and not isinstance(keep, Integral) and 0 < float(keep) <= 1:
-        return float(keep)
+    if isinstance(keep, int) and not isinstance(keep, bool) and keep >= 1:
+        return keep
+    if isinstance(keep, float) and 0 < keep <= 1:
+        return keep
     raise ValueError(
         f"{name} is {keep!r}; expected a count of tokens (an integer, at least 1) or a share of "
         "the image's tokens (a fraction in (0, 1])"
@@ -99,9 +99,9 @@ def check_keep(keep: object, name: str) -> int | float:
 
 
 def _method(name: object, options: Mapping[str, Any]) -> Method:
-    if not isinstance(name, str):
-        raise ValueError(f"foveate: method is {name!r}; expected one of {', '.join(METHODS)}")
-    kind = type(get_method(name))  # says which are known
+    if not isinstance(name, str) or name not in METHODS:
+        raise ValueError(f"foveate: method is {name!r}; known methods: {', '.join(METHODS)}")
+    kind = METHODS[name]
     known = [field.name for field in fields(kind)]
     for key in options:
         if key not in known:

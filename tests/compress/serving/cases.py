@@ -72,12 +72,12 @@ CASES = [
     ),
     *(
         Served(model, method, 0.25, requests=4, pairs=2)
-        for model in ("qwen2_5_vl", "qwen3_vl", "llava_next", "internvl")
+        for model in ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "llava_next", "internvl")
         for method in ("divprune", "cascade", "random")
     ),
     *(
         Served(model, method, 0.25, requests=6, pairs=2, chunks=method == "foveate", video=True)
-        for model in ("qwen2_5_vl", "qwen3_vl")
+        for model in ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
         for method in ("foveate", "duet")
     ),
     *(Served("qwen3_vl", "duet", 1.0, requests=4, video=video) for video in (False, True)),
