@@ -51,8 +51,8 @@ class ServedLlava(Served, Llava):
         if layer is None:
             raise ValueError(
                 "foveate: the method reads a layer of the vision encoder behind the one whose "
-                "output the projector gets, and vLLM builds none of those. Choose an option that "
-                "reads an earlier layer"
+                "output the projector gets, and vLLM builds none of those. Choose a method or an "
+                "option that reads an earlier layer"
             )
         return EncoderAttentionReader(layer.self_attn.attn, self.has_class_token, packed=False)
 

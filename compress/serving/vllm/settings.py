@@ -126,10 +126,10 @@ def _check_method(method: Method) -> None:
             "all layers share one table of cache blocks. Choose a method that reduces before the "
             "language model"
         )
-    if method.resizes_input:
+    if method.resizes_input or getattr(method, "prunes_patches", False):
         raise ValueError(
-            f"foveate: {name} gives the vision encoder smaller images. Give the processor smaller "
-            "images instead, by --mm-processor-kwargs"
+            f"foveate: {name} gives the vision encoder less than the image, which vLLM's does not "
+            "take. Give the processor smaller images instead, by --mm-processor-kwargs"
         )
     if method.proportional_attention:
         raise ValueError(
