@@ -141,6 +141,11 @@ that is not known. Of Qwen2.5-Omni and Qwen3-Omni the thinker is held (`model.th
 **Audio** is never reduced: audio tokens count as text. A prompt with audio and no picture has
 nothing to reduce, so it runs as in the stock model.
 
+**Assisted decoding.** The tokens that an assistant proposes with the prompt rank no visual tokens.
+They are told from the prompt by `logits_to_keep`, which the stock VideoLLaMA 3 and the thinkers do
+not take: under a method that ranks tokens in the language model, assisted answers of these can
+differ from greedy ones. The stock ERNIE 4.5 VL fails on proposed tokens.
+
 **Not held**, and refused by their `model_type` with these words:
 """
 

@@ -32,30 +32,25 @@ def over(cases: Iterable[Case], quick: Iterable[str] | None = None) -> Any:
 each_case = over(CASES)
 some_cases = over(CASES, QUICK)
 # Where what follows a prompt is as what is in it: not where a prompt has two-way attention.
-# Nor where random words are marks that the stock model reads beside an image alone.
-some_continuing_cases = over(
-    [c for c in CASES if c.two_way != "prompt" and c.name not in ("ovis2", "ernie4_5_vl_moe")],
-    QUICK,
-)
-# Qwen3.5's state cannot be cropped, and the stock model refuses to; a convolution's can. Those with
-# names here were not seen to be equal.
-_NOT_LOOKED_UP = ("video_llama_3", "ernie4_5_vl_moe", "qwen2_5_omni", "qwen3_omni_moe")
+some_continuing_cases = over([case for case in CASES if case.two_way != "prompt"], QUICK)
+# Qwen3.5's state cannot be cropped, and the stock model refuses to; a convolution's can. The stock
+# ERNIE has experts for the tokens of the prompt alone, and fails on candidates.
+_NOT_CROPPABLE = ("qwen3_5", "qwen3_5_moe", "minicpmv4_6", "ernie4_5_vl_moe")
 some_croppable_cases = over(
-    [
-        case
-        for case in CASES
-        if case.two_way != "prompt"
-        and not case.name.startswith("qwen3_5")
-        and case.name not in _NOT_LOOKED_UP
-    ],
+    [case for case in CASES if case.two_way != "prompt" and case.name not in _NOT_CROPPABLE],
     QUICK,
 )
+# Whose forward has no `logits_to_keep`, by which candidates are told from the prompt: they rank
+# visual tokens in the language model, too.
+CANDIDATES_RANK = ("video_llama_3", "qwen2_5_omni", "qwen3_omni_moe")
 # Some stock models look at weights that are elsewhere, outside of the forward that they are for.
 some_offloaded_cases = over(
     [
         c
         for c in CASES
         if c.name not in ("glm4v", "glm46v", "glm4v_moe", "glm_ocr", "idefics3", "lfm2_vl")
+        and c.name != "minicpmv4_6"
+        and not c.by_timm
     ],
     QUICK,
 )

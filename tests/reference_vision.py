@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, eager_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -49,6 +49,12 @@ def _recorded(
     return (weights.to(value.dtype) @ value).transpose(1, 2).contiguous(), weights
 
 
+def _recorded_by_timm(query: Tensor, key: Tensor, value: Tensor, **options: Any) -> Tensor:
+    weights = (query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5).softmax(-1)
+    MAPS[len(MAPS)] = [(key, weights)]
+    return weights @ value
+
+
 ALL_ATTENTION_FUNCTIONS.register("recorded", _recorded)
 ALL_MASK_ATTENTION_FUNCTIONS.register("recorded", eager_mask)
 
@@ -61,9 +67,13 @@ def recorded(case: Case, model: Any) -> Iterator[None]:
     MAPS.clear()
     for encoder in encoders:
         encoder.config._attn_implementation = "recorded"
+    sdpa = nn.functional.scaled_dot_product_attention
+    if case.by_timm:  # whose encoders ask for it by name
+        nn.functional.scaled_dot_product_attention = _recorded_by_timm
     try:
         yield
     finally:
+        nn.functional.scaled_dot_product_attention = sdpa
         for encoder, name in zip(encoders, before, strict=True):
             encoder.config._attn_implementation = name
 

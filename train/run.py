@@ -276,13 +276,14 @@ def rope_of(model: Any) -> Callable[[dict[str, Any]], Tensor] | None:
         )
     if not hasattr(core, "get_rope_index"):
         return None
-    known = inspect.signature(core.get_rope_index).parameters
 
     def places(sample: dict[str, Any]) -> Tensor:
-        given = {name: value for name, value in sample.items() if name in known}
-        for name in ("input_ids", "mm_token_type_ids"):
-            given[name] = sample[name][None]
-        return core.get_rope_index(**given)[0][:, 0]
+        ids, types = (sample[name][None] for name in ("input_ids", "mm_token_type_ids"))
+        mask = torch.ones_like(ids, dtype=torch.bool)
+        placed = adapter.chunk_positions(ids, mask, sample | {"mm_token_type_ids": types})
+        if placed is None:  # text alone
+            return torch.arange(ids.shape[1]).expand(3, -1)
+        return placed[0].T.long()
 
     return places
 

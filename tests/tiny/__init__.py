@@ -15,6 +15,7 @@ from tests.tiny.base import FIRST_WORD, IMAGE_TOKEN, PAD, VIDEO_TOKEN, WORDS, Ca
 from tests.tiny.cohere2_vision import AyaVision, Cohere2Vision
 from tests.tiny.deepseek_vl import DeepseekVL
 from tests.tiny.ernie4_5_vl_moe import Ernie45VLMoe
+from tests.tiny.fast_vlm import FastVLM
 from tests.tiny.foveate import Foveate
 from tests.tiny.gemma3 import Gemma3
 from tests.tiny.gemma4 import Gemma4, Gemma4Small
@@ -26,10 +27,12 @@ from tests.tiny.llava import Llava
 from tests.tiny.llava_next import LlavaNext
 from tests.tiny.llava_next_video import LlavaNextVideo
 from tests.tiny.llava_onevision import LlavaOnevision
+from tests.tiny.minicpmv4_6 import MiniCPMV46
 from tests.tiny.mistral3 import Mistral3
 from tests.tiny.ovis2 import Ovis2
 from tests.tiny.paddleocr_vl import PaddleOcrVL
 from tests.tiny.paligemma import PaliGemma, PaliGemma2
+from tests.tiny.perception_lm import PerceptionLM
 from tests.tiny.qwen2_5_omni import Qwen2_5Omni, Qwen3Omni
 from tests.tiny.qwen2_5_vl import Qwen2_5VL
 from tests.tiny.qwen2_vl import Qwen2VL
@@ -78,6 +81,9 @@ CASES: tuple[Case, ...] = (
     Ernie45VLMoe(),
     Qwen2_5Omni(),
     Qwen3Omni(),
+    FastVLM(),
+    PerceptionLM(),
+    MiniCPMV46(),
 )  # fmt: skip
 
 __all__ = ["CASES", "FIRST_WORD", "IMAGE_TOKEN", "PAD", "VIDEO_TOKEN", "WORDS", "Case", "Sample"]

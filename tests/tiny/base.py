@@ -72,6 +72,8 @@ class Case:
     "sliding" for images in sliding layers alone. recurrent: whether decoder layers carry a state
     from token to token. since: the earliest transformers from 5.20 on that the family was seen to
     work with. attention: the implementations that the stock decoder has, of those of the matrix.
+    by_timm: whether the vision encoder is one of timm. first_mark: the first id that is no word,
+    but a mark that the stock model reads where there are images.
     """
 
     name: ClassVar[str]
@@ -92,6 +94,8 @@ class Case:
     two_way: ClassVar[str] = ""
     recurrent: ClassVar[bool] = False
     attention: ClassVar[tuple[str, ...]] = ("sdpa", "eager")
+    first_mark: ClassVar[int] = WORDS
+    by_timm: ClassVar[bool] = False
     layouts: ClassVar[Sequence[Sequence[Any]]] = (
         (3, ("image", "a"), 7),
         (5, ("image", "b"), 2),
@@ -200,7 +204,7 @@ class Case:
         parts, shown = [], []
         for number, part in enumerate(self.laid_out(layout)):
             if isinstance(part, int):
-                parts.append(torch.randint(FIRST_WORD, WORDS, (part,), generator=draw))
+                parts.append(torch.randint(FIRST_WORD, self.first_mark, (part,), generator=draw))
             else:
                 parts.append(self.tokens(*part))
                 shown.append((*part, 100 * seed + number))

@@ -23,6 +23,7 @@ class Ernie45VLMoe(Qwen2VL):
     vision = ("vision_tower",)
     layouts = Case.layouts
     quick = False
+    first_mark = START
 
     def config(self, depth: int) -> Any:
         rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2]}

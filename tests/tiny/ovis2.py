@@ -20,6 +20,7 @@ class Ovis2(Gemma3):
     projector = "visual_embeddings_table"
     quick, quick_in_matrix = False, False
     stages = Case.stages
+    first_mark = INDICATORS[0]
     two_way = Case.two_way
 
     def config(self, depth: int) -> Any:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.marks import later
-from tests.tiny import CASES
+from tests.tiny import CASES, IMAGE_TOKEN
 from tests.train import small, small_qwen
 from tests.train.small import losses, weights
 from tests.vlm import models
@@ -71,14 +71,16 @@ def test_a_model_that_cannot_keep_samples_apart_is_not_packed(name: str) -> None
         rope_of(case.model())
 
 
-def test_packed_samples_of_a_model_under_mrope_have_their_own_positions(tmp_path: Path) -> None:
-    case = next(case for case in CASES if case.name == "qwen2_5_vl")
+@pytest.mark.parametrize("name", ["qwen2_5_vl", *later("qwen2_5_omni")])
+def test_packed_samples_of_a_model_under_mrope_have_their_own_positions(name: str) -> None:
+    case = next(case for case in CASES if case.name == name)
     model = case.model()
     samples = [case.sample((3, ("image", "a"), 4), seed=1), case.sample([5], seed=2)]
     features = []
     for sample in samples:
         given = case.inputs([sample])
         del given["attention_mask"]
+        given.setdefault("mm_token_type_ids", (given["input_ids"] == IMAGE_TOKEN).long())
         given = {k: v[0] if k in TOKENS else v for k, v in given.items()}
         given["labels"] = given["input_ids"].clone()
         features.append(given | {"faults": [], "cut": 0})

@@ -188,11 +188,20 @@ class PaddedReader(ProjectionReader):
 
 
 class PackedReader(ProjectionReader):
-    """For layers with `q_proj` and `k_proj` on packed images, (rows, width) or (1, rows,
-    width), called with `position_embeddings` (cos and sin by row); a frame attends to itself."""
+    """For layers with `q_proj` and `k_proj` on packed images, (rows, width) or (1, rows, width), in
+    which a frame attends to itself.
+
+    turned: whether they are called with `position_embeddings` (cos and sin by row).
+    """
+
+    def __init__(self, attention: Any, *, turned: bool = True) -> None:
+        super().__init__(attention)
+        self._turned = turned
 
     def attach(self) -> list[Any]:
         """See `AttentionReader.attach`."""
+        if not self._turned:
+            return super().attach()
         hook = self.argument_hook("position_embeddings")
         handle = self.attention.register_forward_pre_hook(hook, with_kwargs=True)
         return [handle, *super().attach()]
@@ -201,7 +210,8 @@ class PackedReader(ProjectionReader):
         """See `LayerReader.segments`."""
         heads = self.attention.num_heads
         query, key = (values[name].flatten(0, -2).unflatten(-1, (heads, -1)) for name in "qk")
-        query, key = _rotated(query, key, *values["position_embeddings"])
+        if self._turned:
+            query, key = _rotated(query, key, *values["position_embeddings"])
         return packed_segments(query, key, float(self.attention.scaling), inputs)
 
 

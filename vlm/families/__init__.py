@@ -40,6 +40,9 @@ _FAMILIES = {
     "paddleocr_vl": "PaddleOcrVL",
     "ernie4_5_vl_moe": "Ernie45VLMoe",
     "qwen2_5_omni": "Qwen2_5Omni Qwen3Omni",
+    "fast_vlm": "FastVLM",
+    "perception_lm": "PerceptionLM",
+    "minicpmv4_6": "MiniCPMV46",
     "foveate": "FoveateAdapter",
 }
 

@@ -21,7 +21,6 @@ class Ovis2(ClipHost):
     """
 
     name = "ovis2"
-    packs = False  # packed samples were seen to differ from single ones
     model_types = frozenset({"ovis2"})
 
     def __init__(self, model: nn.Module) -> None:

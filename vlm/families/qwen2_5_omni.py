@@ -18,7 +18,6 @@ class Qwen2_5Omni(Qwen2_5VL):  # noqa: N801 - as the model is called
     """`Qwen2_5OmniThinkerForConditionalGeneration`. Audio tokens are text to a reduction."""
 
     name = "qwen2_5_omni"
-    packs = False  # the thinker places one sample a row
     model_types = frozenset({"qwen2_5_omni_thinker"})
 
     def reader(self, layer: Any) -> AttentionReader:
@@ -36,7 +35,6 @@ class Qwen3Omni(Qwen2VL):
     """`Qwen3OmniMoeThinkerForConditionalGeneration`, with DeepStack as in Qwen3-VL."""
 
     name = "qwen3_omni_moe"
-    packs = False
     model_types = frozenset({"qwen3_omni_moe_thinker"})
 
     @property
