@@ -1,6 +1,8 @@
 """Print and draw a plan: python -m positions --text 30 --image 24x24 --scheme v2pe:1/16
 
 `python -m positions diagnose --model DIR ...` adds how often rotation reverses the order of keys.
+With `--picture FILE --ask QUESTION` it runs the model, and says where the attention of the prompt's
+last token goes: by segment, and by place among visual tokens, dense and reduced.
 
 Segments are planned in the order of the arguments. A visual input may name its own scheme after an
 @ (--image 64x64@compact:row).
@@ -90,6 +92,10 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m position
     options = parser.parse_args(given[diagnosing:])
     if diagnosing and not options.config:
         parser.error("diagnose needs the model's frequencies: name it with --model")
+    if options.picture and not diagnosing:
+        parser.error("--picture is measured by `diagnose`")
+    if options.picture:
+        return _attention(options)
     try:
         scheme = parse_scheme(options.scheme)
         segments = [_segment(kind, value, options) for kind, value in options.segments or []]
@@ -139,7 +145,11 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     add("--seed", type=int, default=0, help="of random schemes")
     add("--config", "--model", help="folder or config.json of a model to check the plan against")
     add("--dtype", default="bfloat16", choices=("bfloat16", "float16", "float32"))
-    add("--out", help="draw the plan to this file")
+    add("--picture", action="append", metavar="FILE", help="measure attention to this; repeatable")
+    add("--ask", default="What is shown?", metavar="QUESTION", help="what is asked about pictures")
+    add("--method", default="foveate", help="how visual tokens are reduced")
+    add("--budget", default="1/9", help="tokens (64) or a share (0.11, 1/9)")
+    add("--out", help="draw to this file")
     return parser
 
 
@@ -192,6 +202,38 @@ def _print_rates(made: Plan, config: Any) -> None:
             f"reverses which of two keys scores higher in {one.flips:.1%} of pairs, and the "
             f"farther of two equal keys scores higher in {one.inversions:.1%}"
         )
+
+
+def _attention(options: argparse.Namespace) -> int:
+    """Measure, print and draw where the attention of a prompt's last token goes."""
+    import vlm
+    from compress.parse import parse_budget, parse_method
+    from compress.probing.attention_mass import attention_mass
+    from compress.probing.mass_picture import draw_mass
+    from vlm.prompts import picture_prompt
+
+    try:
+        model, processor = vlm.load(options.config)
+        model.set_attn_implementation("eager")
+        pictures = [vlm.read_image(path) for path in options.picture]
+        inputs = picture_prompt(model, processor, pictures, options.ask)
+        arms = {"dense": ("uniform", 1.0)}
+        method = parse_method(options.method)
+        arms[f"{options.method} {options.budget}"] = (method, parse_budget(options.budget))
+        found = {name: attention_mass(model, inputs, *arm).facts() for name, arm in arms.items()}
+    except (ValueError, TypeError, OSError) as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 1
+    for name, one in found.items():
+        print(name)
+        for part, shares in one["parts"].items():
+            layers = "".join(f"{share:7.1%}" for share in shares[:-1])
+            print(f"  {part:<12}layers{layers}   rollout{shares[-1]:7.1%}")
+        print(f"  {'by place':<12}rollout" + "".join(f"{x:7.1%}" for x in one["places"][-1]))
+    if options.out:
+        draw_mass(found, options.out)
+        print("drawn:", options.out)
+    return 0
 
 
 def _format(position: Tensor) -> str:

@@ -172,6 +172,37 @@ class Infinite(StreamPositions):
         return placed
 
 
+@dataclass(frozen=True)
+class Interpolated(StreamPositions):
+    """Position interpolation (arXiv 2306.15595) of what is held: positions without gaps, and where
+    these would span more than `span`, evenly closer. For a memory of more steps than the model saw
+    in training. Keys are cached before rotation.
+
+    On models with a time axis, only time is interpolated, and the layout within a step stays; else
+    all positions of the stream are.
+    """
+
+    raw: ClassVar[bool] = True
+    span: float = 64.0
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.span) and self.span > 0):
+            raise PositionError(f"Interpolated(span={self.span!r}): expected a positive number")
+
+    def at_forward(self, groups: Sequence[Held], ahead: float) -> list[Tensor]:
+        placed = aligned(groups)
+        axes = slice(0, 1) if groups[0].time_axis else slice(0, 3)
+        streams = [held.step >= 0 for held in groups]
+        if not bool(streams[0].any()):
+            return placed
+        times = [now[own, axes] for now, own in zip(placed, streams, strict=True)]
+        first = min(float(time.amin()) for time in times)
+        reach = max(float(time.amax()) for time in times) - first
+        for now, own, time in zip(placed, streams, times, strict=True):
+            now[own, axes] = first + (time - first) * min(1.0, self.span / max(reach, 1e-9))
+        return placed
+
+
 POLICIES: dict[str, type[StreamPositions]] = {
     "original": Original,
     "eager": Eager,
@@ -180,6 +211,7 @@ POLICIES: dict[str, type[StreamPositions]] = {
     "grouped": Grouped,
     "v2pe": Increment,
     "infinite": Infinite,
+    "interpolated": Interpolated,
 }
 
 

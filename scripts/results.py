@@ -18,6 +18,8 @@ from typing import Any
 from scripts import (
     ablate,
     accuracy,
+    study_attention,
+    study_cache,
     study_drift,
     study_experts,
     study_needle,
@@ -36,6 +38,8 @@ STUDIES: dict[str, Any] = {
     for study in (
         ablate,
         accuracy,
+        study_attention,
+        study_cache,
         study_drift,
         study_experts,
         study_needle,
@@ -76,7 +80,7 @@ def main(folder: Path = RESULTS) -> int:
 
 def pages(docs: Path) -> list[Path]:
     """The pages that show tables."""
-    first = (docs / f"{name}.md" for name in ("results", "schedules", "streams"))
+    first = (docs / f"{name}.md" for name in ("results", "schedules", "streams", "positions"))
     return [*first, *sorted((docs / "studies").glob("*.md"))]
 
 

@@ -8,7 +8,7 @@ import torch
 from positions import PositionError, rerotate, stream_positions
 from positions.channels import ChannelTable
 from positions.held import Held, aligned
-from positions.policies import POLICIES, Eager, Increment, Infinite, Lazy
+from positions.policies import POLICIES, Eager, Increment, Infinite, Interpolated, Lazy
 from tests.positions.test_held import video
 
 
@@ -57,6 +57,23 @@ def test_infinite_caps_the_distance_on_the_time_axis() -> None:
     assert torch.equal(now, flat.home.clamp(min=newest + 1 - 20))
     with pytest.raises(PositionError, match="limit=0"):
         Infinite(limit=0)
+
+
+def test_interpolation_draws_time_together_and_nothing_else() -> None:
+    cut = video([0, 3, 9, 12])  # without gaps: 3, 5, 7, 9
+    (now,) = Interpolated(span=3).at_forward([cut], 40.0)
+    assert now[3::2, 0].tolist() == [3, 4, 5, 6]
+    assert torch.equal(now[:, 1:], cut.home[:, 1:])
+    assert torch.equal(now[:3], cut.home[:3])
+    assert torch.equal(Interpolated(span=6).at_forward([cut], 40.0)[0], aligned([cut])[0])
+    other = video([3, 9, 12])  # groups of layers meet at the newest token
+    both = Interpolated(span=3).at_forward([cut, other], 40.0)
+    assert torch.equal(both[0][-1], both[1][-1])
+    flat = Held(cut.step, cut.home[:, :1].expand(-1, 3), cut.home, cut.advance, False, True)
+    (now,) = Interpolated(span=1.75).at_forward([flat], 40.0)
+    assert float(now[-1, 0] - now[3, 0]) == pytest.approx(1.75)
+    with pytest.raises(PositionError, match="span=0: expected a positive number"):
+        Interpolated(span=0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
