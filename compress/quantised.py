@@ -18,7 +18,7 @@ class OctopusLayer(QuantizedLayer):
         super().__init__(nbits=codec.bits, residual_length=residual_length)
         self.codec = codec
 
-    def _quantize(self, tensor: Tensor, axis: int) -> Encoded:
+    def _quantize(self, tensor: Tensor, axis: int) -> Encoded:  # type: ignore[override]
         return self.codec.encode(tensor)
 
     def _dequantize(self, encoded: Encoded) -> Tensor:
@@ -48,5 +48,5 @@ class OctopusCache(Cache):
                 "the others cannot be encoded one by one"
             )
         codec = Octopus(bits)
-        layers = [OctopusLayer(codec, residual_length) for _ in range(text.num_hidden_layers)]
+        layers: Any = [OctopusLayer(codec, residual_length) for _ in range(text.num_hidden_layers)]
         super().__init__(layers=layers)

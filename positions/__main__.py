@@ -217,9 +217,11 @@ def _attention(options: argparse.Namespace) -> int:
         model.set_attn_implementation("eager")
         pictures = [vlm.read_image(path) for path in options.picture]
         inputs = picture_prompt(model, processor, pictures, options.ask)
-        arms = {"dense": ("uniform", 1.0)}
-        method = parse_method(options.method)
-        arms[f"{options.method} {options.budget}"] = (method, parse_budget(options.budget))
+        reduced = parse_method(options.method), parse_budget(options.budget)
+        arms: dict[str, Any] = {
+            "dense": ("uniform", 1.0),
+            f"{options.method} {options.budget}": reduced,
+        }
         found = {name: attention_mass(model, inputs, *arm).facts() for name, arm in arms.items()}
     except (ValueError, TypeError, OSError) as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)

@@ -63,7 +63,7 @@ def data(model: Any, prompts: list[Any]) -> dict[str, Tensor]:
     """What is quantised, by name."""
     keys, values = [], []
     for inputs in prompts:
-        cache = DynamicCache(config=model.config)
+        cache: Any = DynamicCache(config=model.config)
         with torch.no_grad():
             model(**inputs, past_key_values=cache)
         keys.append(torch.cat([layer.keys[..., :128, :] for layer in cache.layers]))
