@@ -26,6 +26,7 @@ from compress.parse import (
 )
 from compress.report.cost import runs
 from compress.report.overlay import legend, overlay, panel, sheet, stack
+from vlm.families import adapter_of
 from vlm.progress import quiet_logs
 from vlm.prompts import picture_prompt
 
@@ -59,7 +60,6 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m compress") ->
     quiet_logs()
     try:
         names = list_methods() if args.method == "all" else split_list(args.method)
-        methods = [get_method(parse_method(name)) for name in names]
         budget = parse_any_budget(args.budget)
         more: dict[str, Any] = {
             "schedule": parse_schedule(args.schedule),
@@ -67,6 +67,9 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m compress") ->
         }
         frames = read_frames(args.media, args.frames)
         model, processor = vlm.load(args.model)
+        if args.method == "all" and not adapter_of(model).prunes_patches:
+            names = [name for name in names if not get_method(name).prunes_patches]
+        methods = [get_method(parse_method(name)) for name in names]
         reports, rows = [], []
         for name, method in zip(names, methods, strict=True):
             with compress(model, method, budget, **more) as attached:

@@ -51,8 +51,9 @@ def main(argv: list[str] | None = None) -> int:
     add_folders(parser, work="out/accuracy")
     args = parser.parse_args(argv)
     methods = split_list(args.methods)
-    if args.methods == "all":  # down-sampling takes pictures alone
+    if args.methods == "all":  # down-sampling takes pictures alone, PixelPrune packed patches
         methods = [m for m in list_methods() if m != "downsample" or not args.clips]
+        methods.remove("pixelprune")
     budgets = [parse_budget(text) for text in split_list(args.budgets)]
     arms = [DENSE, *(Arm(method, budget) for budget in budgets for method in methods)]
     model, processor = vlm.load(args.model, dtype=DTYPES[args.dtype])

@@ -19,6 +19,7 @@ from compress.methods.holov import HoloV
 from compress.methods.idselection import IDSelection
 from compress.methods.mmr import MMR
 from compress.methods.mmtok import MMTok
+from compress.methods.pixelprune import PixelPrune
 from compress.methods.pool import Pool
 from compress.methods.prumerge import PruMerge
 from compress.methods.prunesid import PruneSID
@@ -52,6 +53,7 @@ METHODS: dict[str, type[Method]] = {
         IDSelection,
         MMR,
         MMTok,
+        PixelPrune,
         Pool,
         PruMerge,
         PruneSID,

@@ -26,7 +26,7 @@ def row(name: str) -> tuple[str, ...]:
     """Name, stages, fields that are read, cost, whether the question counts, paper."""
     method = METHODS[name]()
     staged = bool(method.own_schedule(DEPTH))
-    if method.resizes_input:
+    if method.resizes_input or method.prunes_patches:
         stages = "pre-ViT"
     else:
         names = ("pre-LLM" * (not method.in_llm_only), "in-LLM" * staged)

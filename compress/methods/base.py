@@ -92,6 +92,8 @@ class Method:
     in_llm_only: nothing is reduced before the language model.
     resizes_input: the vision encoder is given a smaller image instead: one of `input_side(grid,
         keep)` patches a side, each of which stands for a block of `input_blocks(grid, keep)`.
+    prunes_patches: cells of the picture are left out before the vision encoder: those that
+        `kept_cells(cells, grid, most)` does not name.
     repeats_anchors: two rows may stand for the same token.
     """
 
@@ -103,6 +105,7 @@ class Method:
     per_frame: ClassVar[bool] = False
     in_llm_only: ClassVar[bool] = False
     resizes_input: ClassVar[bool] = False
+    prunes_patches: ClassVar[bool] = False
     repeats_anchors: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
@@ -202,6 +205,11 @@ class Method:
     def input_blocks(self, grid: Grid, keep: int) -> Tensor:
         """(N,) int64: the patch of the smaller image that each dense token lies in."""
         raise NotImplementedError(f"{type(self).__name__} does not resize its input")
+
+    def kept_cells(self, cells: Tensor, grid: Grid, most: int) -> Tensor:
+        """(N,) bool: the cells (N, C) of one input that stay, `most` at most, if
+        `prunes_patches`."""
+        raise NotImplementedError(f"{type(self).__name__} does not look at pixels")
 
     def schedule(self, keep: int, depth: int) -> Schedule:
         """The in-LLM schedule for `keep` tokens that enter a language model of `depth` layers."""

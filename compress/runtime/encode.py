@@ -7,7 +7,7 @@ import inspect
 import math
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from contextvars import ContextVar
 from typing import Any
@@ -15,10 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from compress import ops
 from compress.report.clock import Clock
 from compress.runtime.adaptive import allocations
 from compress.runtime.context import current_context
-from compress.runtime.encoded import Encoded
+from compress.runtime.encoded import PIXELS, Encoded
 from compress.runtime.phases import chosen_counts
 from compress.runtime.reduce_inputs import InputTokens, reduce_inputs
 from compress.runtime.settings import Settings
@@ -94,7 +95,8 @@ class EncodingFunction:
         small = {k: v for k, v in call.items() if not k.startswith("pixel_values")}
         encoded = Encoded(self.kind, settings.adapter.inputs(self.kind, call), settings, small)
         with self._around(self.kind), ExitStack() as stack:
-            if settings.method.resizes_input:  # by hooks that other threads would run into
+            # By hooks that other threads would run into.
+            if settings.method.resizes_input or settings.method.prunes_patches:
                 stack.enter_context(self._resizing)
             captures = {
                 role: stack.enter_context(reader.capture())
@@ -102,7 +104,7 @@ class EncodingFunction:
             }
             token = _RUNNING.set((encoded, captures))
             try:
-                with _resized(encoded):
+                with _resized(encoded), _some_cells(encoded, call):
                     output = self._function(*args, **kwargs)
             finally:
                 _RUNNING.reset(token)
@@ -177,6 +179,32 @@ def _resized(encoded: Encoded) -> AbstractContextManager[None]:
     if keep == dense:
         return nullcontext()
     return settings.adapter.resized(side, method.input_blocks(grid, keep))
+
+
+@torch.no_grad()
+def _some_cells(encoded: Encoded, call: Mapping[str, Any]) -> AbstractContextManager[None]:
+    """Some cells of the pictures for the vision encoder, for methods that ask for them. Waits for
+    the device once, as the counts follow from the pixels."""
+    settings, inputs = encoded.settings, encoded.inputs
+    method, adapter = settings.method, settings.adapter
+    if not method.prunes_patches or not inputs:
+        return nullcontext()
+    cells = adapter.cells(call[PIXELS[encoded.kind]]).split(encoded.counts)
+    most = [settings.allocation(count).keep for count in encoded.counts]
+    kept = torch.cat(
+        [method.kept_cells(*one) for one in zip(cells, [i.grid for i in inputs], most, strict=True)]
+    ).cpu()
+    keeps = [int(part.sum()) for part in kept.split(encoded.counts)]
+    encoded.chosen = [
+        settings.entering(count, keep) for count, keep in zip(encoded.counts, keeps, strict=True)
+    ]
+    if keeps == encoded.counts:
+        return nullcontext()
+    indices = [part.nonzero().T.to(cells[0].device) for part in kept.split(encoded.counts)]
+    encoded.reductions = [
+        ops.prune(pixels[None], index) for pixels, index in zip(cells, indices, strict=True)
+    ]
+    return adapter.some_cells(kept)
 
 
 @torch.no_grad()

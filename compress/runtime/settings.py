@@ -187,10 +187,10 @@ class Settings:
     def _check_budget(self) -> None:
         budget, most, method = self.budget, self.adapter.image_tokens, self.method
         if isinstance(budget, Adaptive):
-            if method.in_llm_only or method.resizes_input:
+            if method.in_llm_only or method.resizes_input or method.prunes_patches:
                 raise CompressionError(
                     f"budget {budget} gives each visual input a count of its own before the "
-                    f"language model, and {method!r} keeps the same of all: expected a method that "
+                    f"language model, and {method!r} does not choose there: expected a method that "
                     "selects tokens there, such as 'foveate' or 'duet', or a number"
                 )
             if isinstance(budget, Coverage):
@@ -231,6 +231,11 @@ class Settings:
             raise CompressionError(
                 f"{method!r} needs a vision encoder that takes smaller pictures, and family "
                 f"{self.adapter.name!r} has none: give its processor a smaller picture instead"
+            )
+        if method.prunes_patches and not self.adapter.prunes_patches:
+            raise CompressionError(
+                f"{method!r} needs a vision encoder of packed patches, such as Qwen-VL's or "
+                f"GLM-V's, and that of family {self.adapter.name!r} takes whole pictures"
             )
         kinds = set(self.adapter.layer_kinds)
         unknown = kinds - {"full_attention", *LOCAL, *RECURRENT}
@@ -315,11 +320,12 @@ class Settings:
             raise TypeError(f"keep_phase is {share!r}: expected a number in [0, 0.5)")
         if not 0 <= share < 0.5:
             raise ValueError(f"keep_phase is {share!r}: expected a number in [0, 0.5)")
-        if share and (method.in_llm_only or method.resizes_input or method.repeats_anchors):
+        early = method.in_llm_only or method.resizes_input or method.prunes_patches
+        if share and (early or method.repeats_anchors):
             raise CompressionError(
                 f"keep_phase adds tokens to those that a method keeps before the language model, "
-                f"and {method!r} keeps all there, or merges each into several: expected a method "
-                "that selects tokens, such as 'duet'"
+                f"and {method!r} does not choose there, or merges each into several: expected a "
+                "method that selects tokens, such as 'duet'"
             )
         if share and not self.keeps_original:
             raise CompressionError(

@@ -46,6 +46,7 @@ class ModelAdapter(ABC):
     along: keyword arguments of the decoder and of its layers that run along the tokens.
     packs: whether several samples can stand in one row in training.
     resizes: whether the vision encoder takes smaller pictures (see `resized`).
+    prunes_patches: whether the vision encoder takes some cells of a picture (see `some_cells`).
     videos_by_frame: whether a long video can be encoded frame by frame (see `frames_call`).
     """
 
@@ -61,6 +62,7 @@ class ModelAdapter(ABC):
     along: ClassVar[tuple[str, ...]] = ()
     packs: ClassVar[bool] = True
     resizes: bool = False
+    prunes_patches: ClassVar[bool] = False
     videos_by_frame: ClassVar[bool] = False
 
     def __init__(self, model: nn.Module) -> None:
@@ -264,6 +266,23 @@ class ModelAdapter(ABC):
         Only if `resizes` is true: inputs are square pictures of one resolution.
         """
         raise NotImplementedError(f"{self.name} has no pictures of another size")
+
+    def cells(self, pixels: Tensor) -> Tensor:
+        """(N, C): the pixels of each token of all inputs, from the rows (R, C') of the processor.
+
+        Only if `prunes_patches` is true.
+        """
+        raise NotImplementedError(f"{self.name} has no packed patches")
+
+    def some_cells(self, kept: Tensor) -> AbstractContextManager[None]:
+        """While it lasts, the vision encoder runs on the patches of some tokens; the features of
+        the others are zeros.
+
+        kept: (N,) bool, the tokens of all inputs of one call.
+
+        Only if `prunes_patches` is true.
+        """
+        raise NotImplementedError(f"{self.name} has no packed patches")
 
     @abstractmethod
     def blank(self, kind: str) -> dict[str, Any]:

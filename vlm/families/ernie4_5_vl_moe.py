@@ -20,6 +20,7 @@ class Ernie45VLMoe(Qwen2VL):
 
     name = "ernie4_5_vl_moe"
     packs = False  # training hands on no `moe_mm_token_type_ids`
+    prunes_patches = False
     model_types = frozenset({"ernie4_5_vl_moe"})
     kinds: ClassVar[tuple[str, ...]] = ("image",)
     refuses: ClassVar[Mapping[str, str]] = {

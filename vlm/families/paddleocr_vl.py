@@ -18,6 +18,7 @@ class PaddleOcrVL(Qwen2VL):
     """`PaddleOCRVLForConditionalGeneration`."""
 
     name = "paddleocr_vl"
+    prunes_patches = False
     model_types = frozenset({"paddleocr_vl"})
     kinds: ClassVar[tuple[str, ...]] = ("image",)
 

@@ -18,6 +18,7 @@ class Qwen2_5Omni(Qwen2_5VL):  # noqa: N801 - as the model is called
     """`Qwen2_5OmniThinkerForConditionalGeneration`. Audio tokens are text to a reduction."""
 
     name = "qwen2_5_omni"
+    prunes_patches = False
     model_types = frozenset({"qwen2_5_omni_thinker"})
 
     def reader(self, layer: Any) -> AttentionReader:
@@ -35,6 +36,7 @@ class Qwen3Omni(Qwen2VL):
     """`Qwen3OmniMoeThinkerForConditionalGeneration`, with DeepStack as in Qwen3-VL."""
 
     name = "qwen3_omni_moe"
+    prunes_patches = False
     model_types = frozenset({"qwen3_omni_moe_thinker"})
 
     @property

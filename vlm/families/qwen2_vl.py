@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, ClassVar
 
 import numpy as np
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from vlm.attention import AttentionReader, FusedReader
 from vlm.families.base import ModelAdapter
+from vlm.families.packed import some_cells
 from vlm.inputs import FrameLayout, VisualInput
 
 
@@ -24,6 +26,7 @@ class Qwen2VL(ModelAdapter):
     name = "qwen2_vl"
     model_types = frozenset({"qwen2_vl"})
     kinds: ClassVar[tuple[str, ...]] = ("image", "video")
+    prunes_patches = True
 
     @property
     def vision_encoder(self) -> nn.Module:
@@ -52,6 +55,12 @@ class Qwen2VL(ModelAdapter):
 
     def pool(self, inputs: Sequence[VisualInput], rows: Tensor) -> Tensor:
         return rows.unflatten(0, (-1, self.group)).mean(1)
+
+    def cells(self, pixels: Tensor) -> Tensor:
+        return pixels.unflatten(0, (-1, self.group)).flatten(1)
+
+    def some_cells(self, kept: Tensor) -> AbstractContextManager[None]:
+        return some_cells(self.core.visual, kept)
 
     def chunk_positions(self, ids: Tensor, mask: Tensor, media: Mapping[str, Any]) -> Tensor | None:
         """See `ModelAdapter.chunk_positions`.
