@@ -7,9 +7,10 @@
 
 Each configuration is a server of its own: vLLM without the plugin, with the plugin and all tokens
 kept, and at shares of the tokens. With the default client all servers run at one time and are asked
-in turn, one measurement each, in another order every round. Every request shows another image, so
-that no cache helps. Each measurement is written at once with the load of the machine; the same
-command goes on where it was interrupted, and `--again` measures anew.
+in turn, one measurement each, in another order every round; `--alone` starts one after another,
+for a quarter of the memory. Every request shows another image, so that no cache helps. Each
+measurement is written at once with the load of the machine; the same command goes on where it was
+interrupted, and `--again` measures anew.
 
 The default model is a LLaVA of random weights with 576 tokens an image. `--client vllm` measures by
 `vllm bench serve` and its images, one server at a time, each with the whole GPU. `--dry-run` prints
@@ -64,6 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--rounds", type=int, default=3)
     add("--tokens", type=int, default=4, help="generated for each request")
     add("--options", default="", help="further options of the server, in one string")
+    add("--alone", action="store_true", help="one server at a time, for less memory")
     add("--again", action="store_true", help="measure anew what the output holds already")
     add("--dry-run", action="store_true", help="print the commands of servers and clients")
     add("--output", type=Path, required=True)
@@ -136,14 +138,15 @@ def measure_all(args: argparse.Namespace, report: dict[str, Any]) -> None:
         turn = names[number % len(names) :] + names[: number % len(names)]
         todo += [(number, many, name) for many in args.concurrency for name in turn]
     todo = [one for one in todo if one not in done]
-    if args.client == "vllm":  # a server that holds a GPU is started once
+    alone = args.alone or args.client == "vllm"
+    if alone:  # each server is started once
         todo.sort(key=lambda one: names.index(one[2]))
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         model = args.model or build(Path(folder) / "model")
         ports: dict[str, int] = {}
         for number, many, name in todo:
             if name not in ports:
-                if args.client == "vllm":
+                if alone:
                     stack.close()
                 ports[name] = free_port()
                 command = server_command(name, model, args, ports[name])

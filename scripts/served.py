@@ -104,7 +104,7 @@ def server(environment: Mapping[str, str], command: Sequence[str], port: int) ->
             while not _answers(url):
                 if process.poll() is not None:
                     log.seek(0)
-                    raise RuntimeError(f"the server stopped:\n{log.read()[-3000:]}")
+                    raise RuntimeError(f"the server stopped:\n{log.read()[-20000:]}")
                 time.sleep(0.5)
             yield url
         finally:

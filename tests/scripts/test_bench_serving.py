@@ -74,6 +74,16 @@ def test_servers_are_asked_in_turn_and_a_run_goes_on(
     assert "4.00x" in table(report)
 
 
+def test_servers_run_alone_where_memory_is_short(
+    servers: dict[str, list[str]], tmp_path: Path
+) -> None:
+    command = ["run", "--output", str(tmp_path / "serving.json"), "--rounds", "2", "--alone"]
+    assert main([*command, "--concurrency", "1", "--requests", "1"]) == 0
+    assert servers["started"] == list(SHARES)
+    asked = [name for name in SHARES for _ in range(4)]  # two to warm up, two rounds
+    assert servers["asked"] == asked
+
+
 def test_the_commands_of_a_gpu_run(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     path = tmp_path / "gpu.json"
     command = ["run", "--client", "vllm", "--output", str(path)]

@@ -39,8 +39,8 @@ TOLERANCE = 2e-5
 """Of log-probabilities in float32."""
 NEAR_TIES = 0.05
 """Share of answers that may be farther off. Rounding decides where two scores differ by less, and
-the encoders of transformers and vLLM round differently: noise of 1e-6 on the features moves the
-same answers of `cascade` as far within transformers."""
+the encoders of transformers and vLLM round differently: noise of 1e-6 on the features moves
+answers of `cascade` as far within transformers."""
 
 
 @pytest.fixture(scope="module")
