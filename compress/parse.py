@@ -8,7 +8,7 @@ from fractions import Fraction
 
 from compress.adaptive import Budget, Coverage, Shared
 from compress.calibration import Calibration
-from compress.methods import METHODS, Method, get_method
+from compress.methods import METHODS, WITH_OPTIONS, Method, get_method
 from positions import PositionError, Scheme
 from positions.__main__ import parse_scheme
 
@@ -37,7 +37,8 @@ def parse_method(text: str) -> str | Method:
             f"method {text!r}: expected one of {known}, or one with options such as "
             "duet(query='all')"
         ) from error
-    classes = {**{cls.__name__: cls for cls in METHODS.values()}, **METHODS}
+    named = METHODS | WITH_OPTIONS
+    classes = {**{cls.__name__: cls for cls in named.values()}, **named}
     if name not in classes:
         get_method(name)  # says which are known
     try:

@@ -17,6 +17,7 @@ from train.recipe import Recipe
 from train.recipe_files import to_yaml
 from train.reduction import make_method
 from train.run import make_encoder
+from train.scoring import SoftSelection
 from vlm.families import adapter_of
 
 GIB = 2**30
@@ -34,6 +35,9 @@ def dry_run(recipe: Recipe, world: int = 1) -> str:
     model = base
     if recipe.lora is not None:
         model = add_adapters(base, recipe.lora)
+    if recipe.scorer is not None:
+        with torch.device("meta"):
+            SoftSelection(model, recipe.scorer, recipe.seed)
     freeze(model, recipe)
     encoder = make_encoder(recipe, AutoProcessor.from_pretrained(name))
     dense = int((encoder.blank("image")["mm_token_type_ids"] != 0).sum())

@@ -11,6 +11,7 @@ from torch import nn
 
 from train.fields import RecipeError
 from train.recipe import Lora, Recipe
+from train.scoring import NAME
 
 # By parameter name, so that one rule serves every family. Qwen's projector is inside its vision
 # encoder, so the projector is looked for first.
@@ -24,7 +25,10 @@ _DECODER_LINEAR = r".*language_model\.(?:.*\.)?layers\.\d+\..*"
 
 
 def part_of(name: str) -> str:
-    """The part that a parameter belongs to: "vision_encoder", "projector" or "language_model"."""
+    """The part that a parameter belongs to: "vision_encoder", "projector", "language_model" or
+    "scorer"."""
+    if f".{NAME}." in f".{name}":
+        return "scorer"
     if _PROJECTOR.search(name):
         return "projector"
     return "vision_encoder" if _VISION_ENCODER.search(name) else "language_model"

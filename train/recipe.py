@@ -18,7 +18,7 @@ from compress.defaults import BUDGET, METHOD
 from compress.parse import parse_any_budget
 from train.fields import RecipeError, as_number, as_tuple
 
-PARTS = ("vision_encoder", "projector", "language_model")
+PARTS = ("vision_encoder", "projector", "language_model", "scorer")
 
 _CHECKED = ConfigDict(extra="forbid")
 
@@ -39,18 +39,22 @@ class LearningRate:
         vision_encoder: the vision encoder, or all experts of a poly-expert model.
         projector: what maps visual features into the language model, or the fusion of experts.
         language_model: everything else, with the embeddings and the output head.
+        scorer: a scorer of visual tokens, which learns alone. See `ScorerSettings`.
 
     Raises:
-        ValueError: a rate that is not positive, or no rate at all.
+        ValueError: a rate that is not positive, no rate at all, or another beside the scorer's.
     """
 
     vision_encoder: Positive | None = None
     projector: Positive | None = None
     language_model: Positive | None = None
+    scorer: Positive | None = None
 
     def __post_init__(self) -> None:
         if not self.learning:
             raise ValueError("every part is frozen: give at least one of them a learning rate")
+        if self.scorer is not None and len(self.learning) > 1:
+            raise ValueError("a scorer learns with all else frozen: give no other part a rate")
 
     @property
     def learning(self) -> dict[str, float]:
@@ -183,6 +187,34 @@ class CompressSettings:
 
 
 @dataclass(frozen=True, config=_CHECKED)
+class ScorerSettings:
+    """A scorer of visual tokens after the projector, trained in VisionSelector's way (arXiv
+    2510.16598) and saved alone, for `compress(model, "learned", scorer=output)`.
+
+    Args:
+        hidden: the width of its layer.
+        budgets: shares of the dense tokens. One is drawn for each step: one scorer serves all.
+        temperature: of the selection at the first step, and at the last that is soft.
+        hard: the share of the steps, at the end, with the hard selection.
+    """
+
+    hidden: Count = 256
+    budgets: Annotated[tuple[Share, ...], BeforeValidator(as_tuple), Field(min_length=1)] = (
+        0.5,
+        1 / 3,
+        2 / 9,
+        1 / 9,
+        1 / 18,
+    )
+    temperature: Annotated[tuple[Positive, ...], Field(min_length=2, max_length=2)] = (1.0, 0.05)
+    hard: Share = 0.2
+
+    def __post_init__(self) -> None:
+        if min(self.budgets) <= 0:
+            raise ValueError(f"budgets are {self.budgets}: expected shares above 0")
+
+
+@dataclass(frozen=True, config=_CHECKED)
 class Log:
     """What is logged and saved, and how often, in steps.
 
@@ -214,6 +246,7 @@ class Recipe:
         data, optimizer, log: see `Data`, `Optimizer`, `Log`.
         lora: train adapters in place of the language model's weights. See `Lora`.
         compress: reduce visual tokens during training. See `CompressSettings`.
+        scorer: train a scorer of visual tokens. See `ScorerSettings`.
         positions: "original", "compact" or the short name of a scheme, such as "v2pe:random" (see
             `python -m positions --help`).
         slots, slot_layout: the number of positions that a merged token carries, and how they share
@@ -234,6 +267,7 @@ class Recipe:
     optimizer: Optimizer = field(default_factory=Optimizer)
     lora: Lora | None = None
     compress: CompressSettings | None = None
+    scorer: ScorerSettings | None = None
     positions: str = "original"
     slots: Count = 1
     slot_layout: Literal["contiguous", "strided"] = "contiguous"
@@ -248,10 +282,25 @@ class Recipe:
     def __post_init__(self) -> None:
         if self.lora is not None and self.learning_rate.language_model is None:
             raise ValueError("lora needs learning_rate.language_model, the rate of the adapters")
+        if (self.scorer is None) != (self.learning_rate.scorer is None):
+            raise ValueError("scorer and learning_rate.scorer go together: give both or none")
+        if self.scorer is not None:
+            self._check_scorer()
         if self.slots > 1 and self.compress is None:
             raise ValueError("slots: only merged tokens carry several positions; give `compress`")
         if self.slots > 1 and self.positions == "compact":
             raise ValueError("slots: positions 'compact' give up the places that slots keep")
+
+    def _check_scorer(self) -> None:
+        named = {"compress": self.compress, "lora": self.lora}
+        given = [name for name, value in named.items() if value is not None]
+        given += ["positions"] * (self.positions != "original")
+        given += ["data.packing"] * self.data.packing
+        given += ["sequence_parallel"] * (self.sequence_parallel > 1)
+        if given:
+            raise ValueError(f"a scorer is trained on the model as it is: leave out {given[0]}")
+        if self.attention == "flash_attention_2":
+            raise ValueError("a scorer learns through a mask of numbers: set attention to sdpa")
 
     def accumulation(self, world: int) -> int:
         """The number of forwards a step on `world` processes.

@@ -23,6 +23,7 @@ from transformers import (
 )
 from transformers.core_model_loading import WeightRenaming
 
+from compress.methods.scorer import save_scorer
 from train.checkpoints import RECIPE, drop_cut_off
 from train.collate import Collator, blank_input
 from train.dataset import Samples, Scan
@@ -33,6 +34,7 @@ from train.preflight import Flight, check
 from train.recipe import Recipe
 from train.recipe_files import as_dict, to_yaml
 from train.reduction import Reducer, wanted
+from train.scoring import SoftSelection
 from train.seen import Steps, draw_loss, write_report
 from train.trainer import RecipeTrainer
 from vlm.families import adapter_of
@@ -65,6 +67,10 @@ def train(recipe: Recipe, resume: bool = False) -> dict[str, Any]:
     output = Path(str(recipe.output))
     _begin(recipe, output, flight)
     model, processor = load(recipe)
+    scoring = None
+    if recipe.scorer is not None:
+        set_seed(recipe.seed)
+        scoring = SoftSelection(model, recipe.scorer, recipe.seed)
     freeze(model, recipe)
     base, cached = model, getattr(model.config, "use_cache", None)
     set_seed(recipe.seed)  # for the adapters: loading draws a different amount under ZeRO-3
@@ -85,7 +91,7 @@ def train(recipe: Recipe, resume: bool = False) -> dict[str, Any]:
         train_dataset=Samples(flight.training, encoder, strict=recipe.data.bad_share == 0),
         eval_dataset=Samples(flight.validation, encoder) if flight.validation else None,
         processing_class=processor,
-        callbacks=[Steps(reducer), *_boards(recipe, output, flight.rank)],
+        callbacks=[Steps(reducer), *_boards(recipe, output, flight.rank), *filter(None, [scoring])],
     )
     trainer.remove_callback(PrinterCallback)
     if flight.rank == 0:
@@ -102,7 +108,12 @@ def train(recipe: Recipe, resume: bool = False) -> dict[str, Any]:
         del base.config.use_cache
     else:
         base.config.use_cache = cached
-    trainer.save_whole(output)
+    if scoring is None:
+        trainer.save_whole(output)
+    else:
+        scoring.remove()
+        if flight.rank == 0:
+            save_scorer(scoring.scorer, output)
     if flight.rank == 0:
         _write(output, trainer, facts)
     return facts
@@ -355,4 +366,5 @@ def _write(output: Path, trainer: RecipeTrainer, facts: dict[str, Any]) -> None:
     if facts["validation_loss"]:
         curves["validation"] = facts["validation_loss"]
     draw_loss(output / "loss.png", curves)
-    print(f"saved to {output}: the model, train_report.json, loss.png", flush=True)
+    saved = "the model" if trainer.recipe.scorer is None else "the scorer"
+    print(f"saved to {output}: {saved}, train_report.json, loss.png", flush=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from compress.methods.base import Method
 from compress.methods.cascade import Cascade
 from compress.methods.cdpruner import CDPruner
@@ -17,6 +19,7 @@ from compress.methods.foveate import Foveate
 from compress.methods.foveate_gains import gains_of
 from compress.methods.holov import HoloV
 from compress.methods.idselection import IDSelection
+from compress.methods.learned import Learned
 from compress.methods.mmr import MMR
 from compress.methods.mmtok import MMTok
 from compress.methods.pixelprune import PixelPrune
@@ -72,25 +75,37 @@ METHODS: dict[str, type[Method]] = {
 }
 
 
+# Methods without defaults: each needs an option.
+WITH_OPTIONS: dict[str, type[Method]] = {"learned": Learned}
+
+
 def list_methods() -> list[str]:
-    """Names that `get_method` knows, sorted."""
+    """Names of methods that run as they are, sorted. `get_method` knows "learned", too, which needs
+    a scorer."""
     return sorted(METHODS)
 
 
-def get_method(method: str | Method) -> Method:
-    """A method by name with its default configuration, or the instance given.
+def get_method(method: str | Method, **options: Any) -> Method:
+    """A method by name with its default configuration but for `options`, or the instance given.
 
-    Raises ValueError for an unknown name (listing the known ones), TypeError for anything else.
+    Raises ValueError for an unknown name (listing the known ones), TypeError for anything else, and
+    for options that the method does not have or that come with an instance.
     """
     if isinstance(method, Method):
+        if options:
+            raise TypeError(
+                f"{', '.join(options)}: options go with a name, and {method!r} has its own"
+            )
         return method
     if not isinstance(method, str):
         raise TypeError(f"method must be a name or a Method instance, got {method!r}")
+    if method in WITH_OPTIONS:
+        return WITH_OPTIONS[method](**options)
     if method not in METHODS:
         known = ", ".join(list_methods())
         raise ValueError(f"method is {method!r}; known methods: {known}")
-    return METHODS[method]()
+    return METHODS[method](**options)
 
 
-__all__ = ["METHODS", "Method", "gains_of", "get_method", "list_methods"]
+__all__ = ["METHODS", "WITH_OPTIONS", "Learned", "Method", "gains_of", "get_method", "list_methods"]
 __all__ += [cls.__name__ for cls in METHODS.values()]

@@ -4,6 +4,7 @@ that follows from it."""
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
@@ -13,6 +14,8 @@ from typing import Any
 from huggingface_hub.constants import HF_ASSETS_CACHE
 
 from compress.budget import Allocation
+from compress.errors import UnprobedWarning
+from compress.methods import Method
 from compress.probing.fingerprint import family_of, key_of
 from vlm.families import ModelAdapter
 
@@ -256,3 +259,18 @@ def _row(facts: dict[str, Any]) -> Row:
         for name in ("gone", "halved")
     )
     return Row(str(facts["digest"]), int(facts["tokens"]), gone, halved)
+
+
+def warn_unprobed(method: Method, depth: int, family: str, stacklevel: int) -> None:
+    """Warn if a method prunes in the language model by its own schedule, and no model of the family
+    was ever probed. stacklevel: as in `warnings.warn`, from the caller on."""
+    pairs = method.own_schedule(depth)
+    if pairs and not Probe.known(family):
+        warnings.warn(
+            f"{type(method).__name__} prunes visual tokens in the language model from "
+            f"decoder layer {pairs[0][0]} on, and no model of this kind ({family}) was "
+            "ever probed: its later layers may still read them. compress.probe(model, processor) "
+            "measures which layers do, and schedule='probed' follows it",
+            UnprobedWarning,
+            stacklevel=stacklevel,
+        )

@@ -11,7 +11,6 @@ Requires transformers >= 5.20, where the rotary embedding runs once a forward an
 
 from __future__ import annotations
 
-import warnings
 import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -24,11 +23,11 @@ from torch import Tensor, nn
 from compress.adaptive import Budget
 from compress.calibration import Calibration
 from compress.defaults import BUDGET, METHOD
-from compress.errors import CompressionError, UnprobedWarning
+from compress.errors import CompressionError
 from compress.latency import Fit, Latency
 from compress.methods import Method, get_method
 from compress.probing.fingerprint import family_of
-from compress.probing.verdict import Probe, probe_of
+from compress.probing.verdict import Probe, probe_of, warn_unprobed
 from compress.report.clock import Clock
 from compress.report.cost import Report, report_of
 from compress.report.export import export
@@ -314,6 +313,7 @@ def compress(
     calibrate: Calibration | None = None,
     keep_phase: float = 0.0,
     generator: torch.Generator | None = None,
+    **options: Any,
 ) -> Compression:
     """Attach a reduction of visual tokens to a stock vision-language model.
 
@@ -352,6 +352,7 @@ def compress(
             places against. They are part of the budget. A merged token keeps its features when such
             a member leaves it.
         generator: the source of draws, for methods and schemes that draw.
+        options: of a method that is given by name, such as `query="all"` or `scorer="folder"`.
 
     Text that the model is to say ranks no visual token: labelled tokens, and with
     `logits_to_keep=n` the last n - 1 tokens of the prompt, which assisted decoding fills with
@@ -362,7 +363,7 @@ def compress(
             compression already, or whose attention cannot be reduced, or calibrated so
             (CompressionError);
             schedule="probed" for a model without a saved probe.
-        TypeError: an argument of a wrong kind.
+        TypeError: an argument of a wrong kind, or an option that the method does not have.
 
     Warns (UnprobedWarning) if the method prunes in the language model by its own schedule, and no
     model of that kind was ever probed.
@@ -371,7 +372,7 @@ def compress(
     adapter = adapter_of(model)
     settings = Settings(
         adapter=adapter,
-        method=get_method(method),
+        method=get_method(method, **options),
         budget=1.0 if isinstance(budget, Latency) else budget,
         positions=positions,
         slots=None if chosen.slots == 1 else chosen,
@@ -388,19 +389,6 @@ def compress(
             compression.remove()
             raise
     if settings.probe is None:
-        _warn_unprobed(settings)
+        depth, family = len(adapter.layers), family_of(adapter)
+        warn_unprobed(settings.method, depth, family, stacklevel=3)
     return compression
-
-
-def _warn_unprobed(settings: Settings) -> None:
-    family = family_of(settings.adapter)
-    pairs = settings.method.own_schedule(len(settings.adapter.layers))
-    if pairs and not Probe.known(family):
-        warnings.warn(
-            f"{type(settings.method).__name__} prunes visual tokens in the language model from "
-            f"decoder layer {pairs[0][0]} on, and no model of this kind ({family}) was "
-            "ever probed: its later layers may still read them. compress.probe(model, processor) "
-            "measures which layers do, and schedule='probed' follows it",
-            UnprobedWarning,
-            stacklevel=3,
-        )
