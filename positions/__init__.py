@@ -19,7 +19,7 @@ from positions.layout import Image, Scheme, Segment, Text, Video, Visual, layout
 from positions.plan import Plan, from_positions, plan
 from positions.policies import StreamPositions, stream_positions
 from positions.rotary import PlannedRotary
-from positions.schemes import V2PE, Compact, MRoPE, Randomised, Sequential
+from positions.schemes import V2PE, Compact, MRoPE, Randomised, Sequential, Traversal
 from positions.slots import PPE
 from positions.table import PositionTable
 
@@ -42,6 +42,7 @@ __all__ = [
     "Sequential",
     "StreamPositions",
     "Text",
+    "Traversal",
     "Video",
     "Visual",
     "check",

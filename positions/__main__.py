@@ -25,13 +25,14 @@ from positions.draw import draw
 from positions.errors import PositionError
 from positions.layout import Image, Scheme, Segment, Text, Video
 from positions.plan import Plan, plan
-from positions.schemes import V2PE, Compact, MRoPE, Randomised, Sequential
+from positions.schemes import V2PE, Compact, MRoPE, Randomised, Sequential, Traversal
 from positions.slots import PPE
 
 SCHEMES = (
     "sequential; v2pe:STEP, such as v2pe:1/16; v2pe:random; v2pe:auto:WINDOW; mrope; "
     "mrope:POSITIONS_A_SECOND; mrope:xFACTOR of the time axis, such as mrope:x1/8; compact:row, "
-    "all, row_col or original; randomised:SPAN, such as randomised:2048 or randomised:8x64x64"
+    "all, row_col or original; traversal:row, column or snake; randomised:SPAN, "
+    "such as randomised:2048 or randomised:8x64x64"
 )
 
 
@@ -51,6 +52,8 @@ def parse_scheme(text: str) -> Scheme:
             return MRoPE(tokens_per_second=float(Fraction(rest)) if rest else None)
         if name == "compact":
             return Compact(rest or "row")  # type: ignore[arg-type]
+        if name == "traversal":
+            return Traversal(rest or "column")  # type: ignore[arg-type]
         if name == "randomised":
             span = _sides(rest)
             return Randomised(span[0] if len(span) == 1 else span)  # type: ignore[arg-type]

@@ -116,6 +116,35 @@ class V2PE(Scheme):
 
 
 @dataclass(frozen=True)
+class Traversal(Scheme):
+    """One step per token in an order of traversal, as the two orders of 2D-TPE (arXiv 2409.19700).
+
+    by: "row" is `Sequential`; "column" numbers the grid column by column, so that cells of a column
+        of a table stand next to each other; "snake" turns every second row around. Each step of a
+        video is traversed by itself. The causal mask stays that of the rows.
+
+    2D-TPE mixes both orders by a trained router in each layer; here is one order for all.
+    """
+
+    by: Literal["row", "column", "snake"] = "column"
+
+    def __post_init__(self) -> None:
+        if self.by not in ("row", "column", "snake"):
+            raise PositionError(f"Traversal(by={self.by!r}): expected 'row', 'column' or 'snake'")
+
+    def place(self, item: Visual, start: float, generator: torch.Generator | None) -> Array:
+        """Return (tokens, 1): start + the rank of each token in the traversal."""
+        steps, rows, columns = item.shape
+        rank = np.arange(rows * columns).reshape(rows, columns)
+        if self.by == "column":
+            rank = rank.reshape(columns, rows).T
+        elif self.by == "snake":
+            rank[1::2] = rank[1::2, ::-1]
+        each = np.arange(steps)[:, None] * rows * columns + rank.flatten()
+        return start + each.astype(np.float64).reshape(-1, 1)
+
+
+@dataclass(frozen=True)
 class Compact(Scheme):
     """MouSi's positions for experts with many tokens (arXiv 2401.17221, section 3.3).
 

@@ -23,6 +23,7 @@ from scripts import (
     study_drift,
     study_experts,
     study_needle,
+    study_one_pass,
     study_positions,
     study_schedule,
     study_speed,
@@ -43,6 +44,7 @@ STUDIES: dict[str, Any] = {
         study_drift,
         study_experts,
         study_needle,
+        study_one_pass,
         study_positions,
         study_schedule,
         study_speed,
@@ -80,7 +82,9 @@ def main(folder: Path = RESULTS) -> int:
 
 def pages(docs: Path) -> list[Path]:
     """The pages that show tables."""
-    first = (docs / f"{name}.md" for name in ("results", "schedules", "streams", "positions"))
+    first = (
+        docs / f"{name}.md" for name in ("results", "schedules", "streams", "positions", "eval")
+    )
     return [*first, *sorted((docs / "studies").glob("*.md"))]
 
 

@@ -189,7 +189,7 @@ def main(argv: list[str] | None = None) -> int:
             f"expected marks of {MARKS} and arms of {'; '.join(ARMS)}, {BASELINE} included"
         )
     torch.set_num_threads(1)
-    judge = vlm.load(args.model)
+    judge: Any = None  # loaded where something is missing
     args.work.mkdir(parents=True, exist_ok=True)
     rows = []
     order = [(args.start + number) % args.clips for number in range(args.clips)]
@@ -199,6 +199,7 @@ def main(argv: list[str] | None = None) -> int:
         found = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else []
         missing = [name for name in names if not any(row["arm"] == name for row in found)]
         if missing:
+            judge = judge or vlm.load(args.model)
             found += ask_all(judge, missing, clip, marks, args.frames)
             kept.write_text(json.dumps(found), encoding="utf-8")
         found = [row for row in found if row["arm"] in names]

@@ -19,6 +19,7 @@ from positions import (
     Scheme,
     Sequential,
     Text,
+    Traversal,
     Video,
     layout_of,
     plan,
@@ -104,6 +105,21 @@ class Shifted(Scheme):
 
     def place(self, item, start, generator):
         return np.full((item.tokens, 1), start + 10.0)
+
+
+def test_traversals_of_a_grid():
+    def at(by, item):
+        return plan([Text(2), item, Text(1)], Traversal(by)).positions[:, 0, 0].tolist()
+
+    assert (
+        at("row", Image((2, 3)))
+        == plan([Text(2), Image((2, 3)), Text(1)]).positions[:, 0, 0].tolist()
+    )
+    assert at("column", Image((2, 3))) == [0, 1, 2, 4, 6, 3, 5, 7, 8]
+    assert at("snake", Image((2, 3))) == [0, 1, 2, 3, 4, 7, 6, 5, 8]
+    assert at("column", Video((2, 2, 2)))[2:] == [2, 4, 3, 5, 6, 8, 7, 9, 10]
+    with pytest.raises(PositionError, match="by='diagonal'"):
+        Traversal("diagonal")
 
 
 def test_schemes_of_ones_own():
