@@ -126,7 +126,7 @@ def _check_method(method: Method) -> None:
             "all layers share one table of cache blocks. Choose a method that reduces before the "
             "language model"
         )
-    if method.resizes_input or getattr(method, "prunes_patches", False):
+    if method.resizes_input or method.prunes_patches:
         raise ValueError(
             f"foveate: {name} gives the vision encoder less than the image, which vLLM's does not "
             "take. Give the processor smaller images instead, by --mm-processor-kwargs"

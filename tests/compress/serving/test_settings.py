@@ -53,6 +53,7 @@ def test_counts(keep: Any, counts: dict[int, int]) -> None:
         ({"keep": 8, "method": "fastv"}, "between decoder layers only"),
         ({"keep": 8, "method": "cascade", "pre_llm": False}, "between decoder layers only"),
         ({"keep": 8, "method": "downsample"}, "smaller images"),
+        ({"keep": 8, "method": "pixelprune"}, "smaller images"),
         ({"keep": 8, "method": "tome", "proportional_attention": True}, "log\\(size\\)"),
     ],
 )
