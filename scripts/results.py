@@ -83,7 +83,8 @@ def main(folder: Path = RESULTS) -> int:
 def pages(docs: Path) -> list[Path]:
     """The pages that show tables."""
     first = (
-        docs / f"{name}.md" for name in ("results", "schedules", "streams", "positions", "eval")
+        docs / f"{name}.md"
+        for name in ("results", "schedules", "streams", "positions", "eval", "compress")
     )
     return [*first, *sorted((docs / "studies").glob("*.md"))]
 

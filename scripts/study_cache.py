@@ -125,7 +125,11 @@ def render(found: dict[str, Any], path: Path) -> None:
         line = f"{row['cache']:<12}{bits:>6.2f}"
         line += "".join(f"{row['errors'][name]:>16.4f}" for name in names)
         lines.append(line + f"{row['same']:>10.1%}")
-    lines.append(f"answers: of {found['questions']}, those that are as with the plain cache")
+    lines.append("bits: scales included, with heads of 128 channels")
+    lines.append(
+        f"answers: of {found['questions']}, those that are as with the plain cache; their first "
+        "token is that of the prompt, which is not rounded"
+    )
     for colour, kind in zip(
         COLOURS, dict.fromkeys(r["cache"] for r in found["rows"]), strict=False
     ):
