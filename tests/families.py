@@ -129,7 +129,8 @@ image has decayed less than in the dense sequence. Tokens stay in raster order, 
 that hand them on by rank (DUET as released). Rows that are left at several lengths are padded on
 the left, where the state is zero. Later turns whose rows are left at several lengths are refused.
 So is assisted decoding with Qwen3.5, by the stock model: its state cannot be cropped. How much less
-a state decays matters to a trained model alone, and was not measured.
+a state decays was looked at on small decoders trained from nothing: their states keep nothing of a
+word over 32 tokens, so they show nothing. It would take a published checkpoint.
 
 **Refused**, with a sentence that names what is expected: layers of other kinds (indexed or
 compressed attention); local layers under M-RoPE; videos of GLM-4.xV, which have the placeholder of

@@ -17,6 +17,14 @@ def test_every_family_has_a_case() -> None:
     assert known == {case.config(4).model_type for case in CASES}
 
 
+def test_other_pages_count_the_model_types() -> None:
+    count = len({kind for family in ADAPTERS for kind in family.model_types})
+    root = families.PAGE.parent.parent
+    assert f"{count} model types" in (root / "CHANGELOG.md").read_text()
+    assert f"{count} model types" in (root / "docs" / "comparison.md").read_text()
+    assert f"{count - 2} other model types" in (root / "docs" / "index.md").read_text()
+
+
 def test_a_claim_holds_for_the_cases_that_its_test_names() -> None:
     zero = test_zero3.test_zero3_with_images_on_one_process_only
     tested = [case.name for case in CASES if families.runs(zero, case)]

@@ -1,5 +1,5 @@
-"""MiniCPM-V 4.6: pictures of 3 x 4 and 2 x 4 tokens, of 4 x 4 patches each, merged after the second
-layer; frames as pictures; a Qwen3.5 decoder."""
+"""MiniCPM-V 4.6: pictures of 3 x 4 and 2 x 4 tokens, of 4 x 4 patches each, merged after
+the second layer; frames as pictures; a Qwen3.5 decoder."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""MiniCPM-V 4.6: SigLIP on packed pictures of any shape, 2 x 2 rows merged within and again after
-it, a Qwen3.5 decoder."""
+"""MiniCPM-V 4.6: SigLIP on packed pictures of any shape, 2 x 2 rows merged within it and
+after it, a Qwen3.5 decoder."""
 
 from __future__ import annotations
 

@@ -10,6 +10,8 @@ REFUSED = {
     "granite4_vision": "visual tokens enter empty; features are added before decoder layers",
     "kimi_k25": "latent attention in the decoder, frames averaged in the encoder",
     "nemotron_h_omni": "most decoder layers are Mamba layers, whose masks are not known here",
+    "minicpmv4_7": "an image and its slices lie on one canvas of positions, after which later "
+    "turns were seen to be placed otherwise",
     "molmo2": "patches are pooled by attention, across crops",
     "gemma4_unified": "no vision encoder with attention",
     "gemma3n": "no vision encoder with attention",
