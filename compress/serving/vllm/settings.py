@@ -131,11 +131,6 @@ def _check_method(method: Method) -> None:
             f"foveate: {name} gives the vision encoder less than the image, which vLLM's does not "
             "take. Give the processor smaller images instead, by --mm-processor-kwargs"
         )
-    if method.prunes_patches:
-        raise ValueError(
-            f"foveate: {name} leaves patches out before the vision encoder, which is vLLM's own "
-            "here: choose a method that reduces after it"
-        )
     if method.proportional_attention:
         raise ValueError(
             f"foveate: {name} with proportional_attention adds log(size) to attention logits, "
