@@ -6,7 +6,8 @@ the model's probe (`compress.probe`); and none, with every token kept to the las
 them: random pruning before the language model. Each is compared with the published schedule on the
 same questions; p is the paired test's, after Holm's correction over the table.
 
-The probe is the saved one. Without one, it is measured first on drawn training pictures.
+The probe is the saved one. Without one, it is measured first: on drawn training pictures, or on 32
+questions about training collages for "small".
 
 Writes `schedule-NAME.json` (raw figures, versions, hardware, command), `.md` and the probe's
 picture.
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,7 @@ from compress import Probe, probe
 from compress.methods import Duet, Foveate
 from compress.parse import parse_budget, split_list
 from compress.probing.verdict import draw_curves, probe_of
+from eval.__main__ import DTYPES
 from eval.answerers import ModelAnswerer
 from eval.arms import DENSE, Arm
 from eval.statistics import holm
@@ -67,12 +70,13 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--split", default="test", help="val or test")
     parser.add_argument("--scenes", type=int, default=200)
     parser.add_argument("--clips", type=int, default=40)
+    parser.add_argument("--dtype", choices=DTYPES, default="float32")
     parser.add_argument("--seed", type=int, default=0)
     add_folders(parser, work="out/schedule")
     args = parser.parse_args(argv)
     budgets = [parse_budget(text) for text in split_list(args.budgets)]
-    model, processor = vlm.load(args.model)
-    verdict = saved_probe(model, processor)
+    model, processor = vlm.load(args.model, dtype=DTYPES[args.dtype])
+    verdict = saved_probe(model, processor, args.model)
     tried = {(b, *key): arm for b in budgets for key, arm in arms(b).items()}
     benchmark = questions_for(args.model, args.split, args.scenes, args.clips)
     answerer = ModelAnswerer(model, processor, args.model)
@@ -93,6 +97,7 @@ def main(argv: list[str] | None = None) -> int:
         argv,
         judge=args.name,
         split=args.split,
+        dtype=args.dtype,
         questions=len(asked.samples),
         seed=args.seed,
         probe={"text": str(verdict), **verdict.curves()},
@@ -104,13 +109,24 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def saved_probe(model: Any, processor: Any) -> Probe:
+def saved_probe(model: Any, processor: Any, judge: str) -> Probe:
     """The model's saved probe; measured and saved if there is none."""
     try:
         saved = probe_of("probed", adapter_of(model))
     except ValueError:
         saved = None
-    return saved or probe(model, processor)
+    return saved or probe(model, processor, collages() if judge == "small" else None)
+
+
+def collages(scenes: int = 8, each: int = 4) -> list[tuple[Any, str]]:
+    """Questions about training collages, as many of each."""
+    taken: Counter[str | None] = Counter()
+    made = []
+    for sample in questions_for("small", "train", scenes, 0).load().samples:
+        taken[sample.cluster] += 1
+        if taken[sample.cluster] <= each:
+            made.append((sample.media[0].load(), sample.prompt))
+    return made
 
 
 def beside(asked: Asked, tried: dict[Any, Arm], key: tuple[float, str, str]) -> Any:
