@@ -25,7 +25,7 @@ from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration, Qwen2VL
 
 from compress import compress
 from compress.methods import PixelPrune
-from scripts.common import canvas, facts, write_json
+from scripts.common import canvas, facts, write_json, write_table
 
 SIDE, DEPTH, WIDTH, HEADS = 560, 6, 320, 4
 THRESHOLDS = (0.0, 0.3)
@@ -134,8 +134,15 @@ def measured(seed: int, repeats: int) -> list[dict[str, Any]]:
     return rows
 
 
-def draw(found: dict[str, Any], path: Path) -> None:
-    """The picture of a report."""
+def render(found: dict[str, Any], path: Path) -> None:
+    """The table and the picture of a report."""
+    lines = [f"{'picture':<14}{'threshold':>9}{'patches kept':>14}{'multiply-adds':>15}{'time':>7}"]
+    lines += [
+        f"{row['picture']:<14}{row['threshold']:>9}{row['share']:>14.1%}{row['macs']:>15.0%}"
+        f"{row['ms'] / row['dense_ms']:>7.0%}"
+        for row in found["rows"]
+    ]
+    write_table(path, "\n".join(lines))
     figure, axes = canvas(5.6, 4)
     rows = sorted(found["rows"], key=lambda row: row["share"])
     shares = [100 * row["share"] for row in rows]
@@ -143,7 +150,7 @@ def draw(found: dict[str, Any], path: Path) -> None:
     axes.plot(shares, [100 * row["ms"] / row["dense_ms"] for row in rows], "o", label="time")
     axes.set(xlabel="patches kept (%)", ylabel="vision encoder, % of dense", ylim=0)
     axes.legend(frameon=False)
-    figure.savefig(path, dpi=150)
+    figure.savefig(path.with_suffix(".png"), dpi=150)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -160,7 +167,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     found = write_json(
         args.out.with_suffix(".json"), facts("study_pixels", given, seed=args.seed, rows=rows)
     )
-    draw(found, args.out.with_suffix(".png"))
+    render(found, args.out)
     return 0
 
 

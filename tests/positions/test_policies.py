@@ -72,7 +72,7 @@ def test_interpolation_draws_time_together_and_nothing_else() -> None:
     flat = Held(cut.step, cut.home[:, :1].expand(-1, 3), cut.home, cut.advance, False, True)
     (now,) = Interpolated(span=1.75).at_forward([flat], 40.0)
     assert float(now[-1, 0] - now[3, 0]) == pytest.approx(1.75)
-    with pytest.raises(PositionError, match="span=0: expected a positive number"):
+    with pytest.raises(PositionError, match=r"span=0\): expected a positive number"):
         Interpolated(span=0)
 
 
