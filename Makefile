@@ -65,7 +65,7 @@ demo-small: $(READY)  ## the small judge, in plain English; fetches 183 MB of wh
 	$(BIN)/python -m vlm prepare collage
 	$(BIN)/python -m scripts.demo_small
 
-train-small: $(READY)  ## train the small judge (an hour on 2 cores), after `vlm prepare small` and `collage`
+train-small: $(READY)  ## train the small judge (three hours on 2 cores), after `vlm prepare small` and `collage`
 	$(BIN)/python -m train.small --output out/small
 
 train-mini: $(READY)  ## train the embedded model again (some three hours on 2 cores)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,10 +14,13 @@ from transformers import Dinov2Config, LlamaConfig, PreTrainedTokenizerFast
 
 from tests.vlm.embedded.collage.folder import make_folder
 from train.small.align import Words, align, labels_of, measure
+from train.small.export import export
 from train.small.features import Features, write
 from train.small.learn import answers, ask, learn
 from train.small.rows import collate
+from train.small.see import learn_to_see
 from vlm.embedded.collage import FIELDS, Pictures
+from vlm.embedded.small import change
 from vlm.experts import expert_config
 from vlm.model import assemble
 
@@ -93,12 +97,47 @@ def test_all_stages_and_going_on_after_a_stop(
     labels = labels_of(pictures, "train", range(20))
     right = measure(fusion, vocabulary, features["train"], labels)
     assert len(right) == len(FIELDS) and right[1] > 0.2  # colours, one of nine
-    for seconds in (4.0, 8.0):
-        learn(model, words, features, pictures, tmp_path, seconds, save_every=3.0, judged=8)
+    for steps in (4, 8):
+        learn(model, words, features, pictures, tmp_path, steps, save_every=0.0, judged=8)
         with safe_open(tmp_path / "state.safetensors", "pt") as file:
-            assert float(file.metadata()["seconds"]) >= seconds
+            assert int(file.metadata()["step"]) == steps
             assert any(name.startswith("exp_avg.") for name in file.keys())  # noqa: SIM118
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     judged = [line for line in lines if "right" in line]
     assert judged and judged[-1]["right"]["all"][1] > 40
     assert [line["seconds"] for line in lines] == sorted(line["seconds"] for line in lines)
+
+
+@pytest.mark.slow
+def test_the_encoder_learns_goes_on_and_is_exported(pictures: Pictures, tmp_path: Path) -> None:
+    def fresh() -> tuple[Any, Words, dict[str, torch.Tensor]]:
+        model, words = tiny()
+        vocabulary = Words(model.get_input_embeddings().weight, words)  # type: ignore[attr-defined]
+        before = {n: p.clone() for n, p in model.model.named_parameters()}  # type: ignore[attr-defined]
+        return model, vocabulary, before
+
+    model, words, before = fresh()
+    state = learn_to_see(model, words, pictures, 100, 3, tmp_path)
+    after = dict(model.model.named_parameters())
+    changed = {name for name in after if not torch.equal(after[name], before[name])}
+    blocks = {int(name.split("layer.")[1].split(".")[0]) for name in changed if "layer." in name}
+    assert blocks == {5, 6, 7, 8, 9}
+    assert all(
+        name.startswith(("fusion.", "experts.dino.encoder.encoder.layer")) for name in changed
+    )
+    again, words, _ = fresh()
+    learn_to_see(again, words, pictures, 100, 3, tmp_path)  # nothing is left to do
+    loaded = dict(again.model.named_parameters())
+    assert all(torch.equal(after[name], loaded[name]) for name in after)
+    expert = model.model.experts["dino"]
+    assert len(expert.encoder.encoder.layer) == 11
+    untrained, _, _ = fresh()
+    path = tmp_path / "change.safetensors"
+    export(untrained, tokenizer(), pictures, [state], path, {})
+    laid, _, _ = fresh()
+    change.apply(path, dict(laid.model.named_parameters()))
+    applied = dict(laid.model.named_parameters())
+    for name in changed:
+        whole = 0 if name.startswith("fusion.") else before[name]
+        error, moved = (applied[name] - after[name]).norm(), (after[name] - whole).norm()
+        assert error <= 0.2 * moved + 1e-3, name

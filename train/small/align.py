@@ -68,6 +68,12 @@ def standardise(first: nn.Linear, features: Tensor) -> None:
     first.bias.sub_(first.weight @ mean)
 
 
+def chosen(wanted: Tensor, rng: np.random.Generator) -> Tensor:
+    """Which of (n, fields) labelled patches a step learns from: few are background."""
+    shown = wanted[:, 0] != len(FIELDS["shows"]) - 1
+    return shown | torch.from_numpy(rng.random(len(wanted)) < BACKGROUND_SHARE)
+
+
 def align(
     fusion: Any, words: Words, features: Features, pictures: Pictures, steps: int, log: Path
 ) -> None:
@@ -83,9 +89,7 @@ def align(
             group["lr"] = RATE * min((step + 1) / 20, 1 - step / steps)
         index = rng.integers(count, size=SCENES).tolist()
         wanted = labels[index].flatten(0, 1)
-        keep = (wanted[:, 0] != len(FIELDS["shows"]) - 1) | torch.from_numpy(
-            rng.random(len(wanted)) < BACKGROUND_SHARE
-        )
+        keep = chosen(wanted, rng)
         rows = features[index].flatten(0, 1)[keep]
         with torch.autocast("cpu", torch.bfloat16):
             tokens = fusion("dino", rows[None], (1, len(rows)))[0]

@@ -1,8 +1,9 @@
-"""Features of the frozen encoder on disk: each collage is drawn and encoded once."""
+"""Features of the encoder on disk: each collage is drawn and encoded once."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -40,23 +41,36 @@ class Features:
         return torch.from_numpy(mapped[index]).view(torch.bfloat16)
 
 
+def pixels_of(
+    expert: Expert, pictures: Pictures, split: Split, seeds: Sequence[int]
+) -> torch.Tensor:
+    """(n, 3, 224, 224) normalised pixels of scenes."""
+    pixels = [to_tensor(draw(make_scene(seed, split, pictures))) for seed in seeds]
+    return normalize(torch.stack(pixels), expert.config.mean, expert.config.std)
+
+
+@contextmanager
+def read_blocks(expert: Expert, frozen: bool = True) -> Iterator[None]:
+    """Inside, the encoder ends after the last block that is read, and is frozen or not."""
+    config = expert.config
+    stack: Any = expert.encoder.encoder
+    layers, before = stack.layer, (config.scoring_layer, config.frozen)
+    stack.layer = layers[: max(LAYERS)]
+    config.scoring_layer, config.frozen = max(LAYERS) - 1, frozen
+    try:
+        yield
+    finally:
+        stack.layer, (config.scoring_layer, config.frozen) = layers, before
+
+
 @torch.no_grad()
 def write(
     file: Features, expert: Expert, pictures: Pictures, split: Split, count: int
 ) -> Iterator[int]:
     """Encode scenes until the file holds `count`; yields the number after each batch."""
-    deepest = max(LAYERS)
     expert = expert.to(torch.bfloat16)
-    stack: Any = expert.encoder.encoder
-    layers = stack.layer
-    stack.layer = layers[:deepest]  # what comes after is not read
-    expert.config.scoring_layer = deepest - 1
-    try:
+    with read_blocks(expert):
         while (start := len(file)) < count:
             seeds = range(start, min(start + BATCH, count))
-            pixels = [to_tensor(draw(make_scene(seed, split, pictures))) for seed in seeds]
-            batch = normalize(torch.stack(pixels), expert.config.mean, expert.config.std)
-            file.append(expert(batch, scores=False).features)
+            file.append(expert(pixels_of(expert, pictures, split, seeds), scores=False).features)
             yield len(file)
-    finally:
-        stack.layer = layers

@@ -12,18 +12,18 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors import safe_open
-from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from train.small.features import Features
+from train.small.masters import Masters
 from train.small.rows import Batch, collate
 from vlm.embedded.collage import Pictures, Question, Split, make_scene, questions
 from vlm.embedded.small import GRID
 
-SCENES, WARM_UP, CLIP = 4, 15, 1.0
+SCENES, WARM_UP = 4, 15
 RATES = {"language_model": 2e-4, "fusion": 3e-4}
-CONSTANT, LAST = 0.7, 0.05  # share of the time before the rate falls; share of it that stays
+CONSTANT, LAST = 0.7, 0.05  # share of the steps before the rate falls; share of it that stays
+COARSE = 0.8  # share of the steps with averaged tokens; then every token is seen
 
 
 def answers(model: Any, features: Tensor, batch: Batch) -> Tensor:
@@ -91,77 +91,10 @@ def measure(
     return {name: (a, b) for name, (a, b) in sorted(right.items())}
 
 
-class Masters:
-    """Float32 copies of the bfloat16 parameters that learn, and their AdamW."""
-
-    def __init__(self, model: Any) -> None:
-        head = {id(model.model.get_input_embeddings().weight)}
-        self.groups = {
-            part: {
-                f"{part}.{name}": parameter
-                for name, parameter in getattr(model.model, part).named_parameters()
-                if id(parameter) not in head
-            }
-            for part in RATES
-        }
-        self.learned = {n: p for group in self.groups.values() for n, p in group.items()}
-        model.requires_grad_(False)
-        for parameter in self.learned.values():
-            parameter.requires_grad_(True)
-        self.master = {n: p.detach().float().clone() for n, p in self.learned.items()}
-        groups = [
-            {"params": [self.master[n] for n in names], "lr": RATES[part], "rate": RATES[part]}
-            for part, names in self.groups.items()
-        ]
-        self.optimiser = torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.0, fused=True)
-
-    def step(self, factor: float) -> None:
-        """One step at `factor` of the full rates, from the gradients of the parameters."""
-        for name, parameter in self.learned.items():
-            self.master[name].grad = parameter.grad.float()
-            parameter.grad = None
-        gradients = [tensor.grad for tensor in self.master.values()]
-        norm = nn.utils.get_total_norm(gradients)
-        if norm > CLIP:
-            nn.utils.clip_grads_with_norm_(list(self.master.values()), CLIP, norm)
-        for group in self.optimiser.param_groups:
-            group["lr"] = group["rate"] * factor
-        self.optimiser.step()
-        with torch.no_grad():
-            for name, parameter in self.learned.items():
-                parameter.copy_(self.master[name])
-                self.master[name].grad = None
-
-    def save(self, path: Path, notes: dict[str, str]) -> None:
-        """Weights and moments in one file, which replaces the last in one move."""
-        state = {f"weight.{name}": tensor for name, tensor in self.master.items()}
-        for name, tensor in self.master.items():
-            for kind in ("exp_avg", "exp_avg_sq", "step"):
-                if kind in self.optimiser.state[tensor]:
-                    state[f"{kind}.{name}"] = self.optimiser.state[tensor][kind]
-        partial = path.with_suffix(".part")
-        save_file(state, partial, notes)
-        partial.replace(path)
-
-    @torch.no_grad()
-    def load(self, path: Path) -> dict[str, str]:
-        """What `save` wrote; returns its notes."""
-        with safe_open(path, "pt") as file:
-            names = set(file.keys())
-            for name, tensor in self.master.items():
-                tensor.copy_(file.get_tensor(f"weight.{name}"))
-                self.learned[name].copy_(tensor)
-                if f"exp_avg.{name}" in names:
-                    kinds = ("exp_avg", "exp_avg_sq", "step")
-                    moments = {kind: file.get_tensor(f"{kind}.{name}") for kind in kinds}
-                    self.optimiser.state[tensor].update(moments)
-            return dict(file.metadata() or {})
-
-
-def factor_of(step: int, share: float) -> float:
-    """The factor of the learning rate at a step, when `share` of the time has passed."""
-    fall = min(1.0, (1 - share) / (1 - CONSTANT))
-    return min((step + 1) / WARM_UP, LAST + (1 - LAST) * max(0.0, fall))
+def factor_of(step: int, steps: int) -> float:
+    """The factor of the learning rate at a step of `steps`."""
+    fall = min(1.0, (1 - step / steps) / (1 - CONSTANT))
+    return min((step + 1) / WARM_UP, LAST + (1 - LAST) * fall)
 
 
 def learn(
@@ -170,17 +103,19 @@ def learn(
     features: dict[Split, Features],
     pictures: Pictures,
     folder: Path,
-    seconds: float,
+    steps: int,
     pool: int = 2,
     save_every: float = 600.0,
     judged: int = 30,
 ) -> None:
-    """Train in place for `seconds` in all, those before an interruption included.
+    """Train in place for `steps` in all, those before an interruption included.
 
+    pool: patches on a side that one visual token averages, until the last fifth of the steps.
     save_every: seconds between saved states, each judged on as many validation scenes as `judged`.
     Writes `folder / "state.safetensors"` and lines to `folder / "log.jsonl"`.
     """
-    masters, state = Masters(model), folder / "state.safetensors"
+    embeddings = model.get_input_embeddings().weight
+    masters, state = Masters(model.model, RATES, [embeddings]), folder / "state.safetensors"
     compile_layers(model)
     step, spent = 0, 0.0
     if state.is_file():
@@ -188,25 +123,27 @@ def learn(
         step, spent = int(notes["step"]), float(notes["seconds"])
     began, saved = time.monotonic() - spent, spent
     losses: list[float] = []
-    count = 0
-    for index, asked in _stream(len(features["train"]), pictures, step):
-        spent = time.monotonic() - began
-        if spent >= seconds:
-            break
+    for index, asked in _stream(len(features["train"]), pictures, step, steps):
         generator = torch.Generator().manual_seed(step)
+        pool = pool if step < COARSE * steps else 1
         batch = collate(tokenizer, asked, pool, generator)
         model.train()
         logits = answers(model, features["train"][index], batch)
         loss = F.cross_entropy(logits, batch.wanted)
         loss.backward()
-        masters.step(factor_of(step, spent / seconds))
+        masters.step(factor_of(step, steps))
         losses.append(float(loss.detach()))
-        step, count = step + 1, count + sum(map(len, asked))
+        step, spent = step + 1, time.monotonic() - began
         if spent - saved > save_every:
             saved = spent
             masters.save(state, {"step": str(step), "seconds": str(spent)})
-            right = measure(model, tokenizer, features["val"], pictures, "val", range(judged))
-            line = {"step": step, "seconds": round(spent), "loss": float(np.mean(losses))}
+            right = measure(model, tokenizer, features["val"], pictures, "val", range(judged), pool)
+            line = {
+                "step": step,
+                "pool": pool,
+                "seconds": round(spent),
+                "loss": float(np.mean(losses)),
+            }
             _log(folder, line | {"right": right})
             losses = []
         elif step % 25 == 0:
@@ -215,16 +152,15 @@ def learn(
 
 
 def _stream(
-    count: int, pictures: Pictures, step: int
+    count: int, pictures: Pictures, start: int, stop: int
 ) -> Iterator[tuple[list[int], list[list[Question]]]]:
     """Scenes of each step and their questions, in an order drawn anew for each pass."""
     each = count // SCENES
-    while True:
+    for step in range(start, stop):
         turn, place = divmod(step, each)
         order = np.random.default_rng((1, turn)).permutation(count)
         index = order[SCENES * place : SCENES * (place + 1)].tolist()
         yield index, [ask(pictures, "train", seed, turn + 1) for seed in index]
-        step += 1
 
 
 def _log(folder: Path, line: dict[str, Any]) -> None:
