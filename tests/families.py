@@ -114,7 +114,8 @@ kernels that count tokens (FlashAttention) are refused once a shortened sequence
 
 **Two-way attention** within an image (Gemma 3, and Gemma 4 in sliding layers) or a prompt
 (PaliGemma) is kept for the tokens that are left, where the stock model is given `token_type_ids`
-(Gemma 4: `mm_token_type_ids`). It reaches past a window, here as there. FlashAttention has none.
+(Gemma 4: `mm_token_type_ids`). It reaches past a window in Gemma 3, not in
+Gemma 4, as there. FlashAttention has none.
 Logits that the decoder bends towards a cap (PaliGemma 2) are bent in scores, too; transformers runs
 such decoders with eager attention.
 

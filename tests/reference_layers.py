@@ -167,6 +167,9 @@ def _sees(config: Any, kind: str, tokens: Tokens) -> Tensor:
     if kind == "chunked_attention":
         chunk = tokens.place // config.attention_chunk_size
         sees &= chunk == chunk[:, None]
-    if kind == "sliding_attention" or not tokens.local_blocks:  # whatever the window
-        sees |= (tokens.block == tokens.block[:, None]) & (tokens.block >= 0)
+    if kind == "sliding_attention" or not tokens.local_blocks:
+        together = (tokens.block == tokens.block[:, None]) & (tokens.block >= 0)
+        if tokens.local_blocks:  # Gemma 4 cuts blocks at the window, Gemma 3 does not
+            together &= tokens.place[:, None] - tokens.place < config.sliding_window
+        sees |= together
     return sees

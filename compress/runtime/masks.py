@@ -117,6 +117,8 @@ def _mask(adapter: ModelAdapter, span: Span, layer: int, new: NewTokens) -> Tens
     elif local:
         within = _within_reach(span, count, kind, int(reach or 0))
     allowed = _allowed(span, new, blocks, within)
+    if within is not None and not adapter.blocks_cross_windows:
+        allowed = allowed & within.to(allowed.device)
     held, offset = span.length, 0
     if new.cache is not None and (static or local):
         held, offset = new.cache.get_mask_sizes(count, layer)
@@ -181,7 +183,7 @@ def new_indices(span: Span, count: int, device: torch.device) -> Tensor:
 def _allowed(span: Span, new: NewTokens, blocks: Tensor | None, within: Tensor | None) -> Tensor:
     """(B, q, length) bool: which keys each of the newest tokens may attend to.
 
-    within: (B, q, length) bool, those in reach; a block reaches further, as in the stock model.
+    within: (B, q, length) bool, those in reach; a block reaches further.
     """
     like, count = new.like, new.count
     real = span.real(len(like), like.device).to(like.device)[:, None]

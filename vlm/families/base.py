@@ -43,6 +43,7 @@ class ModelAdapter(ABC):
         and stand in the prompt without text between them.
     has_blocks: whether some tokens attend to later ones (see `attention_blocks`).
     block_kinds: the kinds of decoder layers in which they do; None for all.
+    blocks_cross_windows: whether they do beyond a layer's window, too.
     along: keyword arguments of the decoder and of its layers that run along the tokens.
     packs: whether several samples can stand in one row in training.
     resizes: whether the vision encoder takes smaller pictures (see `resized`).
@@ -59,6 +60,7 @@ class ModelAdapter(ABC):
     one_run_one_input: ClassVar[bool] = False
     has_blocks: ClassVar[bool] = False
     block_kinds: ClassVar[frozenset[str] | None] = None
+    blocks_cross_windows: ClassVar[bool] = True
     along: ClassVar[tuple[str, ...]] = ()
     packs: ClassVar[bool] = True
     resizes: bool = False

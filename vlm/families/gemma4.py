@@ -32,6 +32,7 @@ class Gemma4(ModelAdapter):
     along = ("per_layer_inputs",)
     has_blocks = True
     block_kinds = frozenset({"sliding_attention"})
+    blocks_cross_windows = False
 
     @property
     def down(self) -> int:

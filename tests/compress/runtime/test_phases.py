@@ -13,6 +13,7 @@ from compress import CompressionError, compress
 from compress.methods import ChatUniVi, DivPrune, FastV, Method, Pool, VisionZip
 from compress.runtime.phases import phase_order
 from positions import ChannelTable
+from positions.channels import inverse_frequencies
 from tests.compress.common import CLOSE, answer, duet, logits_of
 from tests.marks import later, over
 from tests.tiny import CASES, Case
@@ -23,7 +24,7 @@ LLAVA = next(case for case in CASES if case.name == "llava")
 
 def extremes(rotary: Any, positions: torch.Tensor, share: float) -> set[int]:
     """IVC's set: the largest mean cosines and the largest mean sines, by loops."""
-    table, frequency = ChannelTable.of(rotary), rotary.inv_freq.double()
+    table, frequency = ChannelTable.of(rotary), inverse_frequencies(rotary).double()
     axes = table.axis.tolist()
     frequency = (frequency if table.frequency is None else frequency[table.frequency]).tolist()
     cos, sin = [], []
