@@ -10,6 +10,7 @@ from torch import Tensor
 
 from compress import ops
 from compress.methods.base import Method, choose
+from compress.ops.windows import cut_after
 from compress.tokens import Reduction, VisualTokens
 
 
@@ -56,10 +57,7 @@ class FastVID(Method):
 
     def segments(self, features: Tensor) -> Tensor:
         """(B, T, n, D) -> (B, T) int64, the segment of each frame, from 0."""
-        mean = ops.unit(ops.wide(features).mean(2))
-        near = (mean[:, 1:] * mean[:, :-1]).sum(2)
-        cut = near < self.threshold
-        cut = cut.scatter(1, ops.top(-near, min(self.cuts, near.shape[1])), True)
+        cut = cut_after(features, self.threshold, self.cuts)
         return torch.nn.functional.pad(cut.long().cumsum(1), (1, 0))
 
     def select(

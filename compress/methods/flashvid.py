@@ -13,7 +13,7 @@ from compress import ops
 from compress.budget import Schedule, schedule_layers
 from compress.methods.base import Method
 from compress.ops import greedy
-from compress.ops.windows import shares
+from compress.ops.windows import cut_after, shares
 from compress.tokens import Reduction, VisualTokens
 
 
@@ -92,13 +92,12 @@ class FlashVID(Method):
         (t, h, w), n, b = tokens.grid, tokens.count, len(tokens.features)
         free = torch.ones(b, n, dtype=torch.bool, device=chosen.device).scatter(1, chosen, False)
         frames = ops.unit(tokens.features).unflatten(1, (t, h * w))
-        mean = ops.unit(ops.wide(tokens.features).unflatten(1, (t, h * w)).mean(2))
-        near = (mean[:, 1:] * mean[:, :-1]).sum(2)
-        cuts = (near < self.threshold).scatter(1, ops.top(-near, min(self.segments, t) - 1), True)
+        features = tokens.features.unflatten(1, (t, h * w))
+        parted = cut_after(features, self.threshold, self.segments - 1)
         table = frames[:, 1:] @ frames[:, :-1].mT
         table = table.masked_fill(~free.unflatten(1, (t, h * w))[:, :-1, None], -torch.inf)
         best = table.max(3)
-        value = best.values.masked_fill(cuts[..., None], -torch.inf).flatten(1)
+        value = best.values.masked_fill(parted[..., None], -torch.inf).flatten(1)
         value = functional.pad(value, (h * w, 0), value=-torch.inf)
         value = value.masked_fill(~free | (value <= self.link), -torch.inf)
         strongest = ops.top(value, max(0, n - chosen.shape[1] - least))

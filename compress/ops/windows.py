@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from itertools import accumulate, pairwise
 
 import torch
+from torch import Tensor
 
-from compress.ops.selection import on_device
+from compress.ops.selection import on_device, top
+from compress.ops.similarity import unit, wide
 from compress.tokens import Grid, Reduction, VisualTokens
 
 WINDOW = 8192  # most tokens that a method with an N x N table is given at once
@@ -43,6 +45,17 @@ def deal(total: int, sizes: list[int]) -> list[int]:
 def shares(total: int, parts: int) -> list[int]:
     """`total` dealt over `parts` as evenly as whole numbers allow, the larger ones spread out."""
     return [total * (i + 1) // parts - total * i // parts for i in range(parts)]
+
+
+def cut_after(features: Tensor, threshold: float, least: int) -> Tensor:
+    """(B, T, n, D) -> (B, T - 1) bool: after which frames a video is cut into segments.
+
+    Where the mean features of neighbours have a cosine below `threshold`, and at the `least` least
+    similar neighbours, or all if there are fewer.
+    """
+    mean = unit(wide(features).mean(2))
+    near = (mean[:, 1:] * mean[:, :-1]).sum(2)
+    return (near < threshold).scatter(1, top(-near, min(least, near.shape[1])), True)
 
 
 def by_frame(tokens: VisualTokens, keep: int, select: Select) -> Reduction:

@@ -7,13 +7,12 @@ product is that of K and Q plus b. Values get channels of zeros, which are cut o
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from compress.runtime.attention import Attention
+from compress.runtime.attention import taking
 
 KEY_TERMS = "foveate_key_terms"
 """The argument of a decoder layer that brings the terms, (B, keys) float32."""
@@ -61,25 +60,13 @@ def fold(
     return query, key, functional.pad(value, (0, width))
 
 
-def folding(stock: Attention) -> Attention:
-    """An attention function that folds the terms which some layers bring."""
+def _fold_held(
+    terms: Tensor, query: Tensor, key: Tensor, value: Tensor, scaling: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    held = key.shape[2]  # a sliding layer holds the last keys, a static cache room for more
+    terms = functional.pad(terms[:, -held:], (0, max(0, held - terms.shape[1])))
+    return fold(query, key, value, terms.to(key.device), scaling)
 
-    def attention(
-        module: Any,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        attention_mask: Any,
-        **kwargs: Any,
-    ) -> Any:
-        terms = kwargs.pop(KEY_TERMS, None)
-        if terms is None:
-            return stock(module, query, key, value, attention_mask, **kwargs)
-        held = key.shape[2]  # a sliding layer holds the last keys, a static cache room for more
-        terms = functional.pad(terms[:, -held:], (0, max(0, held - terms.shape[1])))
-        scaling = kwargs.get("scaling") or query.shape[-1] ** -0.5
-        folded = fold(query, key, value, terms.to(key.device), scaling)
-        output, weights = stock(module, *folded, attention_mask, **kwargs | {"scaling": scaling})
-        return output[..., : value.shape[-1]], weights
 
-    return attention
+folding = taking(KEY_TERMS, _fold_held)
+"""From an attention function to one that folds the terms which some layers bring."""

@@ -8,12 +8,11 @@ k_j. Both are one product of twice the channels: queries [R(p_i) q_i, R(cap(p_i)
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from compress.runtime.attention import Attention
+from compress.runtime.attention import taking
 from compress.runtime.cache_state import Span
 from positions import ChannelTable, LMInfinite, rerotate
 from positions.channels import inverse_frequencies
@@ -73,22 +72,11 @@ class Capped:
         return torch.cat([query, turned], -1), torch.cat(keys, -1)
 
 
-def capping(stock: Attention) -> Attention:
-    """An attention function that takes a `Capped` of those layers that bring one."""
+def _cap(
+    capped: Capped, query: Tensor, key: Tensor, value: Tensor, scaling: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    return *capped.fold(query, key), value
 
-    def attention(
-        module: Any,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        attention_mask: Any,
-        **kwargs: Any,
-    ) -> Any:
-        capped: Capped | None = kwargs.pop(CAPPED, None)
-        if capped is None:
-            return stock(module, query, key, value, attention_mask, **kwargs)
-        scaling = kwargs.get("scaling") or query.shape[-1] ** -0.5
-        folded = capped.fold(query, key)
-        return stock(module, *folded, value, attention_mask, **kwargs | {"scaling": scaling})
 
-    return attention
+capping = taking(CAPPED, _cap)
+"""From an attention function to one that takes a `Capped` of those layers that bring one."""
