@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import vlm
-from compress import list_methods
+from compress import get_method, list_methods
 from compress.parse import parse_budget, split_list
 from eval.__main__ import DTYPES
 from eval.answerers import ModelAnswerer
@@ -52,8 +52,12 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     methods = split_list(args.methods)
     if args.methods == "all":  # down-sampling takes pictures alone, PixelPrune packed patches
-        methods = [m for m in list_methods() if m != "downsample" or not args.clips]
-        methods.remove("pixelprune")
+        defaults = {name: get_method(name) for name in list_methods()}
+        methods = [
+            name
+            for name, method in defaults.items()
+            if not (method.prunes_patches or (method.resizes_input and args.clips))
+        ]
     budgets = [parse_budget(text) for text in split_list(args.budgets)]
     arms = [DENSE, *(Arm(method, budget) for budget in budgets for method in methods)]
     model, processor = vlm.load(args.model, dtype=DTYPES[args.dtype])
