@@ -7,6 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+
+from vlm.embedded.small import change
 
 TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "a", "b", "Ġ", "ab", "Ġa", "1", "2"]
 
@@ -93,3 +96,10 @@ def write_onnx(
         node = b"".join(field(1, name.encode()) for name in inputs)
         graph += field(1, node + field(2, output.encode()) + field(4, kind_of.encode()))
     path.write_bytes(field(1, 8) + field(7, graph))
+
+
+def even(before: dict[str, torch.Tensor]) -> change.Sensitivity:
+    """All inputs and outputs matter as much."""
+    return {
+        n: (torch.ones(t.shape[1]), torch.ones(t.shape[0])) for n, t in before.items() if t.ndim > 1
+    }

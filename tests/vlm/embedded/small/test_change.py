@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.vlm.embedded.small.files import even
 from vlm.embedded.small import PartsError, change
 
 
@@ -17,13 +18,6 @@ def states() -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     u, v = torch.randn(64, 3, generator=generator), torch.randn(3, 48, generator=generator)
     after = {"a": before["a"] + u @ v, "b": before["b"] + 0.01, "norm": torch.full((48,), 1.5)}
     return before, after | {"projector": torch.randn(8, 8, generator=generator)}
-
-
-def even(before: dict[str, torch.Tensor]) -> change.Sensitivity:
-    """All inputs and outputs matter as much."""
-    return {
-        n: (torch.ones(t.shape[1]), torch.ones(t.shape[0])) for n, t in before.items() if t.ndim > 1
-    }
 
 
 @pytest.mark.parametrize("columns", [48, 47])

@@ -10,7 +10,7 @@ from PIL import Image
 from transformers import Dinov2Config, Dinov2Model
 
 from compress import compress
-from tests.vlm.embedded.small.files import llama_file
+from tests.vlm.embedded.small.files import even, llama_file
 from vlm.embedded.small import PartsError, assemble_parts, change, load
 from vlm.embedded.small.convert import llama_from_gguf
 
@@ -39,10 +39,7 @@ def test_what_was_learned_is_laid_over_the_parts(parts: Path, tmp_path: Path) ->
     old = {name: state[name] for name in names if name.startswith("language_model.")}
     with pytest.raises(PartsError, match="is missing"):
         load(parts, tmp_path / "c.safetensors")
-    even = {
-        n: (torch.ones(t.shape[1]), torch.ones(t.shape[0])) for n, t in old.items() if t.ndim > 1
-    }
-    change.write(tmp_path / "c.safetensors", old, after, even, {})
+    change.write(tmp_path / "c.safetensors", old, after, even(old), {})
     model, processor = load(parts, tmp_path / "c.safetensors")
     found = dict(model.model.named_parameters())
     for name, tensor in state.items():
