@@ -2,8 +2,10 @@
 
 Asks the questions of a split of the embedded benchmark with every method and budget. Accuracies
 have 95% intervals and paired tests against dense, clustered by scene. `--methods all` runs every
-method of the package and compares each with `foveate`. Writes `<name>.json` (raw figures, versions,
-hardware, command), `<name>.md` and `<name>.png`. An interrupted run is resumed by the same command.
+method of the package and compares each with `foveate`. `--calibrate own,none` asks each method with
+both calibrations and compares the others with the first. Writes `<name>.json` (raw figures,
+versions, hardware, command), `<name>.md` and `<name>.png`. An interrupted run is resumed by the
+same command.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from __future__ import annotations
 import argparse
 import sys
 from dataclasses import asdict, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +24,7 @@ from eval.__main__ import DTYPES
 from eval.answerers import ModelAnswerer
 from eval.arms import DENSE, Arm
 from eval.report import table
+from eval.statistics import holm
 from eval.summary import Result
 from scripts.common import (
     COLOURS,
@@ -43,6 +47,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--clips", type=int, default=250)
     parser.add_argument("--methods", default="foveate,duet,random,uniform,pool", help="or 'all'")
     parser.add_argument("--budgets", default="1/3,1/9", help="share of the tokens")
+    parser.add_argument("--calibrate", default="own", help="such as own,none,size+first_layer")
     parser.add_argument("--name", default="accuracy", help="of the files that are written")
     parser.add_argument("--model", default="mini")
     parser.add_argument("--split", default="test")
@@ -59,7 +64,8 @@ def main(argv: list[str] | None = None) -> int:
             if not (method.prunes_patches or (method.resizes_input and args.clips))
         ]
     budgets = [parse_budget(text) for text in split_list(args.budgets)]
-    arms = [DENSE, *(Arm(method, budget) for budget in budgets for method in methods)]
+    settings = product(budgets, methods, split_list(args.calibrate))
+    arms = [DENSE, *(Arm(method, budget, calibrate=terms) for budget, method, terms in settings)]
     model, processor = vlm.load(args.model, dtype=DTYPES[args.dtype])
     answerer = ModelAnswerer(model, processor, args.model)
     benchmark: Any = questions_for(args.model, args.split, args.scenes, args.clips)
@@ -84,6 +90,7 @@ def main(argv: list[str] | None = None) -> int:
         blind={k: i.mean for k, i in unseen.by["category"].items()} | {"all": known.mean},
         results=[asdict(result) for result in results],
         duels=duels(asked, results) if len(methods) > 1 else [],
+        calibrated=calibrated(asked, split_list(args.calibrate)),
     )
     render(write_json(args.output / f"{args.name}.json", report), args.output / args.name)
     return 0
@@ -95,18 +102,37 @@ def duels(asked: Asked, results: list[Result]) -> list[dict[str, Any]]:
     rows = []
     for arm in asked.records:
         foveate = Arm("foveate", arm.budget)
-        if arm.method in (None, "foveate") or foveate not in asked.records:
+        if arm in (DENSE, foveate) or foveate not in asked.records:
             continue
         if reached(by_title[arm.title], results[0]):
             comparison = against(asked.units(arm), asked.units(foveate))
-            rows.append({"method": arm.method, "budget": arm.budget, **comparison})
+            rows.append({"method": arm.line, "budget": arm.budget, **comparison})
     return rows
+
+
+def calibrated(asked: Asked, terms: list[str]) -> list[dict[str, Any]]:
+    """Every method with the later calibrations, against itself with the first; p after Holm."""
+    rows = []
+    for arm in asked.records:
+        plain = replace(arm, calibrate=terms[0])
+        if arm != DENSE and arm != plain:
+            comparison = against(asked.units(plain), asked.units(arm))
+            rows.append({"method": arm.line, "budget": arm.budget, **comparison})
+    for row, p in zip(rows, holm([row["p"] for row in rows]), strict=True):
+        row["holm"] = p
+    return rows
+
+
+def named(result: Result) -> tuple[str, str]:
+    """The method and its calibration, and the budget, of a title such as "duet 0.33 none"."""
+    method, budget, *terms = result.title.split()
+    return " ".join([method, *terms]), budget
 
 
 def reached(result: Result, dense: Result) -> bool:
     """Whether the measured share of the tokens is within 5% of the budget."""
     share = result.figures["tokens"] / dense.figures["tokens"]
-    return abs(share / float(result.title.split()[1]) - 1) < 0.05
+    return abs(share / float(named(result)[1]) - 1) < 0.05
 
 
 def render(found: dict[str, Any], path: Path) -> None:
@@ -120,8 +146,13 @@ def render(found: dict[str, Any], path: Path) -> None:
     for row in found["duels"]:
         text += f"\n{row['method']:<20}{row['budget']:>6.3f}{row['gained']:>5}{row['lost']:>6}"
         text += f"{100 * row['difference']:>+10.1f}  {row['p']:.2g}"
+    if found.get("calibrated"):
+        text += "\n\nagainst its own calibration  budget  won  lost  difference  p (Holm)"
+    for row in found.get("calibrated", []):
+        text += f"\n{row['method']:<28}{row['budget']:>7.3f}{row['gained']:>5}{row['lost']:>6}"
+        text += f"{100 * row['difference']:>+10.1f}  {row['holm']:.2g}"
     write_table(path, text)
-    if len({result.title.split()[0] for result in results}) > len(COLOURS):
+    if len({named(result)[0] for result in results[1:]}) >= len(COLOURS):
         write_table(path.with_name(f"{path.name}-short"), short(results, found["duels"]))
         rank(results, path.with_suffix(".png"))
     else:
@@ -134,7 +165,7 @@ def short(results: list[Result], duels: list[dict[str, Any]]) -> str:
     beside = {(row["method"], f"{row['budget']:.4g}"): row for row in duels}
     cells_of: dict[str, dict[str, str]] = {}
     for result in results[1:]:
-        method, budget = result.title.split()
+        method, budget = named(result)
         accuracy: Any = result.accuracy
         cell = f"{accuracy.mean:.1%}" if reached(result, results[0]) else "-"
         if (row := beside.get((method, budget))) is not None:
@@ -143,7 +174,7 @@ def short(results: list[Result], duels: list[dict[str, Any]]) -> str:
         elif cell != "-" and method == "foveate":
             cell += f" ({accuracy.mean / dense.mean:.1%})"
         cells_of.setdefault(method, {})[budget] = cell
-    budgets = list(dict.fromkeys(result.title.split()[1] for result in results[1:]))
+    budgets = list(dict.fromkeys(named(result)[1] for result in results[1:]))
     lines = [f"{'dense ' + format(dense.mean, '.1%'):14}" + "".join(
         f"{f'{float(b):.1%} of tokens':>20}" for b in budgets
     )]  # fmt: skip
@@ -156,10 +187,11 @@ def draw(results: list[Result], found: dict[str, Any], path: Path) -> None:
     """Draw accuracy by category with 95% intervals, one group of bars a category."""
     names = [*sorted(results[0].by["category"]), "all"]
     figure, axes = canvas(10, 4.2)
-    hues = dict(zip(dict.fromkeys(r.title.split()[0] for r in results), COLOURS, strict=False))
-    first, width = results[1].title.split()[1:], 0.84 / len(results)
+    lines = dict.fromkeys(["dense", *(named(r)[0] for r in results[1:])])
+    hues = dict(zip(lines, COLOURS, strict=False))
+    first, width = named(results[1])[1], 0.84 / len(results)
     for number, result in enumerate(results):
-        method, *budget = result.title.split()
+        method, budget = ("dense", first) if not number else named(result)
         intervals: list[Any] = [result.by["category"].get(n, result.accuracy) for n in names]
         axes.bar(
             [k + (number - (len(results) - 1) / 2) * width for k in range(len(names))],
@@ -169,9 +201,9 @@ def draw(results: list[Result], found: dict[str, Any], path: Path) -> None:
                 [100 * (i.mean - i.low) for i in intervals],
                 [100 * (i.high - i.mean) for i in intervals],
             ],
-            label=method if not budget else f"{method} {float(budget[0]):.0%}",
+            label=f"{method} {float(budget):.0%}" if number else method,
             color=hues[method],
-            alpha=1.0 if budget in ([], first) else 0.5,
+            alpha=1.0 if budget == first else 0.5,
             ecolor="#777777",
             capsize=2,
         )
@@ -200,10 +232,10 @@ def rank(results: list[Result], path: Path) -> None:
     """Draw all methods in the order of accuracy at the smallest budget, one dot a budget."""
     accuracy_of: dict[str, dict[str, Any]] = {}
     for result in results[1:]:
-        method, budget = result.title.split()
+        method, budget = named(result)
         shown = result.accuracy if reached(result, results[0]) else None
         accuracy_of.setdefault(method, {})[budget] = shown
-    budgets = list(dict.fromkeys(result.title.split()[1] for result in results[1:]))
+    budgets = list(dict.fromkeys(named(result)[1] for result in results[1:]))
     # Methods that cannot reach the smaller budgets, as one full layer costs more, come last.
     order = sorted(
         accuracy_of, key=lambda n: [i.mean if i else 0 for i in accuracy_of[n].values()][::-1]
