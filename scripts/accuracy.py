@@ -155,6 +155,7 @@ def render(found: dict[str, Any], path: Path) -> None:
     if len({named(result)[0] for result in results[1:]}) >= len(COLOURS):
         write_table(path.with_name(f"{path.name}-short"), short(results, found["duels"]))
         rank(results, path.with_suffix(".png"))
+        curves(results, path.with_name(f"{path.name}-curves.png"))
     else:
         draw(results, found, path.with_suffix(".png"))
 
@@ -175,11 +176,12 @@ def short(results: list[Result], duels: list[dict[str, Any]]) -> str:
             cell += f" ({accuracy.mean / dense.mean:.1%})"
         cells_of.setdefault(method, {})[budget] = cell
     budgets = list(dict.fromkeys(named(result)[1] for result in results[1:]))
-    lines = [f"{'dense ' + format(dense.mean, '.1%'):14}" + "".join(
+    width = max(14, 2 + max(map(len, cells_of)))
+    lines = [f"{'dense ' + format(dense.mean, '.1%'):{width}}" + "".join(
         f"{f'{float(b):.1%} of tokens':>20}" for b in budgets
     )]  # fmt: skip
     for method, cells in sorted(cells_of.items(), key=lambda pair: pair[0] != "foveate"):
-        lines.append(f"{method:14}" + "".join(f"{cells[b]:>20}" for b in budgets))
+        lines.append(f"{method:{width}}" + "".join(f"{cells[b]:>20}" for b in budgets))
     return "\n".join(lines)
 
 
@@ -258,6 +260,35 @@ def rank(results: list[Result], path: Path) -> None:
     axes.set_yticks(range(len(order)), order)
     axes.set_xlabel("right answers, % (95% intervals)")
     axes.legend(frameon=False, loc="lower left")
+    figure.savefig(path, dpi=110)
+
+
+def curves(results: list[Result], path: Path) -> None:
+    """Draw accuracy against the mean tokens a layer, for the eight best at all budgets."""
+    dense, *others = results
+    whole: Any = dense.accuracy
+    points: dict[str, list[tuple[float, float]]] = {}
+    for result in others:
+        if result.accuracy and reached(result, dense):
+            points.setdefault(named(result)[0], []).append(
+                (result.figures["tokens"], 100 * result.accuracy.mean)
+            )
+    shares = {float(named(result)[1]) for result in others}
+    reach = [name for name, line in points.items() if len(line) == len(shares)]
+    best = sorted(reach, key=lambda name: -sum(accuracy for _, accuracy in points[name]))[:8]
+    hues = (*COLOURS[1:], "#999999", "#F0E442")
+    figure, axes = canvas(7, 4.2)
+    for name, colour, marker in zip(best, hues, "osD^vP*X", strict=False):
+        line = sorted([*points[name], (dense.figures["tokens"], 100 * whole.mean)])
+        axes.plot(*zip(*line, strict=True), color=colour, marker=marker, label=name)
+    axes.axhline(100 * whole.mean, color="black", linestyle=":", label="dense")
+    axes.set_xscale("log")
+    ticks = [round(share * dense.figures["tokens"]) for share in sorted({*shares, 1.0})]
+    axes.set_xticks(ticks, ticks, minor=False)
+    axes.set_xticks([], minor=True)
+    axes.set_xlabel("visual tokens of a question, mean over the decoder layers")
+    axes.set_ylabel("right answers, %")
+    axes.legend(frameon=False, loc="lower right")
     figure.savefig(path, dpi=110)
 
 

@@ -200,7 +200,7 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
                 text = f"reading alone {100 * row['read_ratio']['median']:.2f}%"
                 axis.annotate(text, (4, place), va="center", fontsize=8)
     axis.axvline(3, color="grey", linestyle=":", linewidth=1)
-    axis.set_yticks(range(len(rows)), [f"{r['tower']}, batch {r['batch']}" for r in rows])
+    axis.set_yticks(range(len(rows)), [f"{r['encoder']}, batch {r['batch']}" for r in rows])
     axis.set(xlabel="added to the time of the vision side, %; median, quartiles (dotted: 3%)")
     axis.legend(fontsize=8)
     figure.tight_layout()
@@ -238,7 +238,7 @@ def main() -> None:
                     for k, x in call.items()}  # fmt: skip
             model = model.eval().to(device, dtype)
             timings = compare(model, call, args.rounds, args.seed, args.processor_time)
-            rows.append({"tower": name, "batch": batch} | timings)
+            rows.append({"encoder": name, "batch": batch} | timings)
             print(json.dumps(rows[-1]), flush=True)
     hardware = torch.cuda.get_device_name() if device.type == "cuda" else platform.processor()
     report = {

@@ -250,7 +250,11 @@ def main() -> None:
         },
         "hardware": {"device": gpu or platform.machine(), "threads": torch.get_num_threads()},
         "clock": "processor time" if args.processor_time else "wall",
-        "shapes": {"tower": SIZES[args.size][0], "text": SIZES[args.size][1], "depth": args.depth},
+        "shapes": {
+            "encoder": SIZES[args.size][0],
+            "text": SIZES[args.size][1],
+            "depth": args.depth,
+        },
         "sample": {"visual": 576, "text": args.text, "batch": args.batch},
         "checkpointing": args.checkpointing,
         "learns": "projector and adapters" if args.lora else "projector and decoder",

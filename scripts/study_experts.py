@@ -173,7 +173,7 @@ def teach_fine(coarse: Expert, fine: Expert, work: Path) -> list[dict[str, Any]]
         apart = functional.mse_loss(hidden, near) / near.var()
         return apart + 0.1 * loss, {k: round(float(v), 3) for k, v in right.items()}
 
-    log = learn("tower", [fine.encoder, heads], VISION, loss_of)
+    log = learn("vision encoder", [fine.encoder, heads], VISION, loss_of)
     fine.freeze()
     save_file(fine.encoder.state_dict(), path)
     path.with_suffix(".json").write_text(json.dumps(log))
