@@ -26,7 +26,7 @@ from positions.table import PositionTable
 # Tokens whose float64 angles exist at one time: 4 MiB at head size 128.
 BLOCK = 8192
 
-Pairing = Literal["halves", "neighbours"]
+Pairing = Literal["halves", "neighbours", "complex"]
 
 # From the pre-hook to the post-hook of one call. A context variable is of one thread; an attribute
 # would be shared by the threads that use the model. It is written for tables with own angles only,
@@ -177,8 +177,9 @@ class PlannedRotary:
         inv_freq = inverse_frequencies(module, layer_type)
         prefix = f"{layer_type}_" if layer_type else ""
         scale = getattr(module, f"{prefix}attention_scaling", 1.0)
-        cos, sin = output
-        if self._pairing is None or cos.shape[-1] != 2 * inv_freq.numel():
+        turns = isinstance(output, Tensor)  # cos + i sin
+        cos, sin = (output.real, output.imag) if turns else output
+        if self._pairing is None or cos.shape[-1] != (2 - turns) * inv_freq.numel():
             raise PositionError(
                 f"cos of shape {tuple(cos.shape)} for {inv_freq.numel()} frequencies: the layout "
                 "of this rotary embedding is not known, so it cannot be used with a plan with "
@@ -202,7 +203,8 @@ class PlannedRotary:
                 ]
             )
         cos_parts, sin_parts = zip(*parts, strict=True)
-        return torch.cat(cos_parts).view_as(cos), torch.cat(sin_parts).view_as(sin)
+        cos, sin = torch.cat(cos_parts).view_as(cos), torch.cat(sin_parts).view_as(sin)
+        return torch.complex(cos, sin) if turns else (cos, sin)
 
 
 def is_planned(rotary_emb: nn.Module) -> bool:
@@ -212,7 +214,9 @@ def is_planned(rotary_emb: nn.Module) -> bool:
 
 
 def _spread(angles: Tensor, pairing: Pairing) -> Tensor:
-    """(..., C) to (..., 2 C), as the module lays its channels out."""
+    """(..., C) to (..., 2 C), as the module lays its channels out; complex ones stay C."""
+    if pairing == "complex":
+        return angles
     if pairing == "halves":
         return torch.cat((angles, angles), dim=-1)
     return angles.repeat_interleave(2, dim=-1)
@@ -221,8 +225,9 @@ def _spread(angles: Tensor, pairing: Pairing) -> Tensor:
 def _pairing_of(rotary_emb: nn.Module, axes: int) -> Pairing | None:
     """Which two of its 2 C entries the module gives the same channel; None where it is neither.
 
-    Halves: c and c + C (Llama, Qwen). Neighbours: 2 c and 2 c + 1 (Cohere). Read off the cos
-    of position 1, of a copy of the module, whose dynamic frequencies may change.
+    Halves: c and c + C (Llama, Qwen). Neighbours: 2 c and 2 c + 1 (Cohere). Complex: C numbers
+    cos + i sin (Llama 4). Read off the cos of position 1, of a copy of the module, whose dynamic
+    frequencies may change.
     """
     probe = copy.copy(rotary_emb)
     probe._buffers = dict(rotary_emb._buffers)
@@ -231,7 +236,10 @@ def _pairing_of(rotary_emb: nn.Module, axes: int) -> Pairing | None:
     layer_types = getattr(rotary_emb, "layer_types", None)
     extra = {"layer_type": layer_types[0]} if layer_types else {}
     try:
-        cos, _ = type(probe).forward(probe, inv_freq.new_zeros(1), position_ids, **extra)
+        turns = type(probe).forward(probe, inv_freq.new_zeros(1), position_ids, **extra)
+        if isinstance(turns, Tensor):
+            return "complex" if turns.is_complex() else None
+        cos, _ = turns
     except (RuntimeError, TypeError, ValueError, AttributeError, KeyError):
         return None
     cos = cos.flatten()

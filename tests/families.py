@@ -112,6 +112,11 @@ trained to see, and would rotate keys by distances that its local layers never s
 stock cache of a local layer counts tokens, so it always holds what the window needs. Attention
 kernels that count tokens (FlashAttention) are refused once a shortened sequence passes the window.
 
+**Llama 4.** Layers see chunks and rotate, or see everything, rotate nothing and scale each query by
+its place. The place is that among the tokens that a layer holds, as in the stock model: the
+temperature follows the number of keys that a query sees, and that is the number of those that are
+left. In sequences under 8192 tokens it is 1. The stock model has no beams with pictures.
+
 **Two-way attention** within an image (Gemma 3, and Gemma 4 in sliding layers) or a prompt
 (PaliGemma) is kept for the tokens that are left, where the stock model is given `token_type_ids`
 (Gemma 4: `mm_token_type_ids`). It reaches past a window in Gemma 3, not in

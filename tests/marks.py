@@ -40,6 +40,8 @@ some_croppable_cases = over(
     [case for case in CASES if case.two_way != "prompt" and case.name not in _NOT_CROPPABLE],
     QUICK,
 )
+# The stock Llama 4 does not repeat features for the beams of a prompt.
+each_beam_case = over([case for case in CASES if case.name != "llama4"])
 # Whose forward has no `logits_to_keep`, by which candidates are told from the prompt: they rank
 # visual tokens in the language model, too.
 CANDIDATES_RANK = ("video_llama_3", "qwen2_5_omni", "qwen3_omni_moe")

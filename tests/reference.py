@@ -321,7 +321,7 @@ def forward(model: Any, prefix: Prefix, new: Tensor | None = None) -> tuple[Tens
         tokens = replace(tokens, h=h)
         lengths.append(len(h))
     norm = lm.embedding_norm if hasattr(lm, "embedding_norm") else lm.norm
-    logits = model.lm_head(norm(tokens.h))
+    logits = model.get_output_embeddings()(norm(tokens.h))
     cap = getattr(lm.config, "final_logit_softcapping", None)
     return logits if cap is None else cap * torch.tanh(logits / cap), lengths
 

@@ -46,8 +46,9 @@ class Tokens:
 
 
 def language_model(model: Any) -> Any:
-    core = model.model
-    return getattr(core, "language_model", None) or core.text_model
+    core = getattr(model, "model", model)
+    decoder = getattr(core, "language_model", None) or core.text_model
+    return getattr(decoder, "model", decoder)  # Llama 4 holds one with a head
 
 
 def kinds_of(lm: Any) -> list[str]:

@@ -39,7 +39,8 @@ def _recorded(
 ) -> tuple[Tensor, Tensor]:
     groups = query.shape[1] // key.shape[1]
     own, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
-    logits = query @ own.transpose(-1, -2) * options["scaling"]
+    scaling = options["scaling"] or query.shape[-1] ** -0.5
+    logits = query @ own.transpose(-1, -2) * scaling
     if (cap := options.get("softcap")) is not None:
         logits = cap * torch.tanh(logits / cap)
     if attention_mask is not None:
@@ -62,7 +63,7 @@ ALL_MASK_ATTENTION_FUNCTIONS.register("recorded", eager_mask)
 @contextmanager
 def recorded(case: Case, model: Any) -> Iterator[None]:
     """Every attention map of the vision side, in `MAPS` by attention module."""
-    encoders = [model.model.get_submodule(path) for path in case.vision]
+    encoders = [case.core(model).get_submodule(path) for path in case.vision]
     before = [encoder.config._attn_implementation for encoder in encoders]
     MAPS.clear()
     for encoder in encoders:
@@ -83,6 +84,8 @@ def by_row(case: Case, kind: str, layer: int, name: str, rule: str = "auto") -> 
     first = int(case.has_cls and not case.keeps_cls(kind))
     parts = []
     for key, weights in list(MAPS.values())[layer]:
+        if case.cls_last:
+            key, weights = key.roll(1, 2), weights.roll((1, 1), (2, 3))
         if name == "keys":
             parts.append(key.mean(1)[:, first:].flatten(0, 1))
         elif case.has_cls and rule != "received":
@@ -99,7 +102,7 @@ def encode(
     if case.experts:
         return encode_experts(model, case, kind, variant, seed, layer)
     given = case.media(kind, [(variant, seed)])
-    core = model.model
+    core = case.core(model)
     run = getattr(core, f"get_{kind}_features")
     entering: list[Tensor] = []
     projector = core.get_submodule(case.projector)
@@ -107,7 +110,7 @@ def encode(
     with recorded(case, model):
         out = run(**given, return_dict=True)
     handle.remove()
-    tokens = flat(out.pooler_output)
+    tokens = case.entering(model, flat(case.features(out)))
     deep = [flat(layer) for layer in getattr(out, "deepstack_features", None) or []]
 
     def packed(values: Tensor) -> Tensor:
@@ -120,7 +123,7 @@ def encode(
             newline_value = newline.data.clone()
             newline.data.fill_(-1.0)
         try:
-            return flat(run(**given, return_dict=True).pooler_output)[:, 0]
+            return flat(case.features(run(**given, return_dict=True)))[:, 0]
         finally:
             del stubbed.forward
             if newline is not None:

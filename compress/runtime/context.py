@@ -73,7 +73,7 @@ class PrefillState:
     index: Tensor | None = None
     places: Tensor | None = None
     blocks: Tensor | None = None
-    _rotary: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    _rotary: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.now, self.entry_layout = self.first, self.layout
@@ -83,13 +83,15 @@ class PrefillState:
         """(T,) int64: dense tokens in each visual token."""
         return torch.cat([reduction.size[0] for reduction in self.now])
 
-    def rotary_of(self, kind: str, rotary: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    def rotary_of(self, kind: str, rotary: Any) -> Any:
         """cos and sin of the tokens that are left. rotary: of all that entered, (B or 1, W, d), as
-        the model hands them to a layer of `kind`."""
+        the model hands them to a layer of `kind`: two tensors, or a complex one."""
         if self.index is None:
             return rotary
         if kind not in self._rotary:
-            self._rotary[kind] = (gather(rotary[0], self.index), gather(rotary[1], self.index))
+            whole = isinstance(rotary, Tensor)
+            parts = [gather(x, self.index) for x in ([rotary] if whole else rotary)]
+            self._rotary[kind] = parts[0] if whole else tuple(parts)
         return self._rotary[kind]
 
     def last_only(self, hidden_states: Tensor) -> bool:

@@ -30,11 +30,11 @@ class Encoded:
     settings: of the compression under which they were encoded. call: arguments of the call but its
     pixels, such as grids, which `generate` hands to no one else. fields: what the scoring layers
     gave, one (T, ...) tensor for each field of VisualTokens; attention: one (N, N) map an input,
-    None unless the method reads it. reductions: made before the projector, None where the
-    reduction follows it; carriers: for each, (M,) int64, the tokens whose rows took the merged
-    features through the projector, None where all tokens are kept. features: (T, D), as the
-    language model is to receive them; None until the call is over. chosen: the counts that the
-    budget gives each input, once they are known. reduce_ms: time spent.
+    None unless the method reads it. reductions: made before the projector, None where the reduction
+    follows it; carriers: for each, (M,) int64, the tokens whose rows took the merged features
+    through the projector, None where all tokens are kept. features: (T, D), as the language model
+    is to receive them (see `ModelAdapter.features_of`); None until the call is over. chosen: the
+    counts that the budget gives each input, once they are known. reduce_ms: time spent.
     """
 
     kind: str
@@ -78,10 +78,9 @@ class Encoded:
 
     def bind(self, output: Any) -> None:
         """Hand this on with the output of the call."""
-        features = getattr(output, "pooler_output", None)
-        if features is None:
+        self.features = self._flat(output)
+        if self.features is None:
             return
-        self.features = torch.cat([x.reshape(-1, x.shape[-1]) for x in features])
         setattr(output, _ON_OUTPUT, self)
 
     @staticmethod
@@ -91,8 +90,16 @@ class Encoded:
 
     def is_in(self, output: Any) -> bool:
         """Whether an output holds these features, all and in order. Waits for the device."""
-        features = torch.cat([x.reshape(-1, x.shape[-1]) for x in output.pooler_output])
-        return self.features is not None and torch.equal(features, self.features)
+        features = self._flat(output)
+        if features is None or self.features is None:
+            return False
+        return torch.equal(features, self.features)
+
+    def _flat(self, output: Any) -> Tensor | None:
+        features = self.settings.adapter.features_of(output)
+        if features is None:
+            return None
+        return torch.cat([x.reshape(-1, x.shape[-1]) for x in features])
 
     def repeats(self, totals: Sequence[int]) -> int:
         """How often `generate` repeats each prompt for its beams, from placeholders by row.

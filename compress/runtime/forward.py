@@ -326,7 +326,7 @@ def _new_arguments(
     depth = len(adapter.layers)
     cache, terms = kwargs.get("past_key_values"), None
     if distant:
-        rotary = kwargs["position_embeddings"]
+        rotary = adapter.cos_sin(kwargs["position_embeddings"])
         terms = distance_terms(rotary, rotary, prefill.layout.visual.to(hidden_states.device))
     far = _far(context.settings, prefill.along(prefill.table.positions))
     new = NewTokens(hidden_states, cache, state.dense, prefill.blocks, terms, far)

@@ -207,6 +207,10 @@ def _allowed(span: Span, new: NewTokens, blocks: Tensor | None, within: Tensor |
 def _within_reach(span: Span, count: int, kind: str, reach: int) -> Tensor:
     """(B, q, length) bool: which keys lie in the window or chunk of each of the newest tokens."""
     places: Tensor = span.places  # type: ignore[assignment]
+    if kind == "chunked_attention" and span.valid is not None and span.samples is None:
+        # Chunks begin with the first real token, wherever it stands.
+        first = span.real(len(places), places.device).int().argmax(1, keepdim=True)
+        places = places - places.gather(1, first)
     query, key = places[:, -count:, None], places[:, None]
     if kind == "chunked_attention":
         return torch.div(query, reach, rounding_mode="floor") == torch.div(

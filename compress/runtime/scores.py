@@ -59,7 +59,7 @@ def text_attention(
     adapter: ModelAdapter,
     layer: int,
     hidden_states: Tensor,
-    rotary: tuple[Tensor, Tensor],
+    rotary: Any,
     rows: ScoringRows,
     priors: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -69,7 +69,7 @@ def text_attention(
         adapter: of the model.
         layer: number of a decoder layer with `self_attn` (q_proj, k_proj, scaling).
         hidden_states: (B, S, D) entering the layer.
-        rotary: cos and sin, (B or 1, S, head_dim).
+        rotary: cos and sin, (B or 1, S, head_dim), as the layer gets them.
         priors: (B, K) int64, columns of further rows, each of which is read alone; default none.
 
     Returns:
@@ -83,7 +83,10 @@ def text_attention(
     rows = replace(rows.to(device), cap=adapter.logit_cap(attention))
     alone = rows.queries[:, :0] if priors is None else priors.to(device)
     columns = torch.cat([rows.queries, alone], 1)
+    rotary = adapter.cos_sin(rotary)
     query, key = projections(adapter, layer, hidden_states, rotary, columns)
+    scale = adapter.query_scale(attention, columns + rows.cached.shape[1])
+    query = query if scale is None else query * scale[:, None, :, None]
     keys = key if rows.past is None else torch.cat([rows.past.to(key.dtype), key], dim=2)
     terms = None
     if rows.distant is not None:

@@ -104,8 +104,7 @@ class Zero3Symmetry:
             self._missing.remove(kind)
             blank = _like(adapter.blank(kind), weight)
             output = self._encode[kind](**blank, return_dict=True)
-            features = [output.pooler_output, *(getattr(output, "deepstack_features", None) or [])]
-            self._zeros += [x.sum() * 0 for parts in features for x in parts]
+            self._zeros += [x.sum() * 0 for x in adapter.received(output)]
 
 
 def _like(blank: Mapping[str, Any], weight: Tensor) -> dict[str, Any]:

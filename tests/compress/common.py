@@ -49,7 +49,7 @@ def fingerprint(model: Any) -> list[Any]:
 @contextmanager
 def encodings(model: Any) -> Iterator[dict[str, Encoded]]:
     """What the encoding functions of a compressed model hand on, by kind."""
-    core, seen = model.model, {}
+    core, seen = getattr(model, "model", model), {}
     functions = {
         kind: getattr(core, f"get_{kind}_features")
         for kind in ("image", "video")

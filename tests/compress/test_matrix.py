@@ -16,7 +16,7 @@ from compress import compress
 from compress.methods import DART, DivPrune, Duet, FastV, Foveate, Method, PyramidDrop, SparseVLM
 from tests import reference
 from tests.compress.common import CLOSE, NEW, answer, duet, fingerprint
-from tests.marks import each_case
+from tests.marks import each_beam_case, each_case
 from tests.tiny import CASES, Case
 
 # What a reduction can be: pruning or merging pre-LLM, pruning in-LLM, both.
@@ -184,7 +184,7 @@ def test_leaves_the_model_as_it_was(case: Case) -> None:
     assert all(torch.equal(a, b) for a, b in zip(again.logits, stock.logits, strict=True))
 
 
-@each_case
+@each_beam_case
 def test_beams(case: Case) -> None:
     """Several inputs a prompt among them."""
     model, samples = case.model(), case.samples()

@@ -23,6 +23,7 @@ from tests.tiny.glm4v import Glm4v, Glm4vMoe, Glm46V, GlmOcr
 from tests.tiny.internvl import InternVL
 from tests.tiny.lfm2_vl import Lfm2VL
 from tests.tiny.lighton_ocr import LightOnOcr
+from tests.tiny.llama4 import Llama4
 from tests.tiny.llava import Llava
 from tests.tiny.llava_next import LlavaNext
 from tests.tiny.llava_next_video import LlavaNextVideo
@@ -84,6 +85,7 @@ CASES: tuple[Case, ...] = (
     FastVLM(),
     PerceptionLM(),
     MiniCPMV46(),
+    Llama4(),
 )  # fmt: skip
 
 __all__ = ["CASES", "FIRST_WORD", "IMAGE_TOKEN", "PAD", "VIDEO_TOKEN", "WORDS", "Case", "Sample"]

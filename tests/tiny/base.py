@@ -61,19 +61,20 @@ class Case:
     variants: names of the shapes of input that are tried, by kind. layouts: prompts, as lengths of
     text and (kind, variant) in turn. projector, vision: paths of modules below the core. pools:
     rows of the encoder that the projector makes one token of, None where that is done before it.
-    has_cls: whether the encoder has a class token. feature_layer: the vision layer whose output the
-    projector gets, or the last that sees whole images. frames: of a family whose processor gives
-    videos as images, the frames of each variant. experts: names of several encoders, whose `vision`
-    paths these are (then `by_token` and `positions` say what the reference cannot read off the
-    stock model). quick: whether the quick suite has the family, quick_in_matrix: whether it has its
-    diagonal of the matrix alone; near kin of others are in the slow one. stages: the decoder layers
-    that the matrix drops tokens at. last_stage: the last that can be, where it is not the last of
-    all. two_way: whose tokens attend to each other in both directions, "image", "prompt", or
-    "sliding" for images in sliding layers alone. recurrent: whether decoder layers carry a state
-    from token to token. since: the earliest transformers from 5.20 on that the family was seen to
-    work with. attention: the implementations that the stock decoder has, of those of the matrix.
-    by_timm: whether the vision encoder is one of timm. first_mark: the first id that is no word,
-    but a mark that the stock model reads where there are images.
+    has_cls: whether the encoder has a class token; cls_last: whether it comes last. feature_layer:
+    the vision layer whose output the projector gets, or the last that sees whole images. frames: of
+    a family whose processor gives videos as images, the frames of each variant. experts: names of
+    several encoders, whose `vision` paths these are (then `by_token` and `positions` say what the
+    reference cannot read off the stock model). quick: whether the quick suite has the family,
+    quick_in_matrix: whether it has its diagonal of the matrix alone; near kin of others are in the
+    slow one. stages: the decoder layers that the matrix drops tokens at. last_stage: the last that
+    can be, where it is not the last of all. two_way: whose tokens attend to each other in both
+    directions, "image", "prompt", or "sliding" for images in sliding layers alone. recurrent:
+    whether decoder layers carry a state from token to token. since: the earliest transformers from
+    5.20 on that the family was seen to work with. attention: the implementations that the stock
+    decoder has, of those of the matrix. by_timm: whether the vision encoder is one of timm.
+    first_mark: the first id that is no word, but a mark that the stock model reads where there are
+    images.
     """
 
     name: ClassVar[str]
@@ -82,6 +83,7 @@ class Case:
     vision: ClassVar[tuple[str, ...]] = ("vision_tower",)
     pools: ClassVar[int | None] = 1
     has_cls: ClassVar[bool] = False
+    cls_last: ClassVar[bool] = False
     experts: ClassVar[tuple[str, ...]] = ()
     feature_layer: ClassVar[int] = -1
     frames: ClassVar[Mapping[str, int]] = {}
@@ -120,6 +122,18 @@ class Case:
     def views(self, kind: str, variant: str) -> list[View]:
         """Grid of each view of an input, and which of its tokens lie in the grid."""
         raise NotImplementedError
+
+    def core(self, model: Any) -> Any:
+        """What has the encoding functions."""
+        return model.model
+
+    def features(self, output: Any) -> Any:
+        """The features of all inputs in the output of an encoding function."""
+        return output.pooler_output
+
+    def entering(self, model: Any, features: Tensor) -> Tensor:
+        """Features (N, D) as they stand in the prompt's embeddings."""
+        return features
 
     def extra(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         """Model inputs that follow from the ids."""
@@ -177,10 +191,10 @@ class Case:
             # Stock initialisation leaves attention almost flat: every choice would be a tie.
             with torch.no_grad():
                 for path in (*self.vision, self.projector):
-                    for parameter in model.model.get_submodule(path).parameters():
+                    for parameter in self.core(model).get_submodule(path).parameters():
                         if parameter.ndim > 1:
                             parameter.normal_(0, 0.25)
-                for name, parameter in model.model.named_parameters():
+                for name, parameter in self.core(model).named_parameters():
                     if name == "image_newline":
                         parameter.normal_(0, 0.5)
         model.set_attn_implementation(attention if attention in self.attention else "eager")

@@ -43,6 +43,7 @@ _FAMILIES = {
     "fast_vlm": "FastVLM",
     "perception_lm": "PerceptionLM",
     "minicpmv4_6": "MiniCPMV46",
+    "llama4": "Llama4",
     "foveate": "FoveateAdapter",
 }
 
@@ -85,7 +86,7 @@ def adapter_of(model: nn.Module) -> ModelAdapter:
     inner = unwrapped(model)
     kind = getattr(getattr(inner, "config", None), "model_type", None)
     for family in adapters:
-        if kind in family.model_types and hasattr(inner, "model"):
+        if family.serves(inner):
             return family(inner)
     if kind in REFUSED:
         raise UnknownFamily(

@@ -72,6 +72,12 @@ class ModelAdapter(ABC):
 
     # -- the language model ------------------------------------------------------------
 
+    @classmethod
+    def serves(cls, model: Any) -> bool:
+        """Whether a transformers model is one of this family, with its head."""
+        kind = getattr(getattr(model, "config", None), "model_type", None)
+        return kind in cls.model_types and hasattr(model, "model")
+
     @property
     def core(self) -> Any:
         """The model below the head: it joins text and visual features."""
@@ -160,6 +166,19 @@ class ModelAdapter(ABC):
         cos, sin: (B, S, <= D).
         """
         return rotate_halves(x, cos, sin)
+
+    def cos_sin(self, rotary: Any) -> tuple[Tensor, Tensor]:
+        """cos and sin, (B or 1, S, <= D), from what decoder layers get as `position_embeddings`."""
+        cos, sin = rotary
+        return cos, sin
+
+    def query_scale(self, attention: Any, places: Tensor) -> Tensor | None:
+        """What a decoder layer multiplies queries by, (B, Q) float32, beside its scaling; None
+        where it does not (Llama 4).
+
+        places: (B, Q) int64, each query's place among the tokens that the layer was given.
+        """
+        return None
 
     def chunk_positions(self, ids: Tensor, mask: Tensor, media: Mapping[str, Any]) -> Tensor | None:
         """The positions that the stock model gives a prompt of these tokens alone, from 0.
@@ -293,6 +312,17 @@ class ModelAdapter(ABC):
 
         Under ZeRO-3 every process must run the same modules, also one whose batch has no images.
         """
+
+    def features_of(self, output: Any) -> Sequence[Tensor] | None:
+        """What a reduction looks at in the output of `get_{kind}_features`: for each input, or
+        for all, (..., D). None where the call gave something else."""
+        features: Sequence[Tensor] | None = getattr(output, "pooler_output", None)
+        return features
+
+    def received(self, output: Any) -> list[Tensor]:
+        """All that the language model gets of the output of `get_{kind}_features`."""
+        layers = getattr(output, "deepstack_features", None) or []
+        return [x for part in (self.features_of(output) or [], *layers) for x in part]
 
     # -- long videos and streams -------------------------------------------------------
 

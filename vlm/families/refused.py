@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 REFUSED = {
-    "llama4": "rotary angles are complex numbers, and queries are scaled by the number of cached "
-    "tokens, which a reduction changes",
     "hunyuan_vl": "positions run on four axes, one of which is an image's number in the batch, so "
     "samples change one another",
     "granite4_vision": "visual tokens enter empty; features are added before decoder layers",

@@ -177,7 +177,7 @@ def guarded() -> Iterator[None]:
 
 
 def vision_encoders(model: Any, case: Case) -> list[Any]:
-    return [model.model.get_submodule(path) for path in case.vision]
+    return [case.core(model).get_submodule(path) for path in case.vision]
 
 
 @pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile needs a C++ compiler")

@@ -35,12 +35,13 @@ OTHER: dict[str, tuple[Method, float, Any]] = {
 def places(case: Case, model: Any, sample: Sample) -> Tensor:
     """(1, S), or (4, 1, S) with text positions in front, of one sample."""
     line = torch.arange(len(sample.ids))[None]
-    if not hasattr(model.model, "get_rope_index"):
+    core = case.core(model)
+    if not hasattr(core, "get_rope_index"):
         return line
     given = case.inputs([sample])
     given["second_per_grids"] = given.get("video_second_per_grid")  # the thinkers' name for it
-    known = inspect.signature(model.model.get_rope_index).parameters
-    axes, _ = model.model.get_rope_index(**{k: given[k] for k in known.keys() & given.keys()})
+    known = inspect.signature(core.get_rope_index).parameters
+    axes, _ = core.get_rope_index(**{k: given[k] for k in known.keys() & given.keys()})
     return torch.cat([line[None], axes])
 
 

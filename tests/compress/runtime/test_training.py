@@ -122,6 +122,8 @@ def test_gradients_reach_the_merged_tokens() -> None:
 def test_gradient_checkpointing_changes_nothing(case: Case, reentrant: bool) -> None:
     if reentrant and case.last_stage:
         pytest.skip("the stock model loses the gradients of keys that layers share")
+    if reentrant and case.name == "llama4":
+        pytest.skip("the stock vision encoder gets no gradients, whose layers take keywords alone")
     model = case.fresh().train()
     _, given = labelled(case)
     if case.recurrent:  # the sums of a state that goes to a cache are rounded otherwise
