@@ -36,8 +36,8 @@ class Collator:
         one_row: put all samples into one row, as FlashAttention requires.
         places: for a model with M-RoPE, a function from a sample's features to its positions
             (3, S), which the model cannot compute from a packed row.
-        token_types: from kinds of tokens (B, S) and whether they have labels, to `token_type_ids`
-            (B, S), None where the model takes none (`ModelAdapter.token_types`).
+        token_types: from ids, kinds of tokens, and whether they have labels, (B, S) each, to what
+            the model takes along the tokens, by name (`ModelAdapter.token_types`).
     """
 
     pad: int
@@ -47,7 +47,7 @@ class Collator:
     window: int = 2048
     one_row: bool = False
     places: Callable[[dict[str, Any]], Tensor] | None = None
-    token_types: Callable[[Tensor, Tensor], Tensor | None] | None = None
+    token_types: Callable[[Tensor, Tensor, Tensor], dict[str, Tensor]] | None = None
 
     def __call__(self, samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """The batch of some samples.
@@ -73,7 +73,7 @@ class Collator:
         batch = self._padded(rows)
         ordered = [sample for row in rows for sample in row]
         for name in sorted({name for sample in ordered for name in sample} & self.accepts):
-            if name not in ALONG_TOKENS:
+            if name not in (*ALONG_TOKENS, *batch):
                 batch[name] = _joined([s[name] for s in ordered if name in s])
         return batch | {"about": about}
 
@@ -124,9 +124,8 @@ class Collator:
         else:
             del batch["position_ids"]
         if self.token_types is not None:
-            types = self.token_types(batch["mm_token_type_ids"], batch["labels"] != IGNORED)
-            if types is not None:
-                batch["token_type_ids"] = types
+            kinds, said = batch["mm_token_type_ids"], batch["labels"] != IGNORED
+            batch |= self.token_types(batch["input_ids"], kinds, said)
         always = ("input_ids", "labels", "attention_mask", "position_ids")
         return {k: v for k, v in batch.items() if k in always or k in self.accepts}
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
 
 from tests.tiny import CASES
+from tests.tiny.ernie4_5_vl_moe import END, START
 from train.collate import Collator, blank_input
 from train.encode import IGNORED
 from vlm.families import adapter_of
@@ -67,18 +69,24 @@ def test_a_batch_of_text_gets_a_blank_picture_after_its_shortest_row() -> None:
 
 
 def test_token_types_are_those_of_the_family() -> None:
-    """Of images (Gemma 3), or of what the model is to say (PaliGemma); none for other models."""
-    samples = [features(6, images=1), features(4)]
+    """Of images (Gemma 3), of what the model is to say (PaliGemma), or of images and the marks
+    around them (ERNIE 4.5 VL, whose processor gives some for each sample); none for others."""
+    samples = [features(6, images=1), features(4, 0, START - 1)]
     made = {}
-    for name in ("gemma3", "paligemma", "llava"):
+    for sample in samples:
+        sample["moe_mm_token_type_ids"] = sample["mm_token_type_ids"][None]
+    for name in ("gemma3", "paligemma", "llava", "ernie4_5_vl_moe"):
         case = next(case for case in CASES if case.name == name)
-        types = adapter_of(case.model()).token_types
-        made[name] = Collator(
-            pad=0, accepts=ACCEPTS | {"mm_token_type_ids", "token_type_ids"}, token_types=types
-        )(samples)
+        model = case.model()
+        accepts = frozenset(inspect.signature(model.forward).parameters) | {"mm_token_type_ids"}
+        made[name] = Collator(0, {}, accepts, token_types=adapter_of(model).token_types)(samples)
     batch = made["gemma3"]
     assert torch.equal(batch["token_type_ids"], (batch["mm_token_type_ids"] == 1).long())
     assert batch["token_type_ids"].any()
     batch = made["paligemma"]
     assert torch.equal(batch["token_type_ids"], (batch["labels"] != -100).long())
-    assert "token_type_ids" not in made["llava"]
+    assert not {"token_type_ids", "moe_mm_token_type_ids"} & made["llava"].keys()
+    batch = made["ernie4_5_vl_moe"]
+    marks = torch.isin(batch["input_ids"], torch.tensor([START, END])).long()
+    assert marks.sum() == 2
+    assert torch.equal(batch["moe_mm_token_type_ids"], batch["mm_token_type_ids"] | marks)

@@ -19,6 +19,7 @@ from train.fields import RecipeError
 from train.parts import part_of
 from train.recipe_files import load_recipe
 from train.run import rope_of, train
+from vlm.families import adapter_of
 
 PLAIN = ["deepspeed=null", "precision=fp32", "data.workers=0", "optimizer.batch=4"]
 
@@ -71,7 +72,7 @@ def test_a_model_that_cannot_keep_samples_apart_is_not_packed(name: str) -> None
         rope_of(case.model())
 
 
-@pytest.mark.parametrize("name", ["qwen2_5_vl", *later("qwen2_5_omni")])
+@pytest.mark.parametrize("name", ["qwen2_5_vl", *later("qwen2_5_omni", "ernie4_5_vl_moe")])
 def test_packed_samples_of_a_model_under_mrope_have_their_own_positions(name: str) -> None:
     case = next(case for case in CASES if case.name == name)
     model = case.model()
@@ -85,7 +86,9 @@ def test_packed_samples_of_a_model_under_mrope_have_their_own_positions(name: st
         given["labels"] = given["input_ids"].clone()
         features.append(given | {"faults": [], "cut": 0})
     accepts = frozenset(inspect.signature(model.forward).parameters)
-    collate = Collator(0, {}, accepts, packing=True, window=99, places=rope_of(model))
+    types = adapter_of(model).token_types
+    places = rope_of(model)
+    collate = Collator(0, {}, accepts, True, 99, places=places, token_types=types)
     batch = collate(features)
     batch.pop("about")
     assert batch["position_ids"].shape == (4, 1, sum(len(s.ids) for s in samples))

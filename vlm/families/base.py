@@ -194,13 +194,14 @@ class ModelAdapter(ABC):
         """
         return None
 
-    def token_types(self, visual: Tensor, said: Tensor) -> Tensor | None:
-        """(B, S) int64: the `token_type_ids` of a batch in training, as the family's processor
-        makes them; None if the model takes none.
+    def token_types(self, ids: Tensor, visual: Tensor, said: Tensor) -> dict[str, Tensor]:
+        """What the model takes along the tokens of a batch in training, (B, S) int64 by name, as
+        the family's processor makes it, such as `token_type_ids`.
 
-        visual: (B, S) int64, 1 at images, 2 at videos. said: (B, S) bool, tokens with labels.
+        ids: (B, S) int64. visual: (B, S) int64, 1 at images, 2 at videos. said: (B, S) bool,
+        tokens with labels.
         """
-        return None
+        return {}
 
     # -- the vision side ---------------------------------------------------------------
 

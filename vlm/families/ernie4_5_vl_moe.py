@@ -19,7 +19,6 @@ class Ernie45VLMoe(Qwen2VL):
     """
 
     name = "ernie4_5_vl_moe"
-    packs = False  # training hands on no `moe_mm_token_type_ids`
     prunes_patches = False
     model_types = frozenset({"ernie4_5_vl_moe"})
     kinds: ClassVar[tuple[str, ...]] = ("image",)
@@ -44,6 +43,13 @@ class Ernie45VLMoe(Qwen2VL):
 
     def rotate(self, attention: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         return rotate_neighbours(x, cos, sin)
+
+    def token_types(self, ids: Tensor, visual: Tensor, said: Tensor) -> dict[str, Tensor]:
+        config, types = self.config, visual.clone()
+        for number, kind in enumerate(("image", "video"), start=1):
+            for mark in ("start", "end"):
+                types[ids == getattr(config, f"{kind}_{mark}_token_id")] = number
+        return {"moe_mm_token_type_ids": types}
 
     def blank(self, kind: str) -> dict[str, Tensor]:
         vision = self.config.vision_config

@@ -47,8 +47,8 @@ class Gemma3(ClipHost):
     def pool(self, inputs: Sequence[VisualInput], rows: Tensor) -> Tensor:
         return shuffled(inputs, rows, self.down)
 
-    def token_types(self, visual: Tensor, said: Tensor) -> Tensor | None:
-        return (visual == 1).long()
+    def token_types(self, ids: Tensor, visual: Tensor, said: Tensor) -> dict[str, Tensor]:
+        return {"token_type_ids": (visual == 1).long()}
 
     def attention_blocks(self, ids: Tensor, media: Mapping[str, Any]) -> Tensor | None:
         types = media.get("token_type_ids")

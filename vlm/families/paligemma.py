@@ -50,8 +50,8 @@ class PaliGemma(ClipHost):
     def inputs(self, kind: str, call: Mapping[str, Any]) -> list[VisualInput]:
         return [VisualInput.plain((1, self.side, self.side))] * len(call["pixel_values"])
 
-    def token_types(self, visual: Tensor, said: Tensor) -> Tensor | None:
-        return said.long()
+    def token_types(self, ids: Tensor, visual: Tensor, said: Tensor) -> dict[str, Tensor]:
+        return {"token_type_ids": said.long()}
 
     def attention_blocks(self, ids: Tensor, media: Mapping[str, Any]) -> Tensor | None:
         types, cache = media.get("token_type_ids"), media.get("past_key_values")

@@ -40,7 +40,7 @@ def test_planned_rotations_that_are_complex_equal_cos_and_sin() -> None:
     pair = LlamaRotaryEmbedding(LlamaConfig(**sizes, rope_parameters=rope))
     planned = plan([Text(2), Image((4, 4)), Text(2)], scheme=V2PE(1 / 3))
     keys = torch.randn(16, 4, generator=torch.Generator().manual_seed(0))
-    reduction = reduce(keys[None], "tome", 3, grid=(4, 4))
+    reduction = reduce(keys[None], "tome", 3, keys=keys[None], grid=(4, 4))
     table = PositionTable.from_plans([planned.after({1: reduction}, slots=PPE(2))])
     x, index = torch.zeros(1), torch.arange(7)[None]
     with PlannedRotary(turning).use(table), PlannedRotary(pair).use(table):
