@@ -65,6 +65,8 @@ def _evaluate(args: argparse.Namespace) -> int:
         raise ValueError(
             "--endpoint: the server reduces, so --method and --budget go to its settings"
         )
+    if args.endpoint is not None and args.share_prompts:
+        raise ValueError("--share-prompts: expected a model that is loaded here, not --endpoint")
     benchmark = _benchmark(args)
     loaded = benchmark.load()
     _tell(loaded.problems, args.skip_bad)
@@ -101,7 +103,8 @@ def _answerer(args: argparse.Namespace, arms: int) -> Answerer:
         name = args.model or "mini"
         device = _device(args.device)
         model, processor = vlm.load(name, dtype=DTYPES[args.dtype], device=device)
-        return ModelAnswerer(model, processor, name, share_vision=arms > 1)
+        shared = {"share_vision": arms > 1, "share_prompts": args.share_prompts}
+        return ModelAnswerer(model, processor, name, **shared)
     key = None if args.api_key_file is None else args.api_key_file.read_text().strip()
     return EndpointAnswerer(
         Endpoint(
@@ -214,6 +217,11 @@ def _add_common(command: argparse.ArgumentParser) -> None:
     add("--schedule", choices=SCHEDULES, default="own", help="in-LLM pruning schedule")
     add("--calibrate", default="own", help="own, none, or size+first_layer+distance")
     add("--no-dense", action="store_true", help="leave out the unreduced model")
+    add(
+        "--share-prompts",
+        action="store_true",
+        help="without reduction, read the media of neighbouring questions once",
+    )
     add("--dtype", choices=DTYPES, default="float32")
     add("--device", help="default: the GPU if there is one")
     group = command.add_argument_group("a served model, instead of one loaded here")

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -17,6 +18,8 @@ from compress import Compression, compress
 from compress.parse import parse_calibration, parse_positions, parse_schedule
 from compress.probing.verdict import Probe, probe_of
 from eval.arms import DENSE, Arm
+from eval.branches import greedy_answers, shared_length
+from eval.turns import Talk, follow_up
 from eval.vision import SharedVision
 from positions import PPE
 from vlm.families import adapter_of
@@ -25,6 +28,8 @@ from vlm.media import Video
 from vlm.model import FoveateProcessor
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+# Inputs with a value for each token of the text.
+BY_TOKEN = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
 
 
 @dataclass(frozen=True)
@@ -32,12 +37,14 @@ class Question:
     """A sample with its media loaded: PIL images, or `vlm.Video`s.
 
     The media come before the prompt. `content`, if given, replaces both: texts and media in order.
+    `earlier` questions are asked first, with the media before them, and answered by the model.
     """
 
     prompt: str
     media: tuple[Any, ...] = ()
     max_new_tokens: int = 16
     content: tuple[Any, ...] = ()
+    earlier: tuple[str, ...] = ()
 
     @property
     def parts(self) -> tuple[Any, ...]:
@@ -84,19 +91,39 @@ class ModelAnswerer:
         processor: its processor, with a chat template.
         name: what the model is called in results.
         share_vision: run the vision encoder once for all configurations of a batch.
+        share_prompts: without reduction, read what neighbouring questions about the same media
+            begin with, which includes the media, once for all of them. Answers differ from those of
+            `generate` by rounding at most. Penalties of the generation configuration do not apply.
 
     Raises:
-        ValueError: the processor has no chat template.
+        ValueError: the processor has no chat template, or prompts are to be shared and the decoder
+            has layers without full causal attention.
     """
 
-    def __init__(self, model: Any, processor: Any, name: str, share_vision: bool = True) -> None:
+    def __init__(
+        self,
+        model: Any,
+        processor: Any,
+        name: str,
+        share_vision: bool = True,
+        share_prompts: bool = False,
+    ) -> None:
         if getattr(processor, "chat_template", None) is None:
             raise ValueError(
                 f"the processor of {name} has no chat template, so the form of its prompts is not "
                 "known: set processor.chat_template"
             )
+        adapter = adapter_of(model)
+        kinds = {*adapter.layer_kinds, *(["two-way attention"] if adapter.has_blocks else [])}
+        kinds -= {"full_attention"}
+        if share_prompts and kinds:
+            raise ValueError(
+                f"share_prompts: {name} has layers of {', '.join(sorted(kinds))}, which cannot "
+                "keep questions apart: leave it out"
+            )
         self.model, self.processor, self.name = model, processor, name
-        self._vision = SharedVision(adapter_of(model)) if share_vision else None
+        self._vision = SharedVision(adapter) if share_vision else None
+        self._share_prompts = share_prompts
         self._prepared: tuple[Sequence[Question], list[str], Any] | None = None
 
     def describe(self) -> dict[str, Any]:
@@ -109,7 +136,7 @@ class ModelAnswerer:
             "device": self.model.device.type,
             "chat_template": self.processor.chat_template,
             "generation": "greedy",
-        }
+        } | ({"prompts": "shared"} if self._share_prompts else {})
 
     def answer(self, questions: Sequence[Question], arm: Arm, seed: int) -> list[Reply]:
         """Generate the replies of one batch. See `Answerer`.
@@ -117,6 +144,11 @@ class ModelAnswerer:
         Figures: "seconds" of `generate` for each question, including the vision encoder even if its
         outputs were shared; on CUDA "memory", peak bytes; with a method, those of its report.
         """
+        if any(question.earlier for question in questions):
+            return [self._talk(question, arm, seed) for question in questions]
+        if self._share_prompts and arm.method is None:
+            groups = itertools.groupby(questions, _media_of)
+            return [reply for _, group in groups for reply in self._together(list(group))]
         rendered, inputs = self._prepare(questions)
         shared = nullcontext() if self._vision is None else self._vision
         gpu = self.model.device.type == "cuda"
@@ -152,6 +184,54 @@ class ModelAnswerer:
             for text, prompt, question in zip(texts, rendered, questions, strict=True)
         ]
 
+    def _together(self, questions: Sequence[Question]) -> list[Reply]:
+        """Replies to questions about the same media, which the model reads once."""
+        rendered, inputs = self._inputs(questions)
+        seen = inputs["attention_mask"].bool()
+        rows = [ids[own].cpu() for ids, own in zip(inputs["input_ids"], seen, strict=True)]
+        begin, count = time.perf_counter(), shared_length(rows)
+        _, first = self._inputs(questions[:1])
+        shared = {name: x[:, :count] if name in BY_TOKEN else x for name, x in first.items()}
+        answers = greedy_answers(
+            self.model,
+            shared,
+            [row[count:] for row in rows],
+            [question.max_new_tokens for question in questions],
+            self._stop,
+        )
+        seconds = (time.perf_counter() - begin) / len(questions)
+        texts = self.processor.batch_decode(answers, skip_special_tokens=True)
+        return [
+            Reply(text, prompt, {"seconds": seconds, **_frames(question)})
+            for text, prompt, question in zip(texts, rendered, questions, strict=True)
+        ]
+
+    def _talk(self, question: Question, arm: Arm, seed: int) -> Reply:
+        """The reply to a question after its earlier ones, on the cache of the first.
+
+        Figures: those of the first turn's reduction, and "seconds" of the last turn.
+        """
+        first, *later = (*question.earlier, question.prompt)
+        rendered, inputs = self._inputs([replace(question, prompt=first, earlier=())])
+        talk = Talk(self.model, self._stop, arm.method is not None)
+        most = question.max_new_tokens
+        with self._attached(arm, seed) as compression:
+            begin, answer = time.perf_counter(), talk.ask(inputs, most)
+            figures = {} if compression is None else _measured(compression, 1)
+            for text in later:
+                ids = follow_up(self.processor, text).to(self.model.device)
+                begin, answer = time.perf_counter(), talk.ask({"input_ids": ids}, most)
+        figures["seconds"] = time.perf_counter() - begin
+        (text,) = self.processor.batch_decode([answer], skip_special_tokens=True)
+        prompt = "\n".join([rendered[0], *later])
+        return Reply(text, prompt, {**figures, **_frames(question)})
+
+    @cached_property
+    def _stop(self) -> set[int]:
+        """Ids that end an answer."""
+        end: Any = self.model.generation_config.eos_token_id
+        return {end} if isinstance(end, int) else set(end or ())
+
     @cached_property
     def _probe(self) -> Probe | None:
         """The saved probe of the model, looked up once for all batches."""
@@ -178,6 +258,11 @@ class ModelAnswerer:
             return self._prepared[1:]
         if self._vision is not None:
             self._vision.next_batch()
+        self._prepared = (questions, *self._inputs(questions))
+        return self._prepared[1:]
+
+    def _inputs(self, questions: Sequence[Question]) -> tuple[list[str], Any]:
+        """Rendered prompts and model inputs, padded on the left."""
         shown = [[part for p in q.parts for part in self._parts(p)] for q in questions]
         rendered = [
             self.processor.apply_chat_template(
@@ -199,7 +284,6 @@ class ModelAnswerer:
             add_special_tokens=not begun,
             return_tensors="pt",
         ).to(self.model.device, self.model.dtype)
-        self._prepared = (questions, rendered, inputs)
         return rendered, inputs
 
     def _parts(self, part: Any) -> list[Any]:
@@ -215,6 +299,11 @@ class ModelAnswerer:
         if isinstance(self.processor, FoveateProcessor):
             return {"videos": list(videos)}
         return _videos(videos)
+
+
+def _media_of(question: Question) -> list[int]:
+    """Equal for questions that begin with the same media."""
+    return [id(question)] if question.content else list(map(id, question.media))
 
 
 def _content(part: Any) -> dict[str, Any]:

@@ -150,12 +150,25 @@ class EndpointAnswerer:
             return list(pool.map(self._ask, questions))
 
     def _ask(self, question: Question) -> Reply:
-        content = [part for one in question.parts for part in self._parts(one)]
+        turns = [(text,) for text in (*question.earlier, question.prompt)]
+        turns[0] = (*question.media, *turns[0])
+        messages: list[dict[str, Any]] = []
+        for parts in [question.content] if question.content else turns:
+            content = [part for one in parts for part in self._parts(one)]
+            messages.append({"role": "user", "content": content})
+            reply = self._say(messages, question.max_new_tokens)
+            if reply.error:
+                break
+            messages.append({"role": "assistant", "content": reply.text})
+        return reply
+
+    def _say(self, messages: list[dict[str, Any]], most: int) -> Reply:
+        """The next message of a conversation."""
         body = {
             **self._endpoint.extra,
             "model": self.name,
-            "messages": [{"role": "user", "content": content}],
-            "max_tokens": question.max_new_tokens,
+            "messages": messages,
+            "max_tokens": most,
             "temperature": 0,
         }
         began = time.perf_counter()

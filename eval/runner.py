@@ -177,7 +177,7 @@ def _load(
         shown = tuple(current[medium] for medium in sample.media)
         prompt = sample.complete(sample.prompt, shown) if sample.complete else sample.prompt
         asked.append(sample)
-        questions.append(Question(prompt, shown, sample.max_new_tokens))
+        questions.append(Question(prompt, shown, sample.max_new_tokens, earlier=sample.earlier))
     media.clear()
     media.update(current)
     return asked, questions, failed
@@ -186,7 +186,8 @@ def _load(
 def _digest(samples: Sequence[Sample]) -> str:
     digest = hashlib.sha256()
     for s in samples:
-        digest.update(json.dumps([s.key, s.prompt, s.answer, dict(s.options)]).encode())
+        row = [s.key, s.prompt, s.answer, dict(s.options)]
+        digest.update(json.dumps([*row, s.earlier] if s.earlier else row).encode())
         for medium in s.media:
             if isinstance(medium, Picture) and isinstance(medium.source, bytes):
                 digest.update(medium.source)

@@ -85,6 +85,8 @@ class Sample:
         cluster: a label that dependent questions share (default: the key).
         max_new_tokens: the longest answer.
         about: further columns for exported files.
+        earlier: questions that the model is asked before the prompt, on the same media, and
+            answers itself.
         complete: for a prompt that depends on the media, a function from `prompt` and the loaded
             media to the final prompt.
     """
@@ -98,6 +100,7 @@ class Sample:
     cluster: str = ""
     max_new_tokens: int = 16
     about: Mapping[str, Any] = field(default_factory=dict)
+    earlier: tuple[str, ...] = ()
     complete: Callable[[str, tuple[Any, ...]], str] | None = None
 
 

@@ -1,7 +1,8 @@
-"""Draws the training of the embedded model: `python -m scripts.draw_training`.
+"""Draws how the two judges were trained: `python -m scripts.draw_training`.
 
-Reads docs/results/mini-training.jsonl, the log of `train.mini`, and writes the picture beside it:
-the loss and the share of right answer tokens, by step of each stage.
+Reads docs/results/mini-training.jsonl, the log of `train.mini`, and small-training.jsonl, that of
+`train.small`, and writes the pictures beside them: the loss and the share of right answer tokens by
+step of each stage, and right answers by category and minute.
 """
 
 from __future__ import annotations
@@ -9,8 +10,9 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
-from scripts.common import COLOURS, RESULTS
+from scripts.common import COLOURS, RESULTS, canvas
 from train.mini.stages import STAGES
 
 SHOWN = {
@@ -22,11 +24,47 @@ SHOWN = {
 }
 
 
-def main(log: Path = RESULTS / "mini-training.jsonl") -> int:
+# Minutes before the first step of each run of the small judge: alignment, and earlier runs.
+BEFORE = {1: 8, 2: 83, 3: 102}
+
+
+def main(folder: Path = RESULTS) -> int:
+    draw_mini(folder / "mini-training.jsonl")
+    draw_small(folder / "small-training.jsonl")
+    return 0
+
+
+def read(log: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+
+
+def draw_small(log: Path) -> None:
+    """Right answers on validation pictures by minute; where a run begins, a dotted line."""
+    rows = [row for row in read(log) if "right" in row and "seconds" in row]
+    minutes = [row["seconds"] / 60 + BEFORE[row["run"]] for row in rows]
+    figure, axes = canvas(9, 4)
+    kinds = [kind for kind in rows[0]["right"] if kind != "all"]
+    for number, kind in enumerate([*kinds, "all"]):
+        shares = [100 * row["right"][kind][0] / row["right"][kind][1] for row in rows]
+        hue = COLOURS[(number + 1) % len(COLOURS)] if kind != "all" else "black"
+        style = "--" if number >= len(COLOURS) - 1 else "-"
+        width = 2.5 if kind == "all" else 1.2
+        axes.plot(minutes, shares, style if kind != "all" else "-", color=hue, lw=width, label=kind)
+    for run in (2, 3):
+        axes.axvline(BEFORE[run], color="#999999", linestyle=":")
+        axes.text(BEFORE[run] + 1, 2, f"run {run}", color="#777777", fontsize=8)
+    axes.set_xlabel("minutes on two shared cores")
+    axes.set_ylabel("right answers, %")
+    axes.set_ylim(0, 100)
+    axes.legend(frameon=False, ncols=5, loc="upper center", bbox_to_anchor=(0.5, -0.13))
+    figure.savefig(log.with_suffix(".png"), dpi=110)
+
+
+def draw_mini(log: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    rows = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+    rows = read(log)
     figure = Figure(figsize=(13, 2.8), layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(1, len(STAGES))
@@ -42,7 +80,6 @@ def main(log: Path = RESULTS / "mini-training.jsonl") -> int:
         axes.legend(frameon=False, fontsize=8)
         axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(log.with_suffix(".png"), dpi=110)
-    return 0
 
 
 if __name__ == "__main__":

@@ -28,9 +28,11 @@ from scripts import (
     study_positions,
     study_schedule,
     study_scorer,
+    study_small,
     study_speed,
     study_streams,
     study_trained,
+    study_turns,
     study_video,
     tune_foveate,
 )
@@ -51,9 +53,11 @@ STUDIES: dict[str, Any] = {
         study_positions,
         study_schedule,
         study_scorer,
+        study_small,
         study_speed,
         study_streams,
         study_trained,
+        study_turns,
         study_video,
         tune_foveate,
     )

@@ -181,7 +181,9 @@ def parser_of(prog: str) -> argparse.ArgumentParser:
     ask.add_argument("--image", type=Path, action="append", default=[], help="may be repeated")
     ask.add_argument("--video", type=Path, action="append", default=[], help="may be repeated")
     ask.add_argument("--frames", type=int, default=8, help="frames of each video")
-    ask.add_argument("--model", default="mini", help="'mini', a folder, or a hub model's name")
+    ask.add_argument(
+        "--model", default="mini", help="'mini', 'small', a folder, or a hub model's name"
+    )
     ask.add_argument("--method", help="how tokens are reduced, if --budget is given (duet)")
     ask.add_argument("--budget", help="tokens (64) or a share (0.11, 1/9); default: dense")
     ask.add_argument(

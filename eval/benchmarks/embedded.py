@@ -8,8 +8,6 @@ case.
 
 from __future__ import annotations
 
-import base64
-import csv
 import json
 import re
 from collections import Counter, defaultdict
@@ -34,10 +32,10 @@ from eval.samples import (
     collect,
     png,
 )
+from vlm.embedded.mmbench import rows_of, write_rows
 from vlm.embedded.scenes import (
     COLOURS,
     FRAMES,
-    LETTERS,
     SHAPES,
     SPLITS,
     Item,
@@ -205,24 +203,18 @@ def write(folder: Path, split: Split, scenes: int, clips: int) -> list[Path]:
             names = [f"images/{asked.key}-{k}.png" for k in range(len(frames))]
             for name, data in zip(names, frames, strict=True):
                 (folder / name).write_bytes(data)
-            first = len(rows)
+            first, chosen = len(rows), []
             for number, question in enumerate(asked.questions):
                 row = {"key": asked.key, "number": number, "images": names}
                 row |= {"category": question.category, "question": question.text}
                 print(json.dumps(row | {"answer": question.answer}), file=lines)
-                if not still:
-                    continue
-                choices = options(question, asked.shown, np.random.default_rng((first, number)))
-                letter = LETTERS[choices.index(question.answer)]
-                choices += [""] * (len(LETTERS) - len(choices))
-                image = base64.b64encode(frames[0]).decode() if number == 0 else str(first)
-                asking = (len(rows), question.text, "", *choices, letter, question.category)
-                rows.append([*asking, image, "drawn", question.category, "", split])
-    head = "index question hint A B C D answer category image source l2-category comment split"
-    with (folder / "mmbench.tsv").open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, delimiter="\t", lineterminator="\n")
-        writer.writerow(head.split())
-        writer.writerows(rows)
+                if still:
+                    rng = np.random.default_rng((first, number))
+                    listed = options(question, asked.shown, rng)
+                    chosen.append((question.category, question.text, question.answer, listed))
+            if still:
+                rows += rows_of(first, frames[0], chosen, split)
+    write_rows(folder / "mmbench.tsv", rows)
     return [folder / "open.jsonl", folder / "mmbench.tsv"]
 
 

@@ -19,7 +19,7 @@ def _parser(prog: str) -> argparse.ArgumentParser:
         "pip install 'foveate[page]'.",
     )
     add = parser.add_argument
-    add("--model", default="mini", help="'mini', a folder, or a hub model's name")
+    add("--model", default="mini", help="'mini', 'small', a folder, or a hub model's name")
     add("--device", default="cpu", help="cpu, cuda, cuda:1")
     add("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
     add("--host", default="127.0.0.1", help="0.0.0.0 serves other machines (default: this one)")

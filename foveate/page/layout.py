@@ -89,7 +89,7 @@ class Page:
 
     def __init__(self, session: Session, folder: Path) -> None:
         self.session, self.folder = session, folder
-        self.examples = examples()
+        self.examples = examples(session.name)
         self.by_key = {example.key: example for example in self.examples}
         with gr.Blocks(
             title="Foveate", analytics_enabled=False, fill_width=True, delete_cache=(3600, 3600)

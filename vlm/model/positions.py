@@ -104,7 +104,7 @@ def place(
     Returns the table and (B, q) int64. Returns None if each token is one step after the previous
     one, or if the caller has given real positions.
     """
-    known: PositionTable | None = getattr(cache, _ON_CACHE, None)
+    known = remembered(cache)
     if known is None and not (fusion.config.scheme and inputs):
         return None
     if position_ids is not None and (position_ids.ndim != 2 or position_ids.is_floating_point()):
@@ -177,6 +177,12 @@ def remember(cache: Cache | None, table: PositionTable) -> None:
     """Store a plan on the cache that its tokens fill."""
     if cache is not None:
         setattr(cache, _ON_CACHE, table)
+
+
+def remembered(cache: Cache | None) -> PositionTable | None:
+    """The plan of the tokens in a cache; None where they stand one step after another."""
+    table: PositionTable | None = getattr(cache, _ON_CACHE, None)
+    return table
 
 
 def real_tokens(mask: Tensor | dict[str, Tensor] | None, rows: int, new: int, past: int) -> Tensor:

@@ -7,6 +7,7 @@ one drawing style are in the split "unseen" alone.
 """
 
 from vlm.embedded.collage.drawing import draw
+from vlm.embedded.collage.forms import caption, named
 from vlm.embedded.collage.labels import FIELDS, patch_labels
 from vlm.embedded.collage.names import COLOURS, COLUMNS, ROWS, THINGS, WORDS
 from vlm.embedded.collage.packages import PicturesError, prepare, published
@@ -40,9 +41,11 @@ __all__ = [
     "Sign",
     "Split",
     "Thing",
+    "caption",
     "draw",
     "held_out_pair",
     "make_scene",
+    "named",
     "patch_labels",
     "prepare",
     "published",
