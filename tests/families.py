@@ -119,10 +119,10 @@ left. In sequences under 8192 tokens it is 1. The stock model has no beams with 
 
 **Two-way attention** within an image (Gemma 3, and Gemma 4 in sliding layers) or a prompt
 (PaliGemma) is kept for the tokens that are left, where the stock model is given `token_type_ids`
-(Gemma 4: `mm_token_type_ids`). It reaches past a window in Gemma 3, not in
-Gemma 4, as there. FlashAttention has none.
-Logits that the decoder bends towards a cap (PaliGemma 2) are bent in scores, too; transformers runs
-such decoders with eager attention.
+(Gemma 4 and Molmo 2: `mm_token_type_ids`). In Molmo 2 all images of a prompt, and the tokens around
+them, are one block. It reaches past a window in Gemma 3, not in Gemma 4, as there. FlashAttention
+has none. Logits that the decoder bends towards a cap (PaliGemma 2) are bent in scores, too;
+transformers runs such decoders with eager attention.
 
 **Layers that share keys** (Gemma 4 E2B, E4B): the last layers read the keys of the last one before
 them of their kind. Tokens leave before those keys are made. Embeddings by layer go with their
@@ -139,11 +139,12 @@ a state decays was looked at on small decoders trained from nothing: their state
 word over 32 tokens, so they show nothing. It would take a published checkpoint.
 
 **Refused**, with a sentence that names what is expected: layers of other kinds (indexed or
-compressed attention); local layers under M-RoPE; videos of GLM-4.xV, which have the placeholder of
-images, and of ERNIE 4.5 VL, whose resampler joins two frames; videos of VideoLLaMA 3 from which its
-processor has dropped tokens (give it `use_token_compression=False`); Mistral 3 with a `ministral3`
-decoder; LFM2-VL with a mixture of experts; a known `model_type` with a vision encoder or a decoder
-that is not known. Of Qwen2.5-Omni and Qwen3-Omni the thinker is held (`model.thinker`).
+compressed attention); local layers under M-RoPE; videos of GLM-4.xV and Molmo 2, which have the
+placeholder of images, and of ERNIE 4.5 VL, whose resampler joins two frames; videos of VideoLLaMA 3
+from which its processor has dropped tokens (give it `use_token_compression=False`); Mistral 3 with
+a `ministral3` decoder; LFM2-VL with a mixture of experts; Molmo 2 with a decoder as OLMo's (its
+7B); a known `model_type` with a vision encoder or a decoder that is not known. Of Qwen2.5-Omni and
+Qwen3-Omni the thinker is held (`model.thinker`).
 
 **Audio** is never reduced: audio tokens count as text. A prompt with audio and no picture has
 nothing to reduce, so it runs as in the stock model.

@@ -271,6 +271,8 @@ def _blocks(case: Case, sample: Sample) -> Tensor:
     blocks, number = [], -1
     if case.two_way == "prompt":
         return torch.zeros_like(sample.ids)
+    if case.two_way == "images":
+        return torch.where(torch.isin(sample.ids, torch.tensor(case.marks)), 0, -1)
     media = {"image": {IMAGE_TOKEN}, "sliding": {IMAGE_TOKEN, VIDEO_TOKEN}}.get(case.two_way, set())
     ids = sample.ids.tolist()
     for place, token in enumerate(ids):

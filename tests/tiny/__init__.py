@@ -30,6 +30,7 @@ from tests.tiny.llava_next_video import LlavaNextVideo
 from tests.tiny.llava_onevision import LlavaOnevision
 from tests.tiny.minicpmv4_6 import MiniCPMV46
 from tests.tiny.mistral3 import Mistral3
+from tests.tiny.molmo2 import Molmo2
 from tests.tiny.ovis2 import Ovis2
 from tests.tiny.paddleocr_vl import PaddleOcrVL
 from tests.tiny.paligemma import PaliGemma, PaliGemma2
@@ -86,6 +87,7 @@ CASES: tuple[Case, ...] = (
     PerceptionLM(),
     MiniCPMV46(),
     Llama4(),
+    Molmo2(),
 )  # fmt: skip
 
 __all__ = ["CASES", "FIRST_WORD", "IMAGE_TOKEN", "PAD", "VIDEO_TOKEN", "WORDS", "Case", "Sample"]

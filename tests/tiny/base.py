@@ -94,6 +94,7 @@ class Case:
     last_stage: ClassVar[int] = 0
     since: ClassVar[str] = "5.20"
     two_way: ClassVar[str] = ""
+    marks: ClassVar[tuple[int, ...]] = ()
     recurrent: ClassVar[bool] = False
     attention: ClassVar[tuple[str, ...]] = ("sdpa", "eager")
     first_mark: ClassVar[int] = WORDS

@@ -44,6 +44,7 @@ _FAMILIES = {
     "perception_lm": "PerceptionLM",
     "minicpmv4_6": "MiniCPMV46",
     "llama4": "Llama4",
+    "molmo2": "Molmo2",
     "foveate": "FoveateAdapter",
 }
 

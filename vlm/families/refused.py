@@ -10,7 +10,6 @@ REFUSED = {
     "nemotron_h_omni": "most decoder layers are Mamba layers, whose masks are not known here",
     "minicpmv4_7": "an image and its slices lie on one canvas of positions, after which later "
     "turns were seen to be placed otherwise",
-    "molmo2": "patches are pooled by attention, across crops",
     "gemma4_unified": "no vision encoder with attention",
     "gemma3n": "no vision encoder with attention",
     "deepseek_vl_hybrid": "a second encoder (SAM)",

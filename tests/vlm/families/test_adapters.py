@@ -71,6 +71,29 @@ def test_a_refused_family_says_why(model_type: str) -> None:
         adapter_of(model)
 
 
+@pytest.mark.parametrize(
+    ("name", "part", "option", "value"),
+    [
+        ("molmo2", "text_config", "norm_after", True),
+        ("molmo2", "text_config", "rope_scaling_layers", [0]),
+        ("molmo2", "vision_config", "num_key_value_heads", 2),
+        ("llama4", "vision_config", "pixel_shuffle_ratio", 0.3),
+    ],
+)
+def test_a_structure_that_is_not_known_is_refused(
+    name: str, part: str, option: str, value: Any
+) -> None:
+    model = BY_NAME[name].model()
+    config = getattr(model.config, part)
+    known = getattr(config, option)
+    setattr(config, option, value)
+    try:
+        with pytest.raises(UnknownFamily, match=rf"{option}=.* is not known: expected"):
+            adapter_of(model)
+    finally:
+        setattr(config, option, known)
+
+
 def test_refused_families_are_not_held() -> None:
     assert not REFUSED.keys() & {kind for family in ADAPTERS for kind in family.model_types}
 
