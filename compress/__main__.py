@@ -45,12 +45,15 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m compress") ->
     )
     parser.add_argument("media", type=Path, help="a picture, or a video")
     parser.add_argument("--method", default=METHOD, help="a name, several with commas, or 'all'")
-    parser.add_argument("--budget", default=str(BUDGET), help="tokens (64) or a share (0.11, 1/9)")
+    parser.add_argument("--budget", default=str(BUDGET), help="64, 1/9, coverage:0.95")
     parser.add_argument(
         "--schedule", choices=SCHEDULES, default="own", help="in-LLM pruning schedule"
     )
     parser.add_argument(
         "--calibrate", default="own", help="own, none, or size+first_layer+distance"
+    )
+    parser.add_argument(
+        "--keep-phase", type=float, default=0.0, help="share kept for its positions, such as 0.05"
     )
     parser.add_argument("--prompt", default=PROMPT, help="the question that comes with it")
     parser.add_argument("--frames", type=int, default=6, help="frames of a video")
@@ -64,6 +67,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m compress") ->
         more: dict[str, Any] = {
             "schedule": parse_schedule(args.schedule),
             "calibrate": parse_calibration(args.calibrate),
+            "keep_phase": args.keep_phase,
         }
         frames = read_frames(args.media, args.frames)
         model, processor = vlm.load(args.model)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import math
 from dataclasses import fields
 from fractions import Fraction
 
@@ -25,6 +26,11 @@ def parse_method(text: str) -> str | Method:
     """
     if text in METHODS:
         return text
+    if text in WITH_OPTIONS:
+        raise ValueError(
+            f"method {text!r} has no defaults: expected {text}(scorer='folder'), the folder of a "
+            "scorer that was trained for this model"
+        )
     try:
         call = ast.parse(text.strip(), mode="eval").body
         if not isinstance(call, ast.Call) or call.args or not isinstance(call.func, ast.Name):
@@ -109,9 +115,31 @@ def parse_any_budget(text: str) -> Budget:
     kind, colon, number = text.partition(":")
     if not colon:
         return parse_budget(text)
+    if kind == "latency":
+        raise ValueError(
+            f"budget {text!r}: a latency is measured on one prompt, so it goes with a question "
+            "(foveate ask) alone"
+        )
     if kind not in ADAPTIVE:
         raise ValueError(f"budget {text!r}: expected a number, 'coverage:0.95' or 'shared:64'")
     return ADAPTIVE[kind](parse_budget(number))
+
+
+def parse_latency(text: str) -> float | None:
+    """The milliseconds of "latency:200" or "latency:200ms"; None for another kind of budget.
+
+    Raises ValueError if they are no number above 0.
+    """
+    kind, _, number = text.partition(":")
+    if kind != "latency":
+        return None
+    try:
+        milliseconds = float(number.removesuffix("ms"))
+    except ValueError:
+        milliseconds = 0.0
+    if not 0 < milliseconds < math.inf:
+        raise ValueError(f"budget {text!r}: expected milliseconds above 0, such as 'latency:200ms'")
+    return milliseconds
 
 
 def split_list(text: str) -> list[str]:

@@ -124,7 +124,8 @@ def _arms(args: argparse.Namespace) -> list[Arm]:
     budgets = [parse_any_budget(b) for text in args.budgets for b in split_list(text)]
     if bool(methods) != bool(budgets):
         raise ValueError("--method and --budget go together: give both, or neither for dense alone")
-    more = {name: getattr(args, name) for name in ("positions", "schedule", "calibrate")}
+    named = ("positions", "schedule", "calibrate", "keep_phase")
+    more = {name: getattr(args, name) for name in named}
     reduced = [Arm(m, b, **more) for m in methods for b in budgets]
     return list(dict.fromkeys(([] if args.no_dense and reduced else [DENSE]) + reduced))
 
@@ -208,7 +209,13 @@ def _add_common(command: argparse.ArgumentParser) -> None:
     add = group.add_argument
     add("--model", help="'mini', a folder, or a hub name (default: mini, or what is served)")
     add("--methods", "--method", action="append", default=[], help="duet,random,duet(query='all')")
-    add("--budgets", "--budget", action="append", default=[], help="64,0.11,1/9,25%%")
+    add(
+        "--budgets",
+        "--budget",
+        action="append",
+        default=[],
+        help="64,1/9,25%%,coverage:0.95,shared:64",
+    )
     add(
         "--positions",
         default="original",
@@ -216,6 +223,7 @@ def _add_common(command: argparse.ArgumentParser) -> None:
     )
     add("--schedule", choices=SCHEDULES, default="own", help="in-LLM pruning schedule")
     add("--calibrate", default="own", help="own, none, or size+first_layer+distance")
+    add("--keep-phase", type=float, default=0.0, help="share kept for its positions, such as 0.05")
     add("--no-dense", action="store_true", help="leave out the unreduced model")
     add(
         "--share-prompts",

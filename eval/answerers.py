@@ -249,6 +249,7 @@ class ModelAnswerer:
             slots=PPE(arm.slots, arm.layout),
             schedule=self._probe if parse_schedule(arm.schedule) else None,
             calibrate=parse_calibration(arm.calibrate),
+            keep_phase=arm.keep_phase,
             generator=generator,
         )
 

@@ -37,6 +37,7 @@ class Arm:
             `compress.probe`).
         calibrate: "own" for what the method asks for, "none", or terms of `compress.Calibration`
             such as "size+first_layer".
+        keep_phase: as in `compress`.
         served: what a model at an endpoint is called, whose server reduces; `method` is None then.
 
     Raises ValueError or TypeError for an unknown method or scheme, or an impossible budget.
@@ -49,6 +50,7 @@ class Arm:
     layout: SlotLayout = "contiguous"
     schedule: str = "own"
     calibrate: str = "own"
+    keep_phase: float = 0.0
     served: str | None = None
 
     def __post_init__(self) -> None:
@@ -59,6 +61,8 @@ class Arm:
         parse_positions(self.positions)
         parse_schedule(self.schedule)
         parse_calibration(self.calibrate)
+        if not 0 <= self.keep_phase < 0.5:
+            raise ValueError(f"keep_phase is {self.keep_phase!r}: expected a number in [0, 0.5)")
 
     def describe(self) -> dict[str, Any]:
         """The configuration as JSON values, with all fields of the method."""
@@ -70,7 +74,8 @@ class Arm:
         if self.slots > 1:
             settings |= {"slots": self.slots, "layout": self.layout}
         asked = {"schedule": self.schedule, "calibrate": self.calibrate}
-        return settings | {name: value for name, value in asked.items() if value != "own"}
+        settings |= {name: value for name, value in asked.items() if value != "own"}
+        return settings | ({"keep_phase": self.keep_phase} if self.keep_phase else {})
 
     @property
     def title(self) -> str:
@@ -97,6 +102,7 @@ class Arm:
     def _where(self) -> str:
         where = "" if self.schedule == "own" else f" {self.schedule}"
         where += "" if self.calibrate == "own" else f" {self.calibrate}"
+        where += f" phase:{self.keep_phase:.4g}" if self.keep_phase else ""
         where += "" if self.positions == "original" else f" {self.positions}"
         return where if self.slots == 1 else f"{where} x{self.slots} {self.layout}"
 
@@ -140,7 +146,7 @@ def restore(description: Mapping[str, Any]) -> Arm:
         return Arm(served=description.get("served"))
     method = parse_method(description["method"])
     name = next((n for n in METHODS if get_method(n) == method), None)
-    named = ("slots", "layout", "schedule", "calibrate")
+    named = ("slots", "layout", "schedule", "calibrate", "keep_phase")
     more = {name: description[name] for name in named if name in description}
     budget = description["budget"]
     budget = parse_any_budget(budget) if isinstance(budget, str) else budget

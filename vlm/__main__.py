@@ -156,7 +156,7 @@ def watch(args: argparse.Namespace, budget: Any) -> int:
 
     if args.image or args.video:
         raise ValueError("--watch brings its own frames: expected no --image and no --video")
-    if budget is not None and not isinstance(budget, int):
+    if args.budget and not isinstance(budget, int):
         raise ValueError(f"--budget is {args.budget}: --watch takes a count of tokens")
     questions = [said_at(text) for text in args.question]
     model, processor = vlm.load(args.model)
@@ -185,11 +185,17 @@ def parser_of(prog: str) -> argparse.ArgumentParser:
         "--model", default="mini", help="'mini', 'small', a folder, or a hub model's name"
     )
     ask.add_argument("--method", help="how tokens are reduced, if --budget is given (duet)")
-    ask.add_argument("--budget", help="tokens (64) or a share (0.11, 1/9); default: dense")
+    ask.add_argument(
+        "--budget",
+        help="64, 1/9, coverage:0.95, shared:64, or latency:200ms (first token); default: dense",
+    )
     ask.add_argument(
         "--schedule", choices=("own", "probed"), default="own", help="in-LLM pruning schedule"
     )
     ask.add_argument("--calibrate", default="own", help="own, none, or size+first_layer+distance")
+    ask.add_argument(
+        "--keep-phase", type=float, default=0.0, help="share kept for its positions, such as 0.05"
+    )
     ask.add_argument("--max-new-tokens", type=int, default=64)
     ask.add_argument(
         "--stream",
@@ -206,56 +212,81 @@ def parser_of(prog: str) -> argparse.ArgumentParser:
     return parser
 
 
+def answer(args: argparse.Namespace) -> int:
+    """Ask about media as the options say; returns the exit status."""
+    # The command line may import `compress`; the library `vlm` does not.
+    from compress import Latency, compress
+    from compress.defaults import METHOD
+    from compress.parse import (
+        parse_any_budget,
+        parse_calibration,
+        parse_latency,
+        parse_method,
+        parse_schedule,
+    )
+
+    latency = parse_latency(args.budget or "")
+    budget: Any = parse_any_budget(args.budget) if args.budget and not latency else None
+    if args.watch is not None:
+        return watch(args, budget)
+    if not args.question:
+        raise ValueError("there is no question: expected one or more")
+    method = parse_method(args.method or METHOD)
+    if args.stream:
+        return answer_stream(args, method, budget)
+    if not (args.image or args.video) and args.budget:
+        raise ValueError(f"budget is {args.budget}, but there is no --image and no --video")
+    media: list[tuple[str, Any]] = [("image", vlm.read_image(path)) for path in args.image]
+    media += [("video", vlm.read_video(p, frames=args.frames)) for p in args.video]
+    more: dict[str, Any] = {
+        "schedule": parse_schedule(args.schedule),
+        "calibrate": parse_calibration(args.calibrate),
+        "keep_phase": args.keep_phase,
+    }
+    model, processor = vlm.load(args.model)
+    shown, prepare = show(model, processor, media)
+    if latency:
+        content = [*shown, {"type": "text", "text": args.question[0]}]
+        talk = [{"role": "user", "content": content}]
+        call = prepare(processor.apply_chat_template(talk, add_generation_prompt=True))
+        budget = Latency(latency, [call])
+    reduced: Any = nullcontext()
+    if budget is not None:
+        reduced = compress(model, method, budget, **more)
+    with reduced as attached:
+        converse(model, processor, shown, prepare, args.question, args.max_new_tokens)
+        if attached is not None:
+            print(attached.report())
+    return 0
+
+
+def answer_stream(args: argparse.Namespace, method: Any, budget: Any) -> int:
+    """The same for long videos (`--stream`)."""
+    from compress.defaults import STREAM_BUDGET
+
+    if args.image or not args.video:
+        raise ValueError("--stream is for videos alone: expected --video and no --image")
+    budget = STREAM_BUDGET if args.budget is None else budget
+    if not isinstance(budget, int) or budget < 2:
+        raise ValueError(f"--budget is {args.budget}: --stream takes a count, 2 or more")
+    model, processor = vlm.load(args.model)
+    options = {"method": method, "budget": budget, "fps": args.fps}
+    told = stream(model, processor, args.video, args.question[0], **options)
+    converse(model, processor, *told, args.question, args.max_new_tokens)
+    return 0
+
+
 def main(argv: Sequence[str] | None = None, prog: str = "python -m vlm") -> int:
     """The command line; returns the exit status."""
     args = parser_of(prog).parse_args(argv)
     quiet_logs()
     if args.command == "prepare":
         return prepare(args.what)
-    # The command line may import `compress`; the library `vlm` does not.
-    from compress import compress
-    from compress.defaults import METHOD, STREAM_BUDGET
-    from compress.parse import parse_any_budget, parse_calibration, parse_method, parse_schedule
-
     try:
-        budget = parse_any_budget(args.budget) if args.budget else None
-        if args.watch is not None:
-            return watch(args, budget)
-        if not args.question:
-            raise ValueError("there is no question: expected one or more")
-        method = parse_method(args.method or METHOD)
-        if args.stream and (args.image or not args.video):
-            raise ValueError("--stream is for videos alone: expected --video and no --image")
-        if not (args.image or args.video) and budget is not None:
-            raise ValueError(f"budget is {args.budget}, but there is no --image and no --video")
-        if args.stream:
-            budget = STREAM_BUDGET if budget is None else budget
-            if not isinstance(budget, int) or budget < 2:
-                raise ValueError(f"--budget is {args.budget}: --stream takes a count, 2 or more")
-            model, processor = vlm.load(args.model)
-            options = {"method": method, "budget": budget, "fps": args.fps}
-            told = stream(model, processor, args.video, args.question[0], **options)
-            converse(model, processor, *told, args.question, args.max_new_tokens)
-            return 0
-        media: list[tuple[str, Any]] = [("image", vlm.read_image(path)) for path in args.image]
-        media += [("video", vlm.read_video(p, frames=args.frames)) for p in args.video]
-        model, processor = vlm.load(args.model)
-        told = show(model, processor, media)
-        more: dict[str, Any] = {
-            "schedule": parse_schedule(args.schedule),
-            "calibrate": parse_calibration(args.calibrate),
-        }
-        reduced: Any = nullcontext()
-        if budget is not None:
-            reduced = compress(model, method, budget, **more)
-        with reduced as attached:
-            converse(model, processor, *told, args.question, args.max_new_tokens)
-            if attached is not None:
-                print(attached.report())
+        return answer(args)
     except (ValueError, TypeError, OSError) as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 1
-    return 0
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ def test_arms_have_folders_of_their_own() -> None:
         Arm(Duet(query="last"), 64),
         Arm("pool", 9, slots=4),
         Arm("duet", 64, "median", schedule="probed", calibrate="size+distance"),
+        Arm("divprune", 64, keep_phase=0.05),
         Arm(served="duet, keep 48"),
     ],
     ids=lambda arm: arm.title,

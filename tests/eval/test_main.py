@@ -196,6 +196,9 @@ def test_bad_rows_stop_it_before_the_model_loads(
     ("options", "what"),
     [
         (["--method", "nothing", "--budget", "64"], "method 'nothing': expected one of"),
+        (["--method", "learned", "--budget", "64"], "expected learned(scorer='folder')"),
+        (["--method", "duet", "--budget", "latency:9"], "goes with a question"),
+        (["--method", "duet", "--budget", "64", "--keep-phase", "1"], "keep_phase is 1.0"),
         (["--method", "duet"], "--method and --budget go together"),
         (["--method", "duet", "--budget", "1.5"], "budget is 1.5"),
         (["--method", "duet", "--budget", "x"], "budget 'x': expected a count"),

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 import vlm
+from tests.marks import later
 from tests.vlm.clips import write_clip
 from vlm.__main__ import main
 from vlm.embedded.scenes import draw, make_scene
@@ -20,7 +21,9 @@ def scene(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("options", [[], ["--budget", "48"]])
+@pytest.mark.parametrize(
+    "options", [[], ["--budget", "48"], *later(["--budget", "latency:60000ms"])]
+)
 def test_answers_and_a_follow_up(
     scene: Path, options: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -49,7 +52,12 @@ def test_a_long_video_is_streamed(tmp_path: Path, capsys: pytest.CaptureFixture[
         (["--video", "{}/clip.mp4"], "clip.mp4"),
         (["--image", "{}/scene.png", "--budget", "many"], "'many'"),
         (["--image", "{}/scene.png", "--budget", "500"], "1..144"),
+        (["--image", "{}/scene.png", "--budget", "latency:0ms"], "expected milliseconds above 0"),
+        (["--image", "{}/scene.png", "--budget", "8", "--keep-phase", "0.6"], "keep_phase is 0.6"),
+        (["--image", "{}/scene.png", "--method", "learned"], "expected learned(scorer='folder')"),
         (["--budget", "5"], "no --image"),
+        (["--budget", "latency:9"], "no --image"),
+        (["--watch", "{}", "--budget", "latency:9"], "--watch takes a count"),
         (["--stream", "--image", "{}/scene.png"], "expected --video and no --image"),
         (["--stream", "--video", "{}/clip.mp4"], "clip.mp4"),
         (["--stream", "--video", "{}/clip.mp4", "--budget", "0.5"], "budget is 0.5"),
