@@ -56,7 +56,8 @@ class ExpertConfig:
         embeddings, is not supported), a list of such indices (concatenated), or "last", the output
         of the encoder.
     scoring_layer: index of the layer that keys and saliency are read from.
-    saliency: which attention is the saliency of a token, see `vlm.attention.Heads.saliency`.
+    saliency: which attention is the saliency of a token, see `vlm.attention.Heads.saliency`. A
+        method that asks for "auto" gets this one.
     fit: how an image is brought to `image_size`: "squash" it, "pad" it to the aspect ratio with the
         mean colour (LLaVA-1.5), or scale its shorter side and "crop" the middle (CLIP).
     resample: "bicubic" or "bilinear".

@@ -92,7 +92,7 @@ class ExpertHeads:
 
     def saliency(self, rule: str) -> Tensor:
         """(R,) float32, see `Heads.saliency`; of an expert without attention, the norm of its
-        features."""
+        features. "auto" is what the expert's own settings say."""
         for name, heads in self._heads.items():
             if rule == "cls" and (heads is None or not heads.has_class_token):
                 raise ValueError(
@@ -104,7 +104,8 @@ class ExpertHeads:
             if heads is None:
                 values[name] = self._features[name].norm(dim=-1)[..., None]
             else:
-                values[name] = self._by_view(name, heads.saliency(rule)[:, None])
+                own = self.core.experts[name].config.saliency if rule == "auto" else rule
+                values[name] = self._by_view(name, heads.saliency(own)[:, None])
         return self._in_order(values)[:, 0]
 
     def keys(self) -> Tensor:

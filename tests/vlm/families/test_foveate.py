@@ -182,6 +182,23 @@ def test_saliency_of_experts_without_a_class_token(rule):
             assert models.logits(model, inputs).isfinite().all()
 
 
+@torch.no_grad()
+def test_an_expert_says_which_saliency_auto_is():
+    model, processor = models.build(("clip",))
+    encoders.randomise(model, std=0.3)
+    inputs = ask(processor, 1)
+    (expert,) = model.model.experts.values()
+    kept = {}
+    for own in ("auto", "received"):
+        expert.config.saliency = own
+        for rule in ("auto", "cls", "received"):
+            with compress(model, Duet(saliency=rule), budget=10):
+                kept[own, rule] = models.logits(model, inputs)
+    assert torch.equal(kept["auto", "auto"], kept["auto", "cls"])
+    assert torch.equal(kept["received", "auto"], kept["received", "received"])
+    assert not torch.equal(kept["received", "auto"], kept["received", "cls"])
+
+
 def test_a_language_model_of_another_build_is_refused_with_a_reason():
     model, _ = models.build(("clip",), text=GPT2Config(n_embd=32, n_head=2, n_layer=2))
     with pytest.raises(UnknownFamily, match="GPT2Model has no 'layers'"):

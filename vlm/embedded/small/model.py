@@ -45,8 +45,14 @@ def assemble_parts(
         )
     tokenizer: Any = AutoTokenizer.from_pretrained(str(parts / LANGUAGE_MODEL))
     size = (IMAGE_SIZE, IMAGE_SIZE)
+    # The class token of the deepest of these layers looks at few of the things in a picture.
     expert = load_expert(
-        "dino", "dinov2", str(parts / ENCODER), layer=list(LAYERS), image_size=size
+        "dino",
+        "dinov2",
+        str(parts / ENCODER),
+        layer=list(LAYERS),
+        image_size=size,
+        saliency="received",
     )
     with torch.random.fork_rng():
         torch.manual_seed(0)
