@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from tests.compress.methods.golden import argmax, best_first, cos, deal, merged
+from tests.compress.methods.golden import argmax, best_first, cos, merged
+from tests.compress.methods.golden_video import deal
 
 
 def peaks(x, k):

@@ -38,6 +38,7 @@ from compress.reduce import reduce
 from compress.tokens import LayerTokens, VisualTokens
 from tests.compress.methods import golden
 from tests.compress.methods import golden_clusters as clusters
+from tests.compress.methods import golden_video as of_video
 from tests.compress.methods.cases import check, check_in_llm, inputs, layer_tokens, sample
 
 
@@ -195,14 +196,14 @@ def references():
         ("tome-rounds", ToMe(), image, 3, lambda v: golden.tome(v["features"], v["keys"], 3)),
         ("vscan", VScan(window=2), image, 22,
          lambda v: golden.vscan(v["features"], v["saliency"], v["shallow_saliency"], image, 22, 2)),
-        ("vcast", VCast(), video, 13, lambda v: golden.vcast(v["features"], video, 13)),
+        ("vcast", VCast(), video, 13, lambda v: of_video.vcast(v["features"], video, 13)),
         ("vcast-released", VCast(0.1, "released"), video, 13,
-         lambda v: golden.vcast(v["features"], video, 13, 0.1, True)),
+         lambda v: of_video.vcast(v["features"], video, 13, 0.1, True)),
         ("vcast-released-full", VCast(0.05, "released"), video, 33,
-         lambda v: golden.vcast(v["features"], video, 33, 0.05, True)),
-        ("vcast-few", VCast(), video, 4, lambda v: golden.vcast(v["features"], video, 4)),
+         lambda v: of_video.vcast(v["features"], video, 33, 0.05, True)),
+        ("vcast-few", VCast(), video, 4, lambda v: of_video.vcast(v["features"], video, 4)),
         ("vidcom2", VidCom2(temperature=0.5), video, 13,
-         lambda v: golden.vidcom2(v["features"], video, 13, 0.5)),
+         lambda v: of_video.vidcom2(v["features"], video, 13, 0.5)),
         ("fastvid", FastVID(cuts=1, threshold=-0.2, every=2), video, 20,
          lambda v: clusters.fastvid(v["features"], v["saliency"], video, 20, 1, -0.2, 2)),
         ("fastvid-released", FastVID(cuts=2, threshold=-1, every=4, merge="released"), video, 15,
