@@ -45,7 +45,7 @@ class Branches:
         self._owners = torch.zeros(0, dtype=torch.long)
 
     def read(self, ids: Tensor, owners: Tensor, places: Tensor) -> Tensor:
-        """Logits (n, vocabulary) after each of n more tokens; ids, owners and places are (n,).
+        """Hidden states (n, D) of n more tokens, for `head`; ids, owners and places are (n,).
 
         owners: the number of each token's branch. places: its position.
         """
@@ -58,13 +58,17 @@ class Branches:
         sees = torch.cat([torch.ones(len(ids), past - before, dtype=torch.bool), sees], 1)
         least = torch.finfo(dtype).min
         mask = torch.zeros(sees.shape, dtype=dtype).masked_fill(~sees, least)
-        hidden = self._decoder(
+        hidden: Tensor = self._decoder(
             inputs_embeds=words(ids.to(device))[None],
             attention_mask=mask[None, None].to(device),
             position_ids=self.position_ids(places),
             past_key_values=self.cache,
-        ).last_hidden_state
-        logits: Tensor = self.model.get_output_embeddings()(hidden)[0]
+        ).last_hidden_state[0]
+        return hidden
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """Logits (n, vocabulary) of hidden states (n, D)."""
+        logits: Tensor = self.model.get_output_embeddings()(hidden)
         return logits
 
     def position_ids(self, places: Tensor) -> Tensor:
@@ -94,9 +98,9 @@ def greedy_answers(
     while going:
         owners = torch.cat([torch.full((len(fresh[k]),), k) for k in going])
         places = torch.cat([reached[k] + torch.arange(len(fresh[k])) for k in going])
-        logits = branches.read(torch.cat([fresh[k] for k in going]), owners, places)
+        hidden = branches.read(torch.cat([fresh[k] for k in going]), owners, places)
         last = torch.tensor([len(fresh[k]) for k in going]).cumsum(0) - 1
-        for k, word in zip(going, logits[last].argmax(-1).tolist(), strict=True):
+        for k, word in zip(going, branches.head(hidden[last]).argmax(-1).tolist(), strict=True):
             reached[k] += len(fresh[k])
             fresh[k] = torch.tensor([word])
             answers[k].append(word)

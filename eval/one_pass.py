@@ -74,6 +74,7 @@ def _together(branches: Branches, options: Sequence[Tensor]) -> list[Tensor]:
     if not len(owners):
         return [torch.zeros((), dtype=torch.float64, device=options[0].device) for _ in options]
     places = torch.cat([branches.start + torch.arange(n) for n in lengths])
-    logits = branches.read(torch.cat(read), owners, places).double().log_softmax(-1)
+    hidden = branches.read(torch.cat(read), owners, places)
+    logits = branches.head(hidden).double().log_softmax(-1)
     after = torch.cat([one[1:] for one in options])
     return [part.sum() for part in logits.gather(1, after[:, None])[:, 0].split(lengths)]

@@ -66,7 +66,8 @@ class Talk:
                 logits, self._place = self._branches.logits, self._branches.start
             else:
                 places = self._place + torch.arange(len(fresh))
-                logits = self._branches.read(fresh, torch.zeros_like(fresh), places)[-1]
+                hidden = self._branches.read(fresh, torch.zeros_like(fresh), places)
+                logits = self._branches.head(hidden[-1])
                 self._place += len(fresh)
             answer.append(int(logits.argmax()))
             fresh = fresh.new_tensor(answer[-1:])

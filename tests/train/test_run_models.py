@@ -130,6 +130,7 @@ def test_a_model_of_several_experts_learns(tmp_path: Path, name: str, reduced: b
         ("ppe", []),
         ("poly_pretrain", ["optimizer.micro_batch=2"]),
         ("poly_finetune", ["optimizer.micro_batch=2"]),
+        ("small", ["optimizer.micro_batch=2"]),
     ],
 )
 def test_recipes_that_ship_run(tmp_path: Path, name: str, extra: list[str]) -> None:
