@@ -117,6 +117,9 @@ its place. The place is that among the tokens that a layer holds, as in the stoc
 temperature follows the number of keys that a query sees, and that is the number of those that are
 left. In sequences under 8192 tokens it is 1. The stock model has no beams with pictures.
 
+**Granite 4 Vision** adds features to empty visual tokens before several decoder layers. Methods
+look at those that are added first; of later ones, a merged token gets the mean of its members'.
+
 **Two-way attention** within an image (Gemma 3, and Gemma 4 in sliding layers) or a prompt
 (PaliGemma) is kept for the tokens that are left, where the stock model is given `token_type_ids`
 (Gemma 4 and Molmo 2: `mm_token_type_ids`). In Molmo 2 all images of a prompt, and the tokens around

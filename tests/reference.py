@@ -255,6 +255,10 @@ def forward(model: Any, prefix: Prefix, new: Tensor | None = None) -> tuple[Tens
     new = prefix.case.as_words(new)
     tokens = _with(prefix, new, model.get_input_embeddings()(new))
     shared = Shared.of(model, tokens, prefix.dense)
+    multiplier = getattr(lm, "embedding_multiplier", 1.0)  # of Granite, whose features come later
+    tokens = replace(
+        tokens, h=torch.where(tokens.image[:, None] < 0, tokens.h * multiplier, tokens.h)
+    )
     terms, lengths = prefix.terms, []
     entered = tokens
     for number in range(len(lm.layers)):
@@ -273,6 +277,7 @@ def forward(model: Any, prefix: Prefix, new: Tensor | None = None) -> tuple[Tens
         lengths.append(len(h))
     norm = lm.embedding_norm if hasattr(lm, "embedding_norm") else lm.norm
     logits = model.get_output_embeddings()(norm(tokens.h))
+    logits = logits / getattr(lm.config, "logits_scaling", 1.0)
     cap = getattr(lm.config, "final_logit_softcapping", None)
     return logits if cap is None else cap * torch.tanh(logits / cap), lengths
 

@@ -111,7 +111,7 @@ def encode(
         out = run(**given, return_dict=True)
     handle.remove()
     tokens = case.entering(model, flat(case.features(out)))
-    deep = [flat(layer) for layer in getattr(out, "deepstack_features", None) or []]
+    deep = [flat(layer) for layer in case.deepstack(out)]
 
     def packed(values: Tensor) -> Tensor:
         """(R,) by row of the encoder -> (N,) by token, -1 at tokens outside the grid."""

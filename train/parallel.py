@@ -112,7 +112,7 @@ class SequenceParallel:
         self._active = module.training
         if not self._active:
             return None
-        if kwargs.get("deepstack_visual_embeds") is not None:
+        if kwargs.get(self.adapter.injects[1]) is not None:
             raise ValueError(
                 "sequence_parallel: this model adds visual features inside its decoder (DeepStack) "
                 "to sequences that are whole there: expected sequence_parallel 1"

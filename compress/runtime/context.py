@@ -33,17 +33,17 @@ class PrefillState:
     query, query_real: (B, Q) int64 and bool, columns of the query rows now. text, text_real:
     (samples, Qt), columns now of the text after each sample's first visual input; text_rows:
     (samples,) int64. priors, prior_of: as in `DensePrompt`, columns now. first: reductions before
-    the language model; now: from the dense tokens to
-    those that are left; later: the same for each layer that started with fewer tokens. deepstack:
-    for each of the first layers, (T, D) added to the visual tokens after it. back: (B, S) int64,
-    for each column that the model was given the one that stands for it now; None while all are
-    there. cached: the state that the cache came with, None where it held nothing of ours; past:
-    tokens that it held in its first layer. table: positions of the new tokens. dense_positions:
-    (B, S, 3) float64, where the dense tokens would stand, None if tokens are renumbered. features:
-    (T', D), the visual tokens as they entered. entered: hidden states and rotary of the layer
-    before, where a method is scored by it. index: (B, W') int64, which of the W tokens that entered
-    are left, None while all are. places: (B, W') float64, their positions, where some layers see
-    the nearest positions alone. blocks: (B, W') int64, as `ModelAdapter.attention_blocks`.
+    the language model; now: from the dense tokens to those that are left; later: the same for each
+    layer that started with fewer tokens. deepstack: (T, D) added to the visual tokens, by the
+    decoder layer before which it is. back: (B, S) int64, for each column that the model was given
+    the one that stands for it now; None while all are there. cached: the state that the cache came
+    with, None where it held nothing of ours; past: tokens that it held in its first layer. table:
+    positions of the new tokens. dense_positions: (B, S, 3) float64, where the dense tokens would
+    stand, None if tokens are renumbered. features: (T', D), the visual tokens as they entered.
+    entered: hidden states and rotary of the layer before, where a method is scored by it. index:
+    (B, W') int64, which of the W tokens that entered are left, None while all are. places: (B, W')
+    float64, their positions, where some layers see the nearest positions alone. blocks: (B, W')
+    int64, as `ModelAdapter.attention_blocks`.
     """
 
     inputs: list[PlacedInput]
@@ -60,7 +60,7 @@ class PrefillState:
     back: Tensor | None
     text_tokens: int
     features: Tensor
-    deepstack: list[Tensor] = field(default_factory=list)
+    deepstack: dict[int, Tensor] = field(default_factory=dict)
     cached: CacheState | None = None
     past: int = 0
     spans: list[Span] = field(default_factory=list)

@@ -32,12 +32,12 @@ def scoring_layers(settings: Settings, prefill: PrefillState) -> frozenset[int]:
 
 
 def add_deepstack(prefill: PrefillState, layer: int, hidden_states: Tensor) -> Tensor:
-    """Hidden states with what the model adds to visual tokens after decoder layer `layer` - 1."""
-    if not 0 < layer <= len(prefill.deepstack):
+    """Hidden states with what the model adds to visual tokens before decoder layer `layer`."""
+    if layer not in prefill.deepstack:
         return hidden_states
     layout, device = prefill.layout, hidden_states.device
     rows, columns = layout.rows.to(device), layout.columns.to(device)
-    added = scatter(torch.zeros_like(hidden_states), rows, columns, prefill.deepstack[layer - 1])
+    added = scatter(torch.zeros_like(hidden_states), rows, columns, prefill.deepstack[layer])
     return hidden_states + added
 
 
@@ -214,11 +214,9 @@ def _shorten(
     change: the reductions and their counts.
     """
     reductions, counts = change
-    rest = prefill.deepstack[layer:]
-    if rest:
-        prefill.deepstack[layer:] = [
-            pooled(one, reductions, prefill.sizes.to(one.device)) for one in rest
-        ]
+    for later, one in prefill.deepstack.items():
+        if later > layer:
+            prefill.deepstack[later] = pooled(one, reductions, prefill.sizes.to(one.device))
     layout, index, back = prefill.layout.after(flat_anchor(reductions), counts)
     prefill.follow(reductions, index, back)
     prefill.layout = layout

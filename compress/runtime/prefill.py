@@ -47,11 +47,15 @@ def begin_prefill(context: ForwardContext, kwargs: dict[str, Any]) -> None:
         state.begin_turn()
     with context.clock.time("plan"):
         positions = _dense_positions(context, kwargs, prompt, past)
+    visual = prompt.embeds[prompt.layout.rows, prompt.layout.columns]
+    injected = _injected(settings, kwargs, prompt)
+    if settings.adapter.enters_empty:
+        visual = injected[min(injected)]
     with context.clock.time("reduce"):
-        reductions, features = reduce_prompt(settings, prompt, positions)
+        reductions, features = reduce_prompt(settings, prompt, visual, positions)
     with context.clock.time("plan"):
         prefill, embeds, index = _enter(settings, prompt, reductions, features)
-        _take_deepstack(prefill, kwargs, prompt)
+        _take_deepstack(prefill, injected, settings.adapter.enters_empty)
         prefill.cached, prefill.past = state, past
         placement = Placement(
             prompt,
@@ -115,7 +119,8 @@ def _enter(
     if keeps != list(layout.counts):
         layout, index, back = layout.after(flat_anchor(reductions), keeps)
         embeds = gather(embeds, index)
-        embeds = scatter(embeds, layout.rows, layout.columns, features)
+        if not settings.adapter.enters_empty:
+            embeds = scatter(embeds, layout.rows, layout.columns, features)
         query, text = back.gather(1, query), back[prompt.text_rows[:, None], text]
         priors = back.gather(1, priors)
     prefill = PrefillState(
@@ -206,19 +211,34 @@ def _dense_positions(
     return positions
 
 
-def _take_deepstack(prefill: PrefillState, kwargs: dict[str, Any], prompt: DensePrompt) -> None:
-    """What the model adds to the visual tokens after each of the first layers, (T, D)."""
-    layers, mask = kwargs.get("deepstack_visual_embeds"), kwargs.get("visual_pos_masks")
+def _injected(settings: Settings, kwargs: dict[str, Any], prompt: DensePrompt) -> dict[int, Tensor]:
+    """What the model adds to the visual tokens, (T, D), by the decoder layer before which it is."""
+    mask, layers = (kwargs.get(name) for name in settings.adapter.injects)
     if layers is None or mask is None:
-        return
+        return {}
+    if not isinstance(layers, dict):  # after each of the first layers
+        layers = dict(enumerate(layers, start=1))
+    mask = mask[..., 0] if mask.ndim == 3 else mask
     order = (mask.flatten().cumsum(0) - 1).reshape(mask.shape)
     index = order[prompt.layout.rows, prompt.layout.columns]
-    prefill.deepstack = [one[index.to(one.device)] for one in layers]
+    return {layer: one[index.to(one.device)] for layer, one in layers.items()}
+
+
+def _take_deepstack(prefill: PrefillState, injected: dict[int, Tensor], empty: bool) -> None:
+    """What is added to the visual tokens that entered.
+
+    empty: as `ModelAdapter.enters_empty`; what is added first is then what the method made.
+    """
+    prefill.deepstack = injected
     if prefill.back is not None:
-        sizes = torch.ones_like(index)
-        prefill.deepstack = [
-            pooled(one, prefill.first, sizes.to(one.device)) for one in prefill.deepstack
-        ]
+        prefill.deepstack = {
+            layer: pooled(
+                one, prefill.first, torch.ones(len(one), dtype=torch.int64, device=one.device)
+            )
+            for layer, one in injected.items()
+        }
+    if empty:
+        prefill.deepstack[min(injected)] = prefill.features
 
 
 def _mark_salient(
@@ -229,7 +249,7 @@ def _mark_salient(
     A sample without text after its visual inputs, or without any of these, keeps the rows it has.
     """
     layout = prefill.layout
-    visual = embeds[layout.rows, layout.columns]
+    visual = prefill.features
     text = embeds[prefill.text_rows[:, None], prefill.text]
     index = torch.arange(prefill.text.shape[1], device=embeds.device)
     marks = torch.ones_like(prefill.text_real)
@@ -327,8 +347,8 @@ def _arguments(
         "attention_mask": mask,
         "position_ids": index,
     }
-    if kwargs.get("deepstack_visual_embeds") is not None:
-        arguments |= {"visual_pos_masks": None, "deepstack_visual_embeds": None}
+    if kwargs.get(settings.adapter.injects[1]) is not None:
+        arguments |= dict.fromkeys(settings.adapter.injects)
     for name in settings.adapter.along:
         if kwargs.get(name) is not None and columns is not None:
             arguments[name] = gather(kwargs[name], columns)

@@ -22,16 +22,15 @@ def counts_kept(inputs: Sequence[PlacedInput]) -> list[int]:
 
 
 def reduce_prompt(
-    settings: Settings, prompt: DensePrompt, positions: Tensor
+    settings: Settings, prompt: DensePrompt, visual: Tensor, positions: Tensor
 ) -> tuple[list[Reduction], Tensor]:
     """The reduction of each input before the language model, and the rows (T', D) that enter it.
 
     Inputs that were reduced before the projector are taken as they are.
 
-    positions: (B, S, 3) float64, where the dense tokens stand.
+    visual: (T, D), the dense tokens. positions: (B, S, 3) float64, where they and the text stand.
     """
     inputs, layout = prompt.inputs, prompt.layout
-    visual = prompt.embeds[layout.rows, layout.columns]
     # Rows that generate repeats for its beams hold the same inputs, which are reduced once.
     first: dict[tuple[str, int], int] = {}
     for number, item in enumerate(inputs):

@@ -20,6 +20,7 @@ from tests.tiny.foveate import Foveate
 from tests.tiny.gemma3 import Gemma3
 from tests.tiny.gemma4 import Gemma4, Gemma4Small
 from tests.tiny.glm4v import Glm4v, Glm4vMoe, Glm46V, GlmOcr
+from tests.tiny.granite4_vision import Granite4Vision
 from tests.tiny.internvl import InternVL
 from tests.tiny.lfm2_vl import Lfm2VL
 from tests.tiny.lighton_ocr import LightOnOcr
@@ -88,6 +89,7 @@ CASES: tuple[Case, ...] = (
     MiniCPMV46(),
     Llama4(),
     Molmo2(),
+    Granite4Vision(),
 )  # fmt: skip
 
 __all__ = ["CASES", "FIRST_WORD", "IMAGE_TOKEN", "PAD", "VIDEO_TOKEN", "WORDS", "Case", "Sample"]

@@ -132,6 +132,10 @@ class Case:
         """The features of all inputs in the output of an encoding function."""
         return output.pooler_output
 
+    def deepstack(self, output: Any) -> list[Any]:
+        """What is added to visual tokens after each of the first layers, in the same output."""
+        return getattr(output, "deepstack_features", None) or []
+
     def entering(self, model: Any, features: Tensor) -> Tensor:
         """Features (N, D) as they stand in the prompt's embeddings."""
         return features

@@ -45,6 +45,7 @@ _FAMILIES = {
     "minicpmv4_6": "MiniCPMV46",
     "llama4": "Llama4",
     "molmo2": "Molmo2",
+    "granite4_vision": "Granite4Vision",
     "foveate": "FoveateAdapter",
 }
 

@@ -45,6 +45,9 @@ class ModelAdapter(ABC):
     block_kinds: the kinds of decoder layers in which they do; None for all.
     blocks_cross_windows: whether they do beyond a layer's window, too.
     along: keyword arguments of the decoder and of its layers that run along the tokens.
+    injects: arguments of the decoder: where visual tokens are, and what is added to them on the
+        way: after the first layers, or by the layer before which it is.
+    enters_empty: whether visual tokens enter as zeros, and are what is added to them first.
     packs: whether several samples can stand in one row in training.
     resizes: whether the vision encoder takes smaller pictures (see `resized`).
     prunes_patches: whether the vision encoder takes some cells of a picture (see `some_cells`).
@@ -62,6 +65,8 @@ class ModelAdapter(ABC):
     block_kinds: ClassVar[frozenset[str] | None] = None
     blocks_cross_windows: ClassVar[bool] = True
     along: ClassVar[tuple[str, ...]] = ()
+    injects: ClassVar[tuple[str, str]] = ("visual_pos_masks", "deepstack_visual_embeds")
+    enters_empty: ClassVar[bool] = False
     packs: ClassVar[bool] = True
     resizes: bool = False
     prunes_patches: ClassVar[bool] = False

@@ -5,7 +5,6 @@ from __future__ import annotations
 REFUSED = {
     "hunyuan_vl": "positions run on four axes, one of which is an image's number in the batch, so "
     "samples change one another",
-    "granite4_vision": "visual tokens enter empty; features are added before decoder layers",
     "kimi_k25": "latent attention in the decoder, frames averaged in the encoder",
     "nemotron_h_omni": "most decoder layers are Mamba layers, whose masks are not known here",
     "minicpmv4_7": "an image and its slices lie on one canvas of positions, after which later "
