@@ -141,8 +141,8 @@ def test_gradient_checkpointing_changes_nothing(case: Case, reentrant: bool) -> 
     assert before.keys() == after.keys()
     for name, gradient in before.items():
         # Where gradients of several paths add up in any order.
-        if case.name in ("vipllava", "ovis2", "minicpmv4_6", "molmo2"):
-            torch.testing.assert_close(after[name], gradient, rtol=1e-5, atol=1e-7)
+        if case.name in ("vipllava", "ovis2", "minicpmv4_6", "molmo2", "granite4_vision"):
+            torch.testing.assert_close(after[name], gradient, rtol=1e-5, atol=1e-6)
         else:
             assert torch.equal(after[name], gradient)
 
