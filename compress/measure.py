@@ -18,6 +18,7 @@ from compress.report.clock import Clock
 from compress.report.cost import Report
 from compress.report.record import cache_bytes
 from compress.runtime.attach import compress
+from vlm.decoder import cache_of
 from vlm.families import ModelAdapter, adapter_of
 
 
@@ -115,7 +116,7 @@ def _stopwatch(adapter: ModelAdapter, clock: Clock) -> Iterator[tuple[Clock, lis
     def finish(module: nn.Module, args: Any, output: Any) -> None:
         clock.stop(name)
         clock.totals[name] -= spent() - before
-        caches.append(cache_bytes(output["past_key_values"]))
+        caches.append(cache_bytes(cache_of(output)))
 
     encoder, lm = adapter.vision_encoder, adapter.language_model
     handles = [

@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from positions import ChannelTable
+from vlm.decoder import CACHE
 from vlm.families import adapter_of
 from vlm.model.positions import remembered
 
@@ -35,7 +36,8 @@ class Branches:
             with_kwargs=True,
         )
         try:
-            out = model(**inputs, past_key_values=self.cache, use_cache=True, logits_to_keep=1)
+            given = {CACHE: self.cache, "use_cache": True, "logits_to_keep": 1}
+            out = model(**inputs, **given)
         finally:
             hook.remove()
         self.logits: Tensor = out.logits[0, -1]
@@ -62,7 +64,7 @@ class Branches:
             inputs_embeds=words(ids.to(device))[None],
             attention_mask=mask[None, None].to(device),
             position_ids=self.position_ids(places),
-            past_key_values=self.cache,
+            **{CACHE: self.cache},
         ).last_hidden_state[0]
         return hidden
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from compress.runtime.cache_state import CacheState
 from eval.branches import Branches
+from vlm.decoder import CACHE
 from vlm.model.positions import remembered
 
 
@@ -58,7 +59,7 @@ def _alone(branches: Branches, inputs: Mapping[str, Tensor], ids: Tensor) -> Ten
     if len(ids) == 1:
         return torch.zeros((), dtype=torch.float64, device=ids.device)
     mask = inputs["input_ids"].new_ones(1, inputs["input_ids"].shape[1] + len(ids) - 1)
-    more = {"past_key_values": copy.deepcopy(branches.cache), "attention_mask": mask}
+    more = {CACHE: copy.deepcopy(branches.cache), "attention_mask": mask}
     if remembered(branches.cache) is None:  # a model that plans positions goes on by itself
         places = branches.start + torch.arange(len(ids) - 1)
         more["position_ids"] = branches.position_ids(places)

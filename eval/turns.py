@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from eval.branches import Branches
+from vlm.decoder import CACHE, cache_of
 
 MARK = "(the answer)"
 
@@ -49,12 +50,12 @@ class Talk:
         mask = inputs["input_ids"].new_ones(1, self._length)
         out = self.model.generate(
             **(dict(inputs) | {"attention_mask": mask}),
-            past_key_values=self._cache,
+            **{CACHE: self._cache},
             max_new_tokens=most,
             do_sample=False,
             return_dict_in_generate=True,
         )
-        self._cache = out.past_key_values
+        self._cache = cache_of(out)
         answer: list[int] = out.sequences[0, inputs["input_ids"].shape[1] :].tolist()
         return answer
 

@@ -2,9 +2,23 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
+from transformers.modeling_outputs import BaseModelOutputWithPast
+
+# What transformers calls the cache in arguments and outputs of models: `cache` from 5.24 on.
+_NAMES = inspect.signature(BaseModelOutputWithPast).parameters
+CACHE = "cache" if "cache" in _NAMES else "past_key_values"
+
 _REACHES = {"sliding_attention": "sliding_window", "chunked_attention": "attention_chunk_size"}
+
+
+def cache_of(call: Any) -> Any:
+    """The cache in keyword arguments or an output of a transformers model, by either name; None
+    without one."""
+    cache = call.get(CACHE)
+    return call.get("past_key_values") if cache is None else cache
 
 
 def layer_kinds(config: Any, depth: int) -> tuple[str, ...]:

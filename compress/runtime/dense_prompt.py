@@ -21,6 +21,7 @@ from compress.runtime.prompt import (
     sample_texts,
 )
 from compress.runtime.tensors import copy_to, padded
+from vlm.decoder import cache_of
 
 
 @dataclass(frozen=True)
@@ -167,7 +168,7 @@ def _text_positions(kwargs: dict[str, Any]) -> Tensor | None:
     """(B or 1, S) positions that may tell of packed samples, as the stock model reads them: no
     mask, no cache, text positions of the caller's."""
     given = kwargs.get("position_ids")
-    cached = kwargs.get("past_key_values") is not None or kwargs.get("use_cache")
+    cached = cache_of(kwargs) is not None or kwargs.get("use_cache")
     if given is None or cached or kwargs.get("attention_mask") is not None:
         return None
     if given.ndim == 3:  # without text positions in front, models pack nothing

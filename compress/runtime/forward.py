@@ -40,6 +40,7 @@ from compress.runtime.settings import Settings
 from compress.runtime.tensors import gather
 from compress.runtime.token_positions import text_table
 from positions import ChannelTable
+from vlm.decoder import cache_of
 
 
 def read_call(
@@ -54,7 +55,7 @@ def read_call(
     Raises CompressionError for visual inputs without ids, or made before the compression.
     """
     ids, embeds = kwargs.get("input_ids"), kwargs.get("inputs_embeds")
-    context.cache, context.mask = kwargs.get("past_key_values"), kwargs.get("attention_mask")
+    context.cache, context.mask = cache_of(kwargs), kwargs.get("attention_mask")
     context.positions_given = kwargs.get("position_ids") is not None
     if context.cache is not None:
         context.state = CacheState.of(context.cache)
@@ -324,7 +325,7 @@ def _new_arguments(
     if layer == 0 and span.stock_mask_serves and not (pressed or mixed or distant):
         return
     depth = len(adapter.layers)
-    cache, terms = kwargs.get("past_key_values"), None
+    cache, terms = cache_of(kwargs), None
     if distant:
         rotary = adapter.cos_sin(kwargs["position_embeddings"])
         terms = distance_terms(rotary, rotary, prefill.layout.visual.to(hidden_states.device))
@@ -363,7 +364,7 @@ def restore_length(context: ForwardContext, hidden_states: Tensor) -> Tensor:
 
 def finish(context: ForwardContext, output: Any) -> PrefillRecord | None:
     """The model is through: bind the state to the cache; what a prefill did, as a record."""
-    cache = output.get("past_key_values") if hasattr(output, "get") else None
+    cache = cache_of(output) if hasattr(output, "get") else None
     state, prefill = context.state, context.prefill
     if state is not None and cache is not None:
         if prefill is None:

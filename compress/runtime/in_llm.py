@@ -19,6 +19,7 @@ from compress.runtime.scores import ScoringRows, text_attention
 from compress.runtime.settings import Settings
 from compress.runtime.tensors import copy_to, gather, scatter
 from compress.tokens import LayerTokens, Reduction
+from vlm.decoder import cache_of
 
 
 def scoring_layers(settings: Settings, prefill: PrefillState) -> frozenset[int]:
@@ -93,7 +94,7 @@ def _scores(
     if state is not None:
         cached = state.span(layer).real(rows, device)
     if cached.shape[1]:
-        past = _cached_keys(kwargs.get("past_key_values"), layer, cached.shape[1])
+        past = _cached_keys(cache_of(kwargs), layer, cached.shape[1])
     span = next(one for one in reversed(prefill.spans) if one.first <= layer)
     scoring = ScoringRows(
         prefill.query,

@@ -21,6 +21,7 @@ from compress.runtime.folded import KEY_TERMS
 from compress.runtime.infinite import CAPPED, Far
 from compress.runtime.settings import ADDITIVE
 from compress.runtime.stages import RECURRENT
+from vlm.decoder import CACHE
 from vlm.families import ModelAdapter
 
 
@@ -229,7 +230,7 @@ def _stock_mask(config: Any, span: Span, layer: int, new: NewTokens) -> Any:
         config=config,
         inputs_embeds=like,
         attention_mask=None if packed else mask,
-        past_key_values=new.cache,
+        **{CACHE: new.cache},
         position_ids=new_indices(span, new.count, like.device) if packed else None,
         layer_idx=layer,
     )

@@ -14,6 +14,7 @@ from transformers import DynamicCache
 from compress.report.record import cache_bytes
 from positions import ChannelTable, Held, rerotate
 from positions.channels import inverse_frequencies
+from vlm.decoder import CACHE
 from vlm.families import ModelAdapter
 
 
@@ -142,7 +143,7 @@ class Memory:
             inputs_embeds=embeds,
             attention_mask=mask,
             position_ids=places.float().to(embeds.device),
-            past_key_values=working.cache,
+            **{CACHE: working.cache},
             use_cache=True,
             **given,
         )

@@ -18,7 +18,6 @@ class FastVLM(Case):
     by_timm = True
     quick, quick_in_matrix = False, True
     budget = 9
-    since = "5.23"
 
     def config(self, depth: int) -> Any:
         sizes = {"layers": (1, 1, 1, 1, 2), "embed_dims": (8, 8, 16, 32, 64)}

@@ -21,7 +21,6 @@ class Granite4Vision(LlavaNext):
     pools = 4
     feature_layer = -1
     quick, quick_in_matrix = False, True
-    since = "5.23"
 
     def config(self, depth: int) -> Any:
         return Granite4VisionConfig(

@@ -23,7 +23,6 @@ class Llama4(Case):
     has_cls = True
     cls_last = True
     quick, quick_in_matrix = False, True
-    since = "5.23"
     budget = 9
     stages = (1, 3)
     layouts = (

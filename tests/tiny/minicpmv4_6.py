@@ -25,7 +25,6 @@ class MiniCPMV46(Qwen3_5):
     pools = 4
     quick, quick_in_matrix = False, False
     budget = 6
-    since = "5.23"
     layouts = Case.layouts
 
     def config(self, depth: int) -> Any:

@@ -29,7 +29,6 @@ class Molmo2(Case):
     two_way = "images"
     marks = (IMAGE_TOKEN, MARK, COLUMN)
     quick, quick_in_matrix = False, True
-    since = "5.23"
 
     def config(self, depth: int) -> Any:
         sizes = {"hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 4}

@@ -19,7 +19,6 @@ class PerceptionLM(Case):
     has_cls = True
     pools = 4
     quick, quick_in_matrix = False, True
-    since = "5.23"
 
     def config(self, depth: int) -> Any:
         sizes = {"embed_dim": 32, "depth": 3, "num_heads": 4, "img_size": (32, 32)}

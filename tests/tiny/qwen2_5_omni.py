@@ -37,7 +37,7 @@ MARKS = {
 class Qwen2_5Omni(Qwen2_5VL):  # noqa: N801 - as the model is called
     name = "qwen2_5_omni"
     model_class = "Qwen2_5OmniThinkerForConditionalGeneration"
-    since = "5.23"
+    since = "5.22"
     quick = False
 
     def config(self, depth: int) -> Any:
@@ -65,7 +65,7 @@ class Qwen2_5Omni(Qwen2_5VL):  # noqa: N801 - as the model is called
 class Qwen3Omni(Qwen2VL):
     name = "qwen3_omni_moe"
     model_class = "Qwen3OmniMoeThinkerForConditionalGeneration"
-    since = "5.23"
+    since = "5.22"
     quick = False
 
     def config(self, depth: int) -> Any:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vlm.decoder import cache_of
 from vlm.families.base import UnknownFamily
 from vlm.families.clip import ClipHost
 from vlm.inputs import VisualInput
@@ -54,7 +55,7 @@ class PaliGemma(ClipHost):
         return {"token_type_ids": said.long()}
 
     def attention_blocks(self, ids: Tensor, media: Mapping[str, Any]) -> Tensor | None:
-        types, cache = media.get("token_type_ids"), media.get("past_key_values")
+        types, cache = media.get("token_type_ids"), cache_of(media)
         later = cache is not None and cache.is_initialized and media.get("pixel_values") is None
         if types is None or later:  # as in the stock model
             return None

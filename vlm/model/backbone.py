@@ -15,16 +15,17 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModel, Cache, PreTrainedConfig, PreTrainedModel
 from transformers.integrations import is_deepspeed_zero3_enabled
-from transformers.models.llava.modeling_llava import LlavaModelOutputWithPast
 from transformers.utils.generic import can_return_tuple
 
 from positions import Plan
+from vlm.decoder import CACHE, cache_of
 from vlm.experts import FeatureCache, build_expert
 from vlm.fusion import Block, Fusion
 from vlm.model import positions as planning
 from vlm.model.configuration import FoveateConfig
 from vlm.model.features import (
     FoveateFeatures,
+    FoveateModelOutput,
     Pixels,
     Tiles,
     blocks_of_images,
@@ -207,7 +208,7 @@ class FoveateModel(FoveatePreTrainedModel):
         inputs_embeds: Tensor | None = None,
         mm_encoder_outputs: MmOutputs | None = None,
         **kwargs: Any,
-    ) -> LlavaModelOutputWithPast:
+    ) -> FoveateModelOutput:
         """As transformers' LlavaModel; see `get_image_features` for the visual inputs."""
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("expected input_ids or inputs_embeds, one of the two")
@@ -221,6 +222,8 @@ class FoveateModel(FoveatePreTrainedModel):
             )
         elif not outputs and self._keeps_ranks_alike:
             embeds = embeds + self._nothing(embeds.device).to(embeds)
+        if past_key_values is None:
+            past_key_values = kwargs.pop(CACHE, None)
         embeds = self._place(input_ids, embeds, outputs, past_key_values)
         inputs = planning.placed(outputs, self._placeholders)
         samples = planning.packed_samples(
@@ -261,19 +264,19 @@ class FoveateModel(FoveatePreTrainedModel):
             decoded = self.language_model(
                 attention_mask=attention_mask,
                 position_ids=position_ids,
-                past_key_values=past_key_values,
                 inputs_embeds=embeds,
-                **kwargs,
+                **(kwargs | {CACHE: past_key_values}),
             )
+        cache = cache_of(decoded)
         if placement is not None:
-            planning.remember(decoded.past_key_values, placement[0])
+            planning.remember(cache, placement[0])
         images = outputs.get("image")
-        return LlavaModelOutputWithPast(
+        return FoveateModelOutput(
             last_hidden_state=decoded.last_hidden_state,
-            past_key_values=decoded.past_key_values,
             hidden_states=decoded.hidden_states,
             attentions=decoded.attentions,
             image_hidden_states=None if images is None else torch.cat(list(images.pooler_output)),
+            **{CACHE: cache},
         )
 
     def _see(

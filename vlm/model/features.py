@@ -8,13 +8,31 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.modeling_outputs import (
+    BaseModelOutputWithPast,
+    BaseModelOutputWithPooling,
+    CausalLMOutputWithPast,
+)
 
 from vlm.experts import FeatureCache
 from vlm.fusion import Block, Fusion, Pair, image_blocks, video_blocks
 
 Pixels = Tensor | Mapping[str, Tensor]
 Tiles = Tensor | Mapping[str, Tensor] | None
+
+
+@dataclass
+class FoveateModelOutput(BaseModelOutputWithPast):
+    """What the model without its head gives. image_hidden_states: (N, D), all images' tokens."""
+
+    image_hidden_states: Tensor | None = None
+
+
+@dataclass
+class FoveateOutput(CausalLMOutputWithPast):
+    """What the model gives. image_hidden_states: (N, D), all images' tokens."""
+
+    image_hidden_states: Tensor | None = None
 
 
 @dataclass

@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import Cache, GenerationMixin
-from transformers.models.llava.modeling_llava import LlavaCausalLMOutputWithPast
 from transformers.utils.generic import can_return_tuple
 
+from vlm.decoder import CACHE, cache_of
 from vlm.model.backbone import FoveateModel, FoveatePreTrainedModel, MmOutputs
 from vlm.model.configuration import FoveateConfig
-from vlm.model.features import FoveateFeatures, Pixels, Tiles
+from vlm.model.features import FoveateFeatures, FoveateOutput, Pixels, Tiles
 
 
 class FoveateForConditionalGeneration(FoveatePreTrainedModel, GenerationMixin):
@@ -65,11 +65,13 @@ class FoveateForConditionalGeneration(FoveatePreTrainedModel, GenerationMixin):
         logits_to_keep: int | Tensor = 0,
         mm_encoder_outputs: MmOutputs | None = None,
         **kwargs: Any,
-    ) -> LlavaCausalLMOutputWithPast:
+    ) -> FoveateOutput:
         """As transformers' LlavaForConditionalGeneration.
 
         labels: (B, S) int64, -100 for none, which placeholders always have.
         """
+        if past_key_values is not None:
+            kwargs[CACHE] = past_key_values
         outputs = self.model(
             input_ids=input_ids,
             pixel_values=pixel_values,
@@ -79,7 +81,6 @@ class FoveateForConditionalGeneration(FoveatePreTrainedModel, GenerationMixin):
             video_times=video_times,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
             mm_encoder_outputs=mm_encoder_outputs,
             **kwargs,
@@ -96,13 +97,13 @@ class FoveateForConditionalGeneration(FoveatePreTrainedModel, GenerationMixin):
         if labels is not None:
             vocab = self.lm_head.out_features
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=vocab, **kwargs)
-        return LlavaCausalLMOutputWithPast(
+        return FoveateOutput(
             loss=loss,
             logits=logits,
-            past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             image_hidden_states=outputs.image_hidden_states,
+            **{CACHE: cache_of(outputs)},
         )
 
     def _expand_multimodal_outputs(

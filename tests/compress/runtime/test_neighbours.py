@@ -19,6 +19,7 @@ from compress.methods import Duet, PyramidDrop
 from tests.compress.common import CLOSE, NEW, answer, logits_of
 from tests.marks import each_case, some_cases, some_offloaded_cases
 from tests.tiny import CASES, Case
+from vlm.decoder import cache_of
 from vlm.families import adapter_of
 
 LLAVA = CASES[0]
@@ -34,7 +35,7 @@ def press(model: Any, ratio: float = 0.5) -> Iterator[None]:
     """What kvpress does: after prefill, each head of each layer keeps keys of small norm."""
 
     def hook(module: Any, args: Any, kwargs: dict[str, Any], output: Any) -> None:
-        layer = kwargs["past_key_values"].layers[module.layer_idx]
+        layer = cache_of(kwargs).layers[module.layer_idx]
         if layer.keys.shape[2] != kwargs["hidden_states"].shape[1]:
             return  # not a prefill
         keep = int(layer.keys.shape[2] * (1 - ratio))
@@ -90,7 +91,7 @@ def test_kvpress_at_once() -> None:
 
     class Press(kvpress.KnormPress):  # type: ignore[misc, name-defined]
         def forward_hook(self, module: Any, args: Any, kwargs: Any, output: Any) -> Any:
-            length = kwargs["past_key_values"].get_seq_length(module.layer_idx)
+            length = cache_of(kwargs).get_seq_length(module.layer_idx)
             more = {"cache_position": torch.arange(length)}
             return super().forward_hook(module, args, kwargs | more, output)
 
