@@ -25,6 +25,7 @@ from foveate.page import cards, media
 from foveate.page.__main__ import main
 from foveate.page.session import SCHEDULES, Answer, Question, Session, code, sentence
 from tests.vlm.clips import write_sound
+from tests.vlm.embedded.collage.folder import make_folder
 
 ROOT = Path(__file__).parents[2]
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
@@ -64,6 +65,17 @@ def test_answers_of_the_dense_model_and_of_methods(
     shown = cards.results(example.media, answers, saliency)
     assert shown.count('class="fv-card"') == 3 and shown.count("<tr>") == 4
     assert session.dense_tokens(examples["clip"].media) == 576
+
+
+def test_examples_of_the_small_judge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(media, "CACHE", tmp_path)
+    without = media.examples("small")
+    assert without and not any(example.key.startswith("collage") for example in without)
+    make_folder(tmp_path / "collage")
+    shown = media.examples("small")
+    assert [e.key for e in shown[:4]] == [f"collage-{n}" for n in (200, 201, 203, 204)]
+    assert {e.media.kind for e in shown} == {"image"} and all(e.question for e in shown)
+    assert [e.key for e in shown[4:]] == [e.key for e in without if e.key == "cat"]
 
 
 def test_a_method_that_fails_leaves_the_others(
