@@ -28,12 +28,12 @@ HEAD = (
     "with a third of its visual tokens?</p><p>model <code>{}</code></p></div>"
 )
 SCHEDULE_CHOICES = [
-    ("the method's own", SCHEDULES[0]),
+    ("own", SCHEDULES[0]),
     ("as published", SCHEDULES[1]),
     ("by this model's probe", SCHEDULES[2]),
 ]
 CALIBRATIONS = [
-    ("the method's own", "own"),
+    ("own", "own"),
     ("size and first layer", "size+first_layer"),
     ("none", "none"),
 ]
