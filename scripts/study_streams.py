@@ -13,8 +13,8 @@ are those of eager here.
 Also measured: processor time of a pushed frame (the vision encoder apart, which runs once for all)
 and of an answer, bytes of the cache, peak memory of the process.
 Writes `streams.json`, `streams.md` and `streams.png`; `--name` names other files. Answers are kept
-below `--work`, a file a clip; an interrupted run goes on, one with fewer `--clips` takes those that
-are there, and one with further `--arms` runs these alone.
+below `--work`, a file a clip, written at each mark; an interrupted run goes on, one with fewer
+`--clips` takes those that are there, and one with further `--arms` runs these alone.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ import resource
 import sys
 import time
 from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ from compress import watch
 from compress.parse import split_list
 from compress.stream.memories import Coverage, Older
 from compress.stream.watch import Watch
+from eval.records import replace
 from eval.statistics import paired
 from positions import StreamPositions
 from positions.policies import Interpolated
@@ -90,7 +92,9 @@ ARMS = {
     "foveate, grouped": Arm("foveate", "grouped"),
     "foveate, v2pe": Arm("foveate", "v2pe"),
     "foveate, instant": Arm("foveate", FITTED, 1, {"instant": True}),
+    "foveate, fallback": Arm("foveate", FITTED, 1, {"fallback": 0.5}),
     "uniform, eager": Arm("uniform", "eager"),
+    "uniform, original": Arm("uniform", "original"),
 }
 
 
@@ -158,14 +162,13 @@ class Watched:
 
 def ask_all(
     judge: tuple[Any, Any], arms: list[str], clip: Endless, marks: list[int], frames: int
-) -> list[dict[str, Any]]:
-    """One row for each mark, question and arm."""
-    watched, rows = Watched(judge, arms, clip, frames), []
+) -> Iterator[list[dict[str, Any]]]:
+    """For each mark, one row for each question and arm."""
+    watched = Watched(judge, arms, clip, frames)
     for minute in marks:
         while watched.step < minute * clip.per_minute:
             watched.push()
-        rows += watched.ask(minute)
-    return rows
+        yield watched.ask(minute)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -197,11 +200,14 @@ def main(argv: list[str] | None = None) -> int:
         clip = Endless(seed, args.split, args.per_minute)
         kept = args.work / f"{args.name}-{args.split}-{seed}.json"
         found = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else []
-        missing = [name for name in names if not any(row["arm"] == name for row in found)]
+        done = {row["arm"] for row in found if row["minute"] == marks[-1]}
+        missing = [name for name in names if name not in done]
         if missing:
             judge = judge or vlm.load(args.model)
-            found += ask_all(judge, missing, clip, marks, args.frames)
-            kept.write_text(json.dumps(found), encoding="utf-8")
+            found = [row for row in found if row["arm"] not in missing]
+            for answers in ask_all(judge, missing, clip, marks, args.frames):
+                found += answers
+                replace(kept, json.dumps(found))
         found = [row for row in found if row["arm"] in names]
         rows += [{"clip": seed} | row for row in found]
         print(f"clip {seed} done", flush=True)
@@ -213,10 +219,24 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def right(found: dict[str, Any], arm: str, kind: str) -> tuple[list[float], list[int]]:
-    """Whether each question of a kind was answered right, and its clip."""
+def right(
+    found: dict[str, Any], arm: str, kind: str, minute: int | None = None
+) -> tuple[list[float], list[int]]:
+    """Whether each question of a kind was answered right, and its clip. minute: at one mark."""
     rows = [row for row in found["rows"] if row["arm"] == arm and row["kind"] == kind]
+    rows = [row for row in rows if minute in (None, row["minute"])]
     return [float(row["said"] == row["answer"]) for row in rows], [row["clip"] for row in rows]
+
+
+def by_minute(found: dict[str, Any]) -> list[str]:
+    """Lines with what is right about now and about the past at each mark."""
+    marks = found["marks"]
+    lines = [f"{'minute':<24}" + "".join(f"{f'now, {mark}':>11}" for mark in marks)]
+    lines[0] += "".join(f"{f'past, {mark}':>11}" for mark in marks)
+    for arm in found["arms"]:
+        cells = [np.mean(right(found, arm, k, m)[0]) for k in ("now", "past") for m in marks]
+        lines.append(f"{arm:<24}" + "".join(f"{cell:>11.1%}" for cell in cells))
+    return ["", *lines]
 
 
 def render(found: dict[str, Any], path: Path) -> None:
@@ -238,16 +258,15 @@ def render(found: dict[str, Any], path: Path) -> None:
         lines.append(line + f"{np.mean([r['steps'] for r in last]):>7.1f}")
     counts = {kind: len(right(found, BASELINE, kind)[0]) for kind in KINDS}
     lines.append(f"questions: {', '.join(f'{n} {kind}' for kind, n in counts.items())}")
-    write_table(path, "\n".join(lines))
+    write_table(path, "\n".join([*lines, *by_minute(found)]))
     figure, axes = canvas(8, 4.5)
-    for number, arm in enumerate([a for a in found["arms"] if "," not in a][: len(COLOURS)]):
-        own = [r for r in found["rows"] if r["arm"] == arm and r["kind"] == "past"]
-        means = [
-            np.mean([r["said"] == r["answer"] for r in own if r["minute"] == mark])
-            for mark in found["marks"]
-        ]
+    drawn = found["arms"]
+    if len(drawn) > len(COLOURS):
+        drawn = [arm for arm in drawn if "," not in arm][: len(COLOURS)]
+    for colour, arm in zip(COLOURS, drawn, strict=False):
+        means = [np.mean(right(found, arm, "past", mark)[0]) for mark in found["marks"]]
         style = "--" if arm == BASELINE else "-"
-        axes.plot(found["marks"], means, style, marker="o", color=COLOURS[number], label=arm)
+        axes.plot(found["marks"], means, style, marker="o", color=colour, label=arm)
     axes.set(xscale="log", xlabel="minutes", ylabel="right about the past", ylim=(0, 1))
     axes.set_xticks(found["marks"], [str(mark) for mark in found["marks"]])
     axes.legend(fontsize=8, frameon=False)
