@@ -36,7 +36,7 @@ from eval.endpoint import Endpoint, EndpointAnswerer
 from eval.records import replace
 from eval.report import write_report
 from eval.runner import Shard, arms_in, complete, open_run, run
-from eval.samples import Benchmark, DataError, Problem, first
+from eval.samples import Benchmark, DataError, Problem, Sample, first
 from vlm.embedded.scenes import SPLITS
 from vlm.progress import quiet_logs
 
@@ -73,10 +73,12 @@ def _evaluate(args: argparse.Namespace) -> int:
     samples = first(loaded.samples, args.limit)
     if not samples:
         raise DataError(f"{benchmark.name}: there are no questions")
+    if args.one_pass:
+        _check_options(args, samples)
     answerer = _answerer(args, len(arms))
     if args.endpoint is not None:
         arms = [Arm(served=args.served_as)]
-    sizes = {"batch_size": args.batch_size, "seed": args.seed}
+    sizes = {"batch_size": 1 if args.one_pass else args.batch_size, "seed": args.seed}
     folder = open_run(args.output, benchmark, samples, answerer, **sizes)
     shard = Shard.from_launcher()
     if loaded.problems:
@@ -103,8 +105,8 @@ def _answerer(args: argparse.Namespace, arms: int) -> Answerer:
         name = args.model or "mini"
         device = _device(args.device)
         model, processor = vlm.load(name, dtype=DTYPES[args.dtype], device=device)
-        shared = {"share_vision": arms > 1, "share_prompts": args.share_prompts}
-        return ModelAnswerer(model, processor, name, **shared)
+        more = {"share_vision": arms > 1, "share_prompts": args.share_prompts}
+        return ModelAnswerer(model, processor, name, **more, one_pass=args.one_pass)
     key = None if args.api_key_file is None else args.api_key_file.read_text().strip()
     return EndpointAnswerer(
         Endpoint(
@@ -128,6 +130,22 @@ def _arms(args: argparse.Namespace) -> list[Arm]:
     more = {name: getattr(args, name) for name in named}
     reduced = [Arm(m, b, **more) for m in methods for b in budgets]
     return list(dict.fromkeys(([] if args.no_dense and reduced else [DENSE]) + reduced))
+
+
+def _check_options(args: argparse.Namespace, samples: Sequence[Sample]) -> None:
+    if args.endpoint is not None:
+        raise ValueError(
+            "--one-pass: a served model tells no likelihoods; expected one loaded here"
+        )
+    if args.share_prompts:
+        raise ValueError("--one-pass with --share-prompts: expected one of them")
+    count = sum(not sample.options for sample in samples)
+    if count:
+        raise ValueError(
+            f"--one-pass: {count} of {len(samples)} questions of {args.benchmark} have no options, "
+            "so their answers are generated; expected a benchmark of lettered options, such as "
+            "mmbench, scienceqa or videomme"
+        )
 
 
 def _tell(problems: Sequence[Problem], skip: bool) -> None:
@@ -244,6 +262,11 @@ def _add_common(command: argparse.ArgumentParser) -> None:
     add = group.add_argument
     add("--output", type=Path, default=Path("out/eval"), help="the folder of all runs")
     add("--batch-size", type=_count, default=8, help="at an endpoint: requests at one time")
+    add(
+        "--one-pass",
+        action="store_true",
+        help="answer with the most likely option, all options in one forward, a question at a time",
+    )
     add("--limit", type=_count, help="ask only the first questions, up to whole clusters")
     add("--skip-bad", action="store_true", help="leave out rows that cannot be used")
     add("--seed", type=int, default=0)

@@ -19,6 +19,7 @@ from compress.parse import parse_calibration, parse_positions, parse_schedule
 from compress.probing.verdict import Probe, probe_of
 from eval.arms import DENSE, Arm
 from eval.branches import greedy_answers, shared_length
+from eval.one_pass import option_ids, option_scores
 from eval.turns import Talk, follow_up
 from eval.vision import SharedVision
 from positions import PPE
@@ -38,6 +39,7 @@ class Question:
 
     The media come before the prompt. `content`, if given, replaces both: texts and media in order.
     `earlier` questions are asked first, with the media before them, and answered by the model.
+    `options` are what the model may say, of a multiple-choice question.
     """
 
     prompt: str
@@ -45,6 +47,7 @@ class Question:
     max_new_tokens: int = 16
     content: tuple[Any, ...] = ()
     earlier: tuple[str, ...] = ()
+    options: tuple[str, ...] = ()
 
     @property
     def parts(self) -> tuple[Any, ...]:
@@ -94,6 +97,8 @@ class ModelAnswerer:
         share_prompts: without reduction, read what neighbouring questions about the same media
             begin with, which includes the media, once for all of them. Answers differ from those of
             `generate` by rounding at most. Penalties of the generation configuration do not apply.
+        one_pass: answer with the most likely of a question's options (`eval.one_pass`), one
+            question a batch, instead of generating.
 
     Raises:
         ValueError: the processor has no chat template, or prompts are to be shared and the decoder
@@ -107,6 +112,7 @@ class ModelAnswerer:
         name: str,
         share_vision: bool = True,
         share_prompts: bool = False,
+        one_pass: bool = False,
     ) -> None:
         if getattr(processor, "chat_template", None) is None:
             raise ValueError(
@@ -123,7 +129,7 @@ class ModelAnswerer:
             )
         self.model, self.processor, self.name = model, processor, name
         self._vision = SharedVision(adapter) if share_vision else None
-        self._share_prompts = share_prompts
+        self._share_prompts, self._one_pass = share_prompts, one_pass
         self._prepared: tuple[Sequence[Question], list[str], Any] | None = None
 
     def describe(self) -> dict[str, Any]:
@@ -135,7 +141,7 @@ class ModelAnswerer:
             "dtype": str(self.model.dtype).removeprefix("torch."),
             "device": self.model.device.type,
             "chat_template": self.processor.chat_template,
-            "generation": "greedy",
+            "generation": "most likely option" if self._one_pass else "greedy",
         } | ({"prompts": "shared"} if self._share_prompts else {})
 
     def answer(self, questions: Sequence[Question], arm: Arm, seed: int) -> list[Reply]:
@@ -158,15 +164,7 @@ class ModelAnswerer:
             torch.cuda.reset_peak_memory_stats(self.model.device)
         with shared, self._attached(arm, seed) as compression, torch.inference_mode():
             begin = time.perf_counter()
-            out = self.model.generate(
-                **inputs,
-                max_new_tokens=max(q.max_new_tokens for q in questions),
-                do_sample=False,
-                num_beams=1,
-                temperature=None,
-                top_p=None,
-                top_k=None,
-            )
+            texts = (self._choose if self._one_pass else self._generate)(questions, inputs)
             if gpu:
                 torch.cuda.synchronize(self.model.device)
             seconds = time.perf_counter() - begin
@@ -176,13 +174,32 @@ class ModelAnswerer:
         figures["seconds"] = seconds / len(questions)
         if gpu:
             figures["memory"] = float(torch.cuda.max_memory_allocated(self.model.device))
-        texts = self.processor.batch_decode(
-            out[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True
-        )
         return [
             Reply(text, prompt, {**figures, **_frames(question)})
             for text, prompt, question in zip(texts, rendered, questions, strict=True)
         ]
+
+    def _generate(self, questions: Sequence[Question], inputs: Any) -> list[str]:
+        plain: dict[str, Any] = {"do_sample": False, "num_beams": 1}
+        plain |= dict.fromkeys(("temperature", "top_p", "top_k"))
+        most = max(question.max_new_tokens for question in questions)
+        out = self.model.generate(**inputs, max_new_tokens=most, **plain)
+        new = out[:, inputs["input_ids"].shape[1] :]
+        texts: list[str] = self.processor.batch_decode(new, skip_special_tokens=True)
+        return texts
+
+    def _choose(self, questions: Sequence[Question], inputs: Any) -> list[str]:
+        """The most likely option of the one question."""
+        if len(questions) != 1 or not questions[0].options:
+            counts = [len(question.options) for question in questions]
+            raise ValueError(
+                f"one_pass with {len(questions)} questions of {counts} options: expected one "
+                "question with options"
+            )
+        (question,) = questions
+        content = [_content(part) for p in question.parts for part in self._parts(p)]
+        ids = option_ids(self.model, self.processor, content, question.options)
+        return [question.options[int(option_scores(self.model, inputs, ids).argmax())]]
 
     def _together(self, questions: Sequence[Question]) -> list[Reply]:
         """Replies to questions about the same media, which the model reads once."""

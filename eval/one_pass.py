@@ -54,6 +54,36 @@ def option_scores(
     return torch.stack([first[one[0]] + own for one, own in zip(ids, rest, strict=True)])
 
 
+def option_ids(
+    model: Any, processor: Any, content: Sequence[Mapping[str, Any]], options: Sequence[str]
+) -> list[list[int]]:
+    """Token ids of each option as the chat template has the model say it after a prompt.
+
+    content: the user's message, as chat templates take it. An option ends with the end token, so
+    that one that another begins with is told apart; where each is one token, that token decides.
+    """
+    tokenizer = processor.tokenizer
+    ends = model.generation_config.eos_token_id
+    ends = {*(ends if isinstance(ends, list) else [ends]), tokenizer.eos_token_id}
+
+    def ids_of(text: str) -> list[int]:
+        ids: list[int] = tokenizer(text, add_special_tokens=False).input_ids
+        return ids
+
+    asked = {"role": "user", "content": list(content)}
+    prompt = processor.apply_chat_template([asked], add_generation_prompt=True)
+    before, found, last = ids_of(prompt), [], tokenizer.eos_token_id
+    for option in options:
+        said = {"role": "assistant", "content": [{"type": "text", "text": option}]}
+        ids = ids_of(processor.apply_chat_template([asked, said]).rstrip())
+        # A template may put something else, such as thoughts, before an answer.
+        ids = ids[len(before) :] if ids[: len(before)] == before else ids_of(option)
+        stop = next((n for n, token in enumerate(ids) if token in ends), len(ids))
+        last = ids[stop] if stop < len(ids) else last
+        found.append(ids[:stop])
+    return found if all(len(ids) == 1 for ids in found) else [[*ids, last] for ids in found]
+
+
 def _alone(branches: Branches, inputs: Mapping[str, Tensor], ids: Tensor) -> Tensor:
     """() what the tokens after the first add, on a copy of the prompt's cache."""
     if len(ids) == 1:

@@ -177,7 +177,8 @@ def _load(
         shown = tuple(current[medium] for medium in sample.media)
         prompt = sample.complete(sample.prompt, shown) if sample.complete else sample.prompt
         asked.append(sample)
-        questions.append(Question(prompt, shown, sample.max_new_tokens, earlier=sample.earlier))
+        more = {"earlier": sample.earlier, "options": sample.spoken or tuple(sample.options)}
+        questions.append(Question(prompt, shown, sample.max_new_tokens, **more))
     media.clear()
     media.update(current)
     return asked, questions, failed

@@ -81,6 +81,7 @@ class Sample:
         media: what is shown before the prompt.
         answer: what `score` compares with, or None if the benchmark hides it.
         options: letter -> text, of a multiple-choice question.
+        spoken: what the model says to choose each option, in order, where it is not the letter.
         groups: column -> value, for the breakdown of results.
         cluster: a label that dependent questions share (default: the key).
         max_new_tokens: the longest answer.
@@ -96,6 +97,7 @@ class Sample:
     media: tuple[Any, ...] = ()
     answer: Any = None
     options: Mapping[str, str] = field(default_factory=dict)
+    spoken: tuple[str, ...] = ()
     groups: Mapping[str, str] = field(default_factory=dict)
     cluster: str = ""
     max_new_tokens: int = 16

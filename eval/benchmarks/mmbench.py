@@ -113,9 +113,13 @@ class MMBench(Benchmark):
             cluster=str(pictures.holder(index) % ROLL),
             answer=answer,
             options=options,
+            spoken=self._spoken(options),
             groups={name: row[name] for name in names if row.get(name)},
             about={**{k: v for k, v in row.items() if k != "image"}, "base": base},
         )
+
+    def _spoken(self, options: dict[str, str]) -> tuple[str, ...]:
+        return tuple(options.values()) if self.style == "question" else ()
 
     def _prompt(self, row: dict[str, str], options: dict[str, str]) -> str:
         form, suffix = STYLES[self.style]
@@ -149,7 +153,13 @@ class MMBench(Benchmark):
         about = {**sample.about, **options, "index": str(index), "answer": answer}
         prompt = self._prompt(about, options)
         return replace(
-            sample, key=str(index), prompt=prompt, options=options, answer=answer, about=about
+            sample,
+            key=str(index),
+            prompt=prompt,
+            options=options,
+            spoken=self._spoken(options),
+            answer=answer,
+            about=about,
         )
 
     def score(self, sample: Sample, text: str) -> Score:

@@ -71,6 +71,28 @@ def test_shared_prompts_give_the_same_answers(parts: Any) -> None:
     assert shared.describe() == alone.describe() | {"prompts": "shared"}
 
 
+def test_the_most_likely_option_is_said(parts: Any) -> None:
+    model, processor = parts
+    answerer = ModelAnswerer(model, processor, "mini", one_pass=True)
+    picture = draw(make_scene(0, "val"))
+    for options in (("red", "blue", "the red star"), ("top left", "top right")):
+        question = Question("What?", (picture,), options=options)
+        (reply,) = answerer.answer([question], DENSE, seed=0)
+        scores = []
+        for option in options:
+            text = f"{reply.rendered} {option}</s>"
+            given = processor(
+                text=[text], images=[[picture]], add_special_tokens=False, return_tensors="pt"
+            )
+            ids = processor.tokenizer(f" {option}</s>", add_special_tokens=False).input_ids
+            with torch.no_grad():
+                logits = model(**given).logits[0, -len(ids) - 1 : -1].double().log_softmax(-1)
+            scores.append(float(logits.gather(1, torch.tensor(ids)[:, None]).sum()))
+        assert reply.text == options[scores.index(max(scores))]
+    with pytest.raises(ValueError, match=r"2 questions of \[2, 2\] options: expected one"):
+        answerer.answer([question, question], DENSE, seed=0)
+
+
 def test_the_seed_decides_random_draws(parts: Any) -> None:
     answerer = ModelAnswerer(*parts, "mini")
     kept = []

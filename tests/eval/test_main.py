@@ -173,6 +173,41 @@ def test_mmbench_from_its_file(tmp_path: Path) -> None:
     assert (folder / "dense" / "submission.xlsx").is_file()
 
 
+REDUCED = ["--method", "uniform", "--budget", "1/3"]
+
+
+@pytest.mark.parametrize(
+    ("style", "more"), [("llava", []), pytest.param("question", REDUCED, marks=pytest.mark.slow)]
+)
+def test_options_in_one_pass(tmp_path: Path, style: str, more: list[str]) -> None:
+    data = write_tsv(tmp_path / "dev.tsv", mmbench_rows(tmp_path))
+    command = ["mmbench", "--data", str(data), "--output", str(tmp_path / "out"), "--one-pass"]
+    assert main([*command, "--style", style, "--no-circular", "--limit", "2", *more]) == 0
+    folder = folder_of(tmp_path / "out")
+    config = json.loads((folder / "run.json").read_text())["config"]
+    assert config["model"]["generation"] == "most likely option"
+    dense, *reduced = json.loads((folder / "summary.json").read_text())["results"]
+    assert dense["accuracy"]["count"] == 2
+    assert all(r["figures"]["tokens"] == pytest.approx(48, abs=1) for r in reduced)
+    options = {"A", "B", "C", "D"} if style == "llava" else {"circle", "square", "star", "None"}
+    for arm in folder.glob("*/arm.json"):
+        said = {row["text"] for row in read_records(arm.parent).values()}
+        assert said and said <= options
+
+
+def test_open_answers_are_not_compared_by_likelihood(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], untrained: list[str]
+) -> None:
+    command = ["embedded", "--scenes", "1", "--clips", "0", "--one-pass"]
+    assert main([*command, "--output", str(tmp_path)]) == 2
+    assert "questions of embedded have no options" in capsys.readouterr().err
+    data = write_tsv(tmp_path / "dev.tsv", mmbench_rows(tmp_path))
+    served = ["--one-pass", "--endpoint", "http://127.0.0.1:9/v1"]
+    assert main(["mmbench", "--data", str(data), *served]) == 2
+    assert "a served model tells no likelihoods" in capsys.readouterr().err
+    assert not untrained
+
+
 def test_bad_rows_stop_it_before_the_model_loads(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], untrained: list[str]
 ) -> None:

@@ -51,6 +51,14 @@ def test_prompts_of_the_styles(tmp_path: Path) -> None:
     assert prompts["question"][:2] == [f"Look\nclosely.\n{ask} (0)", f"{ask} (1)"]
 
 
+def test_what_is_said_for_an_option(tmp_path: Path) -> None:
+    path = write_tsv(tmp_path / "dev.tsv", mmbench_rows(tmp_path))
+    assert all(not sample.spoken for sample in MMBench(path).load().samples)
+    rolled = MMBench(path, style="question").load().samples
+    assert len({sample.spoken for sample in rolled}) > len({len(s.options) for s in rolled})
+    assert all(sample.spoken == tuple(sample.options.values()) for sample in rolled)
+
+
 def test_chinese_file(tmp_path: Path) -> None:
     rows = mmbench_rows(tmp_path, chinese=True)
     samples = written(tmp_path, rows, circular=False, style="llava_cn").load().samples
