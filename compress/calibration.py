@@ -13,7 +13,8 @@ class Calibration:
     size: log of the number of dense tokens that were merged in a key, in every decoder layer
         (proportional attention; ToMe, arXiv 2210.09461, section 3).
     first_layer: in decoder layer 0 log(N / n) instead, the same for each of the n tokens of a
-        visual input that are left of its N.
+        visual input that are left of its N. Off: it cost most methods 4 to 13 points on the
+        validation questions of the embedded model (docs/calibration.md).
     distance: log(2 - mean_c cos(delta theta_c)), delta the distance of query and key in positions,
         theta_c the frequencies of the rotary embedding, in every layer. It gives back to far keys
         what rotation takes from them, and acts among the tokens of one prompt only: decoding and
@@ -27,7 +28,7 @@ class Calibration:
     """
 
     size: bool = True
-    first_layer: bool = True
+    first_layer: bool = False
     distance: bool = False
 
     def __post_init__(self) -> None:

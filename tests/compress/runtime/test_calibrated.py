@@ -26,7 +26,8 @@ from vlm.families import adapter_of
 BY_NAME = {case.name: case for case in CASES}
 LLAVA = BY_NAME["llava"]
 NONE = Calibration(size=False, first_layer=False)
-ALL = Calibration(distance=True)
+BOTH = Calibration(first_layer=True)
+ALL = Calibration(first_layer=True, distance=True)
 LOCAL = {"sliding_attention", "chunked_attention"}
 METHODS: dict[str, Method] = {
     "prune": DivPrune(),
@@ -93,7 +94,7 @@ def test_equals_a_full_forward(name: str, attention: str) -> None:
 
 
 def test_medians_of_the_members_positions() -> None:
-    checked(LLAVA, ToMe(), Calibration(), "median")
+    checked(LLAVA, ToMe(), BOTH, "median")
 
 
 @over(CASES, ("qwen2_5_vl",))
@@ -107,7 +108,7 @@ def test_each_term_changes_what_is_said() -> None:
     """Else the comparisons above would not see it."""
     model, given = LLAVA.model(), LLAVA.inputs(LLAVA.samples())
     said = []
-    for calibrate in (NONE, Calibration(first_layer=False), Calibration(), ALL):
+    for calibrate in (NONE, Calibration(), BOTH, ALL):
         with compress(model, ToMe(), 16, calibrate=calibrate):
             said.append(logits_of(model, given))
     for a, b in itertools.pairwise(said):
@@ -123,7 +124,7 @@ def test_without_terms_the_method_is_as_it_was() -> None:
     assert torch.equal(*said)
 
 
-@pytest.mark.parametrize("calibrate", [NONE, Calibration(), ALL])
+@pytest.mark.parametrize("calibrate", [NONE, BOTH, ALL])
 def test_keep_all_is_the_stock_model(calibrate: Calibration) -> None:
     model, given = LLAVA.model(), LLAVA.inputs(LLAVA.samples())
     stock = logits_of(model, given)
@@ -164,11 +165,11 @@ def test_folded_into_keys_it_is_the_same(name: str, on_flash: Any) -> None:
     given, method = LLAVA.inputs(LLAVA.samples()), METHODS[name]
     model = on_flash(LLAVA.model())
     before, stock = fingerprint(model), ALL_ATTENTION_FUNCTIONS[FLASH]
-    with compress(LLAVA.model(), method, 16, calibrate=Calibration()):
+    with compress(LLAVA.model(), method, 16, calibrate=BOTH):
         expected = logits_of(LLAVA.model(), given)
     other = on_flash(LLAVA.model())
-    with compress(model, method, 16, calibrate=Calibration()):
-        with compress(other, method, 16, calibrate=Calibration()):
+    with compress(model, method, 16, calibrate=BOTH):
+        with compress(other, method, 16, calibrate=BOTH):
             pass
         torch.testing.assert_close(logits_of(model, given), expected, **CLOSE)
         logits_of(other, given)  # a model without a compression runs as ever
@@ -182,7 +183,7 @@ def test_a_second_turn_sees_the_terms_of_the_first() -> None:
     sample = case.sample((3, ("image", "a"), 9))
     given = case.inputs([sample])
     first = {"input_ids": given["input_ids"][:, :-4], "pixel_values": given["pixel_values"]}
-    with torch.no_grad(), compress(model, ToMe(), 16, calibrate=Calibration()):
+    with torch.no_grad(), compress(model, ToMe(), 16, calibrate=BOTH):
         whole = model(**given).logits[:, -4:]
         cache = model(**first, use_cache=True).past_key_values
         rest = model(input_ids=given["input_ids"][:, -4:], past_key_values=cache).logits
@@ -208,7 +209,7 @@ def test_what_attention_cannot_take_is_refused(on_flash: Any) -> None:
         compress(model, "divprune", 16, calibrate=ALL)
     model.model.language_model.config._attn_implementation = "flex_attention"
     with pytest.raises(CompressionError, match=r"flex_attention.*log\(size\).*sdpa"):
-        compress(model, "divprune", 16, calibrate=Calibration())
+        compress(model, "divprune", 16, calibrate=BOTH)
     with pytest.raises(TypeError, match="calibrate is 'size'"):
         compress(LLAVA.model(), "divprune", 16, calibrate="size")
     with pytest.raises(TypeError, match="size is 1"):
