@@ -71,7 +71,7 @@ def saliencies(model: Any, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
     modules = {f"{n} {k}": m for n, layer in layers for k, m in family.watch(layer).items()}
     with watching(modules) as seen:
         family.run(encoder, pixels)
-    ranks = {}
+    ranks: dict[str, torch.Tensor] = {}
     for number, layer in layers:
         calls = {name: seen[f"{number} {name}"] for name in family.watch(layer)}
         heads = SegmentHeads([family.attention(layer, calls)], True, family.prefix(encoder))
