@@ -100,7 +100,15 @@ def pages(docs: Path) -> list[Path]:
     """The pages that show tables."""
     first = (
         docs / f"{name}.md"
-        for name in ("results", "schedules", "streams", "positions", "eval", "compress")
+        for name in (
+            "results",
+            "schedules",
+            "streams",
+            "positions",
+            "eval",
+            "compress",
+            "calibration",
+        )
     )
     return [*first, *sorted((docs / "studies").glob("*.md"))]
 
