@@ -127,6 +127,8 @@ def slope(rows: list[dict[str, float]], name: str) -> tuple[float, float, float]
     """Change of a figure over an hour in percent of its mean, and the ends of its 95% interval."""
     later = rows[1:]  # the memory fills in the first minute
     minutes, values = ([row[key] for row in later] for key in ("minute", name))
+    if np.ptp(values) == 0:
+        return 0.0, 0.0, 0.0
     fit = stats.linregress(minutes, values)
     half = stats.t.ppf(0.975, len(later) - 2) * fit.stderr
     scale = 60 * 100 / float(np.mean(values))
