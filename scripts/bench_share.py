@@ -140,6 +140,8 @@ def draw(rows: dict[str, dict[str, Any]], path: Path) -> None:
     figure, axes = canvas(7, 0.24 * len(order) + 1.2)
     for batch, hue in zip(("1", "8"), COLOURS[1:], strict=False):
         places = [k for k, name in enumerate(order) if batch in rows[name]]
+        if not places:
+            continue
         shares = [100 * rows[order[k]][batch]["share"] for k in places]
         axes.plot(shares, places, "o", color=hue, label=f"batch {batch}")
     axes.axvline(5, color="black", linestyle=":")
