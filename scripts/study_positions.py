@@ -20,9 +20,9 @@ from typing import Any
 
 import vlm
 from compress.parse import parse_budget, split_list
+from eval.__main__ import DTYPES
 from eval.answerers import ModelAnswerer
 from eval.arms import DENSE, Arm
-from eval.benchmarks.embedded import Embedded
 from scripts.common import (
     Asked,
     add_folders,
@@ -30,6 +30,7 @@ from scripts.common import (
     canvas,
     facts,
     mean,
+    questions_for,
     write_json,
     write_table,
 )
@@ -46,6 +47,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--merged-budgets", default="1/3")
     parser.add_argument("--name", default="positions", help="of the files that are written")
     parser.add_argument("--model", default="mini")
+    parser.add_argument("--split", default="test")
+    parser.add_argument("--dtype", choices=DTYPES, default="float32")
     parser.add_argument("--seed", type=int, default=0)
     add_folders(parser, work="out/methods")
     args = parser.parse_args(argv)
@@ -62,8 +65,8 @@ def main(argv: list[str] | None = None) -> int:
         for slots in split_list(args.slots)
     ]
     arms = list(dict.fromkeys([DENSE, *(arm for duel in duels for arm in duel)]))
-    model, processor = vlm.load(args.model)
-    benchmark = Embedded("test", args.scenes, args.clips)
+    model, processor = vlm.load(args.model, dtype=DTYPES[args.dtype])
+    benchmark = questions_for(args.model, args.split, args.scenes, args.clips)
     answerer = ModelAnswerer(model, processor, args.model)
     asked = Asked(benchmark, answerer, arms, args.work, args.seed)
     report = facts(
