@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 TRANSFORMERS = (5, 20)
 """The oldest transformers to whose models a compression can be attached."""
-TRANSFORMERS_END = (5, 25)
+TRANSFORMERS_END = (5, 24)
 """The first transformers whose models changed since: it is refused, as is what follows."""
 
 _NEEDS_TRANSFORMERS = {

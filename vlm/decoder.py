@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-import inspect
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from transformers.modeling_outputs import BaseModelOutputWithPast
 
-# What transformers calls the cache in arguments and outputs of models: `cache` from 5.24 on.
-_NAMES = inspect.signature(BaseModelOutputWithPast).parameters
-CACHE = "cache" if "cache" in _NAMES else "past_key_values"
+def _cache_name() -> str:
+    """What transformers calls the cache in arguments and outputs of models."""
+    try:
+        major, minor, *_ = version("transformers").split(".")
+    except PackageNotFoundError:  # tensors are reduced without it
+        return "past_key_values"
+    return "cache" if (int(major), int(minor)) >= (5, 24) else "past_key_values"
+
+
+CACHE = _cache_name()
 
 _REACHES = {"sliding_attention": "sliding_window", "chunked_attention": "attention_chunk_size"}
 
