@@ -19,8 +19,8 @@ from PIL import Image
 
 from eval.answerers import Question, Reply
 from eval.arms import Arm
-from eval.samples import DataError, png
-from vlm.media import Video
+from eval.samples import DataError
+from vlm.media import Video, png
 
 RETRIED = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
 """HTTP statuses that another try may change."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -255,13 +254,6 @@ def slug(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9._=-]+", "-", text).strip("-") or "x"
 
 
-def png(image: Image.Image) -> bytes:
-    """The bytes of an image as a PNG file."""
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    return buffer.getvalue()
-
-
 __all__ = [
     "Benchmark",
     "Clip",
@@ -277,7 +269,6 @@ __all__ = [
     "Unit",
     "collect",
     "first",
-    "png",
     "slug",
     "total",
 ]

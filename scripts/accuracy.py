@@ -24,7 +24,6 @@ from eval.__main__ import DTYPES
 from eval.answerers import ModelAnswerer
 from eval.arms import DENSE, Arm
 from eval.report import table
-from eval.statistics import holm
 from eval.summary import Result
 from scripts.common import (
     COLOURS,
@@ -35,6 +34,7 @@ from scripts.common import (
     facts,
     questions_for,
     result_of,
+    with_holm,
     write_json,
     write_table,
 )
@@ -73,10 +73,6 @@ def main(argv: list[str] | None = None) -> int:
     blind = Asked(replace(benchmark, blind=True), answerer, [DENSE], args.work, args.seed)
     (unseen,) = blind.results()
     known: Any = unseen.accuracy
-    chance = {
-        kind: benchmark.chance([s for s in asked.samples if s.groups["category"] == kind])
-        for kind in asked.categories
-    }
     results = asked.results()
     report = facts(
         "accuracy",
@@ -86,7 +82,7 @@ def main(argv: list[str] | None = None) -> int:
         dtype=args.dtype,
         dense=adapter_of(model).image_tokens,
         seed=args.seed,
-        chance=chance | {"all": benchmark.chance(asked.samples)},
+        chance=asked.chance(),
         blind={k: i.mean for k, i in unseen.by["category"].items()} | {"all": known.mean},
         results=[asdict(result) for result in results],
         duels=duels(asked, results) if len(methods) > 1 else [],
@@ -118,9 +114,7 @@ def calibrated(asked: Asked, terms: list[str]) -> list[dict[str, Any]]:
         if arm != DENSE and arm != plain:
             comparison = against(asked.units(plain), asked.units(arm))
             rows.append({"method": arm.line, "budget": arm.budget, **comparison})
-    for row, p in zip(rows, holm([row["p"] for row in rows]), strict=True):
-        row["holm"] = p
-    return rows
+    return with_holm(rows)
 
 
 def named(result: Result) -> tuple[str, str]:

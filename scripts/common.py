@@ -26,7 +26,7 @@ from eval.benchmarks.embedded import Embedded
 from eval.records import read_records
 from eval.runner import open_run, run, versions
 from eval.samples import Benchmark, Sample, Unit
-from eval.statistics import Interval, Paired, paired
+from eval.statistics import Interval, Paired, holm, paired
 from eval.summary import Result, score_all, summarise
 
 RESULTS = Path("docs/results")
@@ -64,6 +64,14 @@ class Asked:
         """The result of every configuration."""
         return summarise(self.benchmark, self.samples, self.records)
 
+    def chance(self) -> dict[str, float | None]:
+        """The accuracy of guessing, by category and of all questions."""
+        by = {
+            kind: self.benchmark.chance([s for s in self.samples if s.groups["category"] == kind])
+            for kind in self.categories
+        }
+        return by | {"all": self.benchmark.chance(self.samples)}
+
     def units(self, arm: Arm) -> list[Unit]:
         """The units of one configuration: what the statistics count as one sample."""
         return self.benchmark.units(score_all(self.benchmark, self.samples, self.records[arm]))
@@ -83,6 +91,12 @@ def against(reference: Sequence[Unit], other: Sequence[Unit]) -> dict[str, Any]:
     """The paired test on the same questions, other minus reference, as a dictionary."""
     values = [u.value for u in reference], [u.value for u in other]
     return asdict(paired(*values, [u.cluster for u in reference]))
+
+
+def with_holm(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of a table of tests, each with its p value after Holm's correction as `holm`."""
+    adjusted = holm([row["p"] for row in rows])
+    return [row | {"holm": p} for row, p in zip(rows, adjusted, strict=True)]
 
 
 def facts(script: str, argv: list[str] | None, **more: Any) -> dict[str, Any]:

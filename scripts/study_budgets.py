@@ -28,7 +28,6 @@ from compress.report.overlay import panel, sheet
 from eval.__main__ import DTYPES
 from eval.answerers import ModelAnswerer
 from eval.arms import DENSE, Arm
-from eval.statistics import holm
 from scripts.common import (
     Asked,
     add_folders,
@@ -36,6 +35,7 @@ from scripts.common import (
     facts,
     questions_for,
     result_of,
+    with_holm,
     write_json,
     write_table,
 )
@@ -71,13 +71,13 @@ def main(argv: list[str] | None = None) -> int:
     benchmark = questions_for(args.model, args.split, args.scenes, args.clips)
     answerer = ModelAnswerer(model, processor, args.model)
     asked = Asked(benchmark, answerer, arms, args.work, args.seed)
-    duels = [
-        {"method": fixed.method, "budget": fixed.budget}
-        | against(asked.units(fixed), asked.units(shared))
-        for fixed, shared in pairs
-    ]
-    for row, p in zip(duels, holm([row["p"] for row in duels]), strict=True):
-        row["holm"] = p
+    duels = with_holm(
+        [
+            {"method": fixed.method, "budget": fixed.budget}
+            | against(asked.units(fixed), asked.units(shared))
+            for fixed, shared in pairs
+        ]
+    )
     results = [asdict(result) for result in asked.results()]
     questions = len(asked.samples)
     report = facts(

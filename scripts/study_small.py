@@ -74,11 +74,7 @@ def known(benchmark: Collage, answerer: Any, work: Path, seed: int) -> dict[str,
         "scenes": benchmark.scenes,
         "questions": len(asked.samples),
         "sha256": digest(asked.samples),
-        "chance": {
-            kind: benchmark.chance([s for s in asked.samples if s.groups["category"] == kind])
-            for kind in asked.categories
-        }
-        | {"all": benchmark.chance(asked.samples)},
+        "chance": asked.chance(),
         "dense": asdict(dense),
         "blind": asdict(unaided),
     }

@@ -30,7 +30,6 @@ from eval.samples import (
     Sample,
     Score,
     collect,
-    png,
 )
 from vlm.embedded.mmbench import rows_of, write_rows
 from vlm.embedded.scenes import (
@@ -51,7 +50,7 @@ from vlm.embedded.scenes import (
     options,
     questions,
 )
-from vlm.media import Video, read_image
+from vlm.media import Video, png, read_image
 
 
 @dataclass(frozen=True)

@@ -68,6 +68,13 @@ def open_image(source: str | os.PathLike[str] | bytes | IO[bytes]) -> Image.Imag
     return _guard(lambda: Image.open(file, formats=FORMATS), name)
 
 
+def png(image: Image.Image) -> bytes:
+    """The bytes of an image as a PNG file."""
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
 def source_name(source: object) -> str:
     """The name of a source in error messages."""
     if isinstance(source, str | os.PathLike):

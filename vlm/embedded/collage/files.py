@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from vlm.embedded import mmbench
 from vlm.embedded.collage.drawing import draw
 from vlm.embedded.collage.forms import answer_of, caption, options
 from vlm.embedded.collage.questions import questions
 from vlm.embedded.collage.scene import Pictures, Split, make_scene
+from vlm.media import png
 
 OPTIONS, CAPTIONS = 1, 2  # numbers of the random streams beside that of the questions
 
@@ -30,7 +29,7 @@ def write_llava(folder: Path, split: Split, scenes: int, pictures: Pictures) -> 
     for seed in range(scenes):
         scene = make_scene(seed, split, pictures)
         path = folder / "images" / f"{split}-{seed:05d}.png"
-        _put(path, _png(draw(scene)))
+        _put(path, png(draw(scene)))
         asked = [caption(scene, np.random.default_rng((seed, 0, CAPTIONS)))]
         asked += questions(scene, np.random.default_rng((seed, 0)))
         turns: list[dict[str, str]] = []
@@ -54,15 +53,9 @@ def write_mmbench(folder: Path, split: Split, scenes: int, pictures: Pictures) -
         for number, question in enumerate(questions(scene, np.random.default_rng((seed, 0)))):
             text, listed = options(question, scene, np.random.default_rng((seed, number, OPTIONS)))
             asked.append((question.category, text, answer_of(question), listed))
-        rows += mmbench.rows_of(len(rows), _png(draw(scene)), asked, split)
+        rows += mmbench.rows_of(len(rows), png(draw(scene)), asked, split)
     mmbench.write_rows(folder / "mmbench.tsv", rows)
     return folder / "mmbench.tsv"
-
-
-def _png(picture: Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    picture.save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 def _put(path: Path, data: bytes) -> None:
